@@ -1,0 +1,308 @@
+"""The processes behind the command line: a server, its workers, and how they all stop."""
+
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import IO, TYPE_CHECKING, Final, Self
+
+# fastapi and uvicorn cost a second and are imported where needed: `--help` must be quick.
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+#: How long workers may take to hand their jobs back before they are killed.
+GRACE_SECONDS: Final = 30.0
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# `timeout`, `make` and terminals may deliver one request twice; this is no second request.
+_SAME_REQUEST_SECONDS = 0.5
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
+_STEADY_SECONDS = 30.0  # a worker that lived so long gets a short pause again
+_POLL_SECONDS = 0.05
+_START_TIMEOUT_SECONDS = 60.0
+
+_logger = logging.getLogger("losslab.launcher")
+
+Process = subprocess.Popen[bytes]
+
+
+class StartError(Exception):
+    """Something could not be started or ended by itself; the message is for the user."""
+
+
+class StopRequest:
+    """While entered, SIGINT, SIGTERM and SIGHUP are noted here and interrupt nothing."""
+
+    def __init__(self) -> None:
+        self.is_urgent = False  #: asked a second time
+        self._requested_at: float | None = None
+        self._event = threading.Event()
+
+    def __enter__(self) -> Self:
+        # nohup ignores SIGHUP, and a handler of ours would undo that.
+        signals = [number for number in _STOP_SIGNALS if not _is_ignored(number)]
+        self._previous = {number: signal.signal(number, self._note) for number in signals}
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @property
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but not longer than until somebody asks to stop; whether somebody did."""
+        return self._event.wait(seconds)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._requested_at is None:
+            self._requested_at = now
+        elif now - self._requested_at > _SAME_REQUEST_SECONDS:
+            self.is_urgent = True
+        self._event.set()
+
+
+class ServerThread:
+    """The HTTP server in a thread of this process, on a socket that is bound at once.
+
+    Port 0 takes a free one. Raises StartError if the address cannot be had.
+    """
+
+    def __init__(self, settings: "Settings", *, log_level: str) -> None:
+        import uvicorn  # noqa: PLC0415
+
+        from server.main import create_app  # noqa: PLC0415
+
+        self._socket = _bind(settings.host, port=settings.port)
+        port = self._socket.getsockname()[1]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.url = f"http://{host}:{port}"
+        try:
+            app = create_app(settings.model_copy(update={"port": port}))
+        except BaseException:
+            self._socket.close()
+            raise
+        config = uvicorn.Config(
+            app, log_level=log_level, access_log=False, timeout_graceful_shutdown=5
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, args=([self._socket],), name="server", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start, and wait until requests are answered. Raises StartError."""
+        self._thread.start()
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+        while not self._server.started:
+            self.check()
+            if time.monotonic() > deadline:
+                raise StartError(f"the server did not start in {_START_TIMEOUT_SECONDS:.0f} s")
+            time.sleep(_POLL_SECONDS)
+
+    def check(self) -> None:
+        """Raise StartError if the server ended by itself."""
+        if not self._thread.is_alive():
+            raise StartError("the server ended by itself; its log says why")
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=GRACE_SECONDS)
+        self._socket.close()
+
+
+class SupervisedWorker:
+    """A worker process that is started again when it dies, each time after a longer pause."""
+
+    def __init__(self, start: Callable[[], Process]) -> None:
+        self._start = start
+        self._pause = _SHORTEST_PAUSE_SECONDS
+        self._restart_at: float | None = None
+        self._started_at = time.monotonic()
+        self.process = start()
+
+    def check(self) -> None:
+        """Note a death, or start again once the pause is over."""
+        code = self.process.poll()
+        now = time.monotonic()
+        if code is None:
+            return
+        if self._restart_at is None:
+            steady = now - self._started_at > _STEADY_SECONDS
+            self._pause = _SHORTEST_PAUSE_SECONDS if steady else self._pause
+            self._restart_at = now + self._pause
+            _logger.warning(
+                "worker process %d ended by itself (exit code %d); starting another in %.0f s",
+                self.process.pid,
+                code,
+                self._pause,
+            )
+        elif now >= self._restart_at:
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+            self._restart_at = None
+            self._started_at = now
+            self.process = self._start()
+            _logger.info("worker process %d started", self.process.pid)
+
+
+class Service:
+    """A server with workers beside it; entering starts all of them, leaving stops them."""
+
+    def __init__(
+        self,
+        settings: "Settings",
+        *,
+        num_workers: int,
+        stop: StopRequest,
+        output: IO[bytes] | None = None,
+        log_level: str = "info",
+    ) -> None:
+        self._settings = settings
+        self._num_workers = num_workers
+        self._stop = stop
+        self._output = output
+        self._workers: list[SupervisedWorker] = []
+        self._server = ServerThread(settings, log_level=log_level)
+        self.url = self._server.url
+
+    def __enter__(self) -> Self:
+        try:
+            self._server.start()
+            for _ in range(self._num_workers):
+                self._workers.append(SupervisedWorker(self._start_worker))
+        except BaseException:
+            self._shut_down()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._shut_down()
+
+    def check(self) -> None:
+        """Start workers again that died. Raises StartError if the server itself ended."""
+        self._server.check()
+        for worker in self._workers:
+            worker.check()
+
+    def _start_worker(self) -> Process:
+        return start_worker(self._settings, num_workers=self._num_workers, output=self._output)
+
+    def _shut_down(self) -> None:
+        # Workers first, so that clients can still ask how their jobs were left.
+        stop_processes([worker.process for worker in self._workers], stop=self._stop)
+        self._server.stop()
+
+
+def start_worker(
+    settings: "Settings",
+    *arguments: str,
+    num_workers: int = 1,
+    output: IO[bytes] | None = None,
+) -> Process:
+    """Start a worker out of reach of Ctrl-C; it ends when the calling thread does."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "worker", "--with-parent", *arguments],
+        env=worker_environment(settings, num_workers=num_workers),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
+
+
+def worker_environment(settings: "Settings", *, num_workers: int = 1) -> dict[str, str]:
+    """This environment, with what the command line may have changed in the settings."""
+    return os.environ | {
+        "LOSSLAB_DATA_DIR": str(settings.data_dir),
+        "LOSSLAB_DATABASE_URL": settings.database_url,
+        "LOSSLAB_WANDB_PROJECT": settings.wandb_project,
+        "LOSSLAB_NUM_WORKERS": str(num_workers),
+    }
+
+
+def become_worker(settings: "Settings", *arguments: str) -> None:
+    """Replace this process by a worker, so that signals reach it directly. Never returns."""
+    command = [sys.executable, "-m", "worker", *arguments]
+    os.execve(sys.executable, command, worker_environment(settings))
+
+
+def stop_processes(processes: Sequence[Process], *, stop: StopRequest) -> None:
+    """SIGTERM, then SIGKILL after GRACE_SECONDS or at the user's second request."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(process.poll() is None for process in processes):
+        if stop.is_urgent or time.monotonic() > deadline:
+            _kill(processes)
+        time.sleep(_POLL_SECONDS)
+
+
+def has_gpu() -> bool:
+    """Whether the NVIDIA driver lists a GPU; asking torch would mean importing it."""
+    try:
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listing.returncode == 0 and "GPU" in listing.stdout
+
+
+def count_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _kill(processes: Sequence[Process]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            # Each leads its own session, so this takes its children too.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _bind(host: str, *, port: int) -> socket.socket:
+    if not _is_loopback(host):
+        raise StartError(
+            f"refusing to listen on {host}: without a token anybody who reaches it could use "
+            "the service; choose --host 127.0.0.1"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {host} port {port} ({error.strerror}); stop what listens there, "
+            "or choose another with --port"
+        ) from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) == signal.SIG_IGN

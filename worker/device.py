@@ -1,0 +1,34 @@
+"""Which processor a worker trains on, and how much of it is its own."""
+
+import os
+from pathlib import Path
+
+import torch
+
+_CGROUP_QUOTA_PATH = Path("/sys/fs/cgroup/cpu.max")
+
+
+def choose_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words: `NVIDIA H100` or `cpu, 2 threads`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def take_share_of_cores(*, num_workers: int) -> None:
+    """Use this worker's share of the cores that its machine's workers may use together."""
+    torch.set_num_threads(max(1, count_cores() // num_workers))
+
+
+def count_cores(*, quota_path: Path = _CGROUP_QUOTA_PATH) -> int:
+    """Cores that this process may use: its affinity, or a container's quota if that is less."""
+    cores = len(os.sched_getaffinity(0))
+    if quota_path.exists():
+        quota, period = quota_path.read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores

@@ -1,0 +1,93 @@
+"""The thread that keeps a job's lease alive, and hears when the job shall stop."""
+
+import logging
+import threading
+import time
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from server import job_queue
+from server.job_queue import Lease, LeaseLostError
+from server.settings import Settings
+
+_LISTEN_SECONDS = 0.5
+
+_logger = logging.getLogger(__name__)
+
+
+class StopReason(StrEnum):
+    """Why training shall end before its last epoch; each ends differently."""
+
+    cancelled = "cancelled"
+    shutdown = "shutdown"
+    lease_lost = "lease_lost"
+
+
+class Heartbeat:
+    """Renews a lease while its `with` block runs.
+
+    It has a thread of its own, so that a long step is no silence. `progress` (0 to 1) is
+    written by the training thread and sent with every beat; `stop_reason` is set once.
+    """
+
+    def __init__(
+        self, lease: Lease, *, engine: Engine, settings: Settings, shutdown: threading.Event
+    ) -> None:
+        self.progress = 0.0
+        self.stop_reason: StopReason | None = None
+        self._lease = lease
+        self._engine = engine
+        self._settings = settings
+        self._shutdown = shutdown
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def should_stop(self) -> bool:
+        """Whether the step after this one shall not be begun."""
+        if self.stop_reason is None and self._shutdown.is_set():
+            self.stop_reason = StopReason.shutdown
+        return self.stop_reason is not None
+
+    def set_progress(self, progress: float) -> None:
+        self.progress = progress
+
+    def _run(self) -> None:
+        beat_at = time.monotonic() + self._settings.heartbeat_seconds
+        while not self._ended.wait(_LISTEN_SECONDS) and self.stop_reason is None:
+            try:
+                if job_queue.is_cancel_requested(self._engine, self._lease):
+                    self.stop_reason = StopReason.cancelled
+                if time.monotonic() >= beat_at:
+                    self._beat()
+                    beat_at = time.monotonic() + self._settings.heartbeat_seconds
+            except LeaseLostError:
+                # Or the job has just ended, and nobody asks any more.
+                self.stop_reason = StopReason.lease_lost
+            except SQLAlchemyError as error:
+                # The lease outlives a short loss of the database; the next beat tries again.
+                _logger.warning("heartbeat failed and will be tried again: %s", error)
+
+    def _beat(self) -> None:
+        job_queue.heartbeat(
+            self._engine,
+            self._lease,
+            lease_seconds=self._settings.lease_seconds,
+            progress=self.progress,
+        )

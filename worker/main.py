@@ -1,0 +1,137 @@
+"""The worker process: claims jobs and runs them until it is told to stop."""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from server import job_queue
+from server.database import open_database
+from server.logs import configure_logging
+from server.models import Worker
+from server.settings import Settings
+from worker.device import choose_device, describe_device, take_share_of_cores
+from worker.runner import run_job
+
+_PARENT_CHECK_SECONDS = 1.0
+
+_logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    arguments = _parse_arguments()
+    settings = Settings()
+    configure_logging(as_json=settings.json_logs, log_path=arguments.log)
+    shutdown = threading.Event()
+    _install_signals(shutdown)
+    if arguments.with_parent:
+        _watch_parent(shutdown)
+    take_share_of_cores(num_workers=settings.num_workers)
+    engine = open_database(settings)
+    try:
+        work(
+            settings,
+            engine=engine,
+            shutdown=shutdown,
+            is_drain=arguments.drain or arguments.job is not None,
+            job_id=arguments.job,
+        )
+    finally:
+        engine.dispose()
+
+
+def work(
+    settings: Settings,
+    *,
+    engine: Engine,
+    shutdown: threading.Event,
+    is_drain: bool = False,
+    job_id: str | None = None,
+) -> None:
+    """Claim and run jobs until `shutdown`; with `is_drain`, until no job waits."""
+    worker = _register(engine)
+    next_report_at = 0.0
+    while not shutdown.is_set():
+        try:
+            if time.monotonic() >= next_report_at:
+                job_queue.report_idle(engine, worker.id)
+                job_queue.requeue_lost_jobs(engine, max_attempts=settings.max_attempts)
+                next_report_at = time.monotonic() + settings.heartbeat_seconds
+            job = job_queue.claim(
+                engine,
+                worker_id=worker.id,
+                lease_seconds=settings.lease_seconds,
+                job_id=job_id,
+            )
+            if job is not None:
+                run_job(job, settings=settings, engine=engine, shutdown=shutdown)
+                next_report_at = 0.0
+            elif is_drain:
+                break
+            else:
+                shutdown.wait(settings.poll_seconds)
+        except SQLAlchemyError:
+            # The database may come back; a job under way keeps its lease until it runs out.
+            _logger.exception("the database does not answer; trying again")
+            shutdown.wait(settings.heartbeat_seconds)
+    job_queue.report_idle(engine, worker.id, state="stopped")
+
+
+def _register(engine: Engine) -> Worker:
+    host, pid = socket.gethostname(), os.getpid()
+    worker = Worker(
+        # A host may give a pid again, so that host and pid name a worker for people only.
+        id=f"{host}/{pid}/{uuid.uuid4().hex[:6]}",
+        host=host,
+        pid=pid,
+        device=describe_device(choose_device()),
+        state="idle",
+    )
+    job_queue.register_worker(engine, worker)
+    _logger.info("worker %s waits for jobs on %s", worker.id, worker.device)
+    return worker
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m worker",
+        description="Claim and train jobs; LOSSLAB_* variables say where they lie.",
+    )
+    parser.add_argument("--drain", action="store_true", help="end when no job waits")
+    parser.add_argument("--job", metavar="ID", help="run this one job and end")
+    parser.add_argument("--log", metavar="PATH", type=Path, help="write the log here as well")
+    parser.add_argument(
+        "--with-parent", action="store_true", help="stop when the process that started it ends"
+    )
+    return parser.parse_args()
+
+
+def _install_signals(shutdown: threading.Event) -> None:
+    def on_signal(number: int, _frame: object) -> None:
+        if shutdown.is_set():
+            # The second signal means now; what was committed stays, the lease runs out.
+            os._exit(128 + number)
+        shutdown.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+
+
+def _watch_parent(shutdown: threading.Event) -> None:
+    """A parent that is killed cannot say goodbye; its children then belong to another."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_SECONDS)
+        shutdown.set()
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()

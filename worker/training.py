@@ -1,0 +1,246 @@
+"""The training loop. A `Trainer` yields one `EpochResult` an epoch and knows no database and
+no files."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.models import TrainingConfig
+from worker.data import Dataset, DeviceGrids
+from worker.losses import (
+    GridLoss,
+    compute_beta,
+    compute_class_weights,
+    compute_learning_rate,
+    compute_loss,
+)
+from worker.metrics import SPIKE_RATIO, MetricSums, SplitMetrics, compute_spike_ratios
+from worker.model import BetaVAE, VAEOutput
+
+_EVALUATION_BATCH_SIZE = 500
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss or its gradient became NaN or infinite; the weights are those before it."""
+
+    def __init__(self, *, epoch: int, step: int) -> None:
+        super().__init__(
+            f"the loss became NaN or infinite in epoch {epoch}, step {step}; "
+            "a lower learning_rate usually helps"
+        )
+
+
+class TrainingStopped(Exception):  # noqa: N818 - not an error: somebody asked for it
+    """`should_stop` said yes; the step under way was finished."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochResult:
+    """What one epoch did; `beta` and `learning_rate` are those of its last step."""
+
+    epoch: int
+    train: SplitMetrics
+    val: SplitMetrics
+    beta: float
+    learning_rate: float
+    num_loss_spikes: int
+    max_spike_ratio: float | None
+    seconds: float
+    grids_per_second: float
+
+
+class Trainer:
+    """Trains one β-VAE as its configuration says, on one device.
+
+    Everything random in an epoch comes from one generator that is seeded by the job's seed and
+    the epoch, and β and the learning rate are functions of the step. The weights, Adam's
+    state and the epoch are therefore all that a later process needs to go on exactly.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        dataset: Dataset,
+        *,
+        device: torch.device,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_step: Callable[[float], None] = lambda _progress: None,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self._should_stop = should_stop
+        self._on_step = on_step
+        self.epoch = 0  # epochs completed
+        self._train_grids = DeviceGrids(dataset.train, device=device)
+        self._val_grids = DeviceGrids(dataset.val, device=device)
+        self.batch_size = min(config.batch_size, self._train_grids.num_grids)
+        # Whole batches only, so that every step has one shape; the remainder of an epoch's
+        # shuffle is left out, another one each epoch.
+        self.steps_per_epoch = self._train_grids.num_grids // self.batch_size
+        self.num_steps = config.epochs * self.steps_per_epoch
+        counts = torch.tensor(dataset.count_colours())
+        self.class_weights = compute_class_weights(counts, weighting=config.class_weighting).to(
+            device
+        )
+        self._learning_rate = config.learning_rate
+        self._generator = torch.Generator(device=device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            model = BetaVAE(latent_dim=config.latent_dim, grid_size=dataset.grid_size)
+        # Stubs know no memory format for modules.
+        self.model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._optimizer = torch.optim.Adam(
+            self.model.parameters(),
+            lr=config.learning_rate,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        # Fused Adam leaves the weights alone while this is 1, without asking the host.
+        self._non_finite = torch.zeros((), device=device)
+        self._optimizer.found_inf = self._non_finite  # type: ignore[attr-defined]
+
+    def epochs(self) -> Iterator[EpochResult]:
+        """Train the remaining epochs. Raises NonFiniteLossError and TrainingStopped."""
+        while self.epoch < self.config.epochs:
+            yield self._run_epoch()
+
+    def evaluate(self, grids: DeviceGrids, *, beta: float) -> SplitMetrics:
+        """Measure a split in eval mode; the model is left in the mode it was in."""
+        was_training = self.model.training
+        self.model.eval()
+        sums = MetricSums(latent_dim=self.config.latent_dim, device=self.device)
+        with torch.inference_mode():
+            for batch in grids.batches(_EVALUATION_BATCH_SIZE):
+                output, loss = self._forward(batch, beta=beta)
+                sums.add(loss, logits=output.logits, grids=batch)
+        self.model.train(was_training)
+        return sums.compute()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights and Adam's state by name, copied to the host."""
+        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                state[f"optimizer.{name}.{key}"] = value
+        return {
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in state.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor], *, epoch: int) -> None:
+        """Go on after `epoch`, as if this trainer had run it."""
+        prefix = "model."
+        self.model.load_state_dict(
+            {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        )
+        for name, parameter in self.model.named_parameters():
+            prefix = f"optimizer.{name}."
+            loaded = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+            self._optimizer.state[parameter] = {
+                key: value.to(self.device, copy=True, memory_format=_memory_format(value))
+                for key, value in loaded.items()
+            }
+        self.epoch = epoch
+
+    def _run_epoch(self) -> EpochResult:
+        started = time.perf_counter()
+        config, first_step = self.config, self.epoch * self.steps_per_epoch
+        self._generator.manual_seed(config.seed * 1_000_003 + self.epoch)
+        self.model.train()
+        order = torch.randperm(
+            self._train_grids.num_grids, generator=self._generator, device=self.device
+        )
+        sums = MetricSums(latent_dim=config.latent_dim, device=self.device)
+        step_losses = torch.zeros(self.steps_per_epoch, device=self.device)
+        for step in range(self.steps_per_epoch):
+            if self._should_stop():
+                raise TrainingStopped
+            beta = compute_beta(config, step=first_step + step, num_steps=self.num_steps)
+            self._set_learning_rate(first_step + step)
+            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
+            step_losses[step] = self._train_step(self._draw(indices), beta=beta, sums=sums)
+            self._on_step((first_step + step + 1) / self.num_steps)
+        # Reading the losses is where the host waits for the device, once an epoch.
+        losses = step_losses.cpu().numpy()
+        if not np.isfinite(losses).all():
+            raise NonFiniteLossError(
+                epoch=self.epoch + 1, step=int(np.flatnonzero(~np.isfinite(losses))[0]) + 1
+            )
+        train = sums.compute()
+        seconds = time.perf_counter() - started
+        val = self.evaluate(self._val_grids, beta=beta)
+        self.epoch += 1
+        ratios = compute_spike_ratios(losses)
+        return EpochResult(
+            epoch=self.epoch,
+            train=train,
+            val=val,
+            beta=beta,
+            learning_rate=self._learning_rate,
+            num_loss_spikes=int((ratios > SPIKE_RATIO).sum()),
+            max_spike_ratio=float(ratios.max()) if ratios.size else None,
+            seconds=time.perf_counter() - started,
+            grids_per_second=self.steps_per_epoch * self.batch_size / seconds,
+        )
+
+    def _train_step(self, grids: Tensor, *, beta: float, sums: MetricSums) -> Tensor:
+        """One step of Adam; returns the batch's mean loss, NaN if it or a gradient is not
+        finite. Nothing here waits for the device."""
+        output, loss = self._forward(grids, beta=beta)
+        mean_loss = loss.total.mean()
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(mean_loss)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.config.max_grad_norm, foreach=True
+        )
+        is_finite = torch.isfinite(mean_loss.detach() + norm)
+        self._non_finite.copy_(torch.maximum(self._non_finite, (~is_finite).float()))
+        self._optimizer.step()
+        sums.add(loss, logits=output.logits, grids=grids)
+        return torch.where(is_finite, mean_loss.detach(), torch.nan)
+
+    def _forward(self, grids: Tensor, *, beta: float) -> tuple[VAEOutput, GridLoss]:
+        with autocast(self.device):
+            output: VAEOutput = self.model(grids, generator=self._generator)
+        loss = compute_loss(
+            output,
+            grids=grids,
+            class_weights=self.class_weights,
+            focal_gamma=self.config.focal_gamma if self.config.use_focal_loss else 0.0,
+            beta=beta,
+            free_bits=self.config.free_bits,
+        )
+        return output, loss
+
+    def _draw(self, indices: Tensor) -> Tensor:
+        if not self.config.augment:
+            return self._train_grids.draw(indices)
+        symmetries = torch.randint(8, indices.shape, generator=self._generator, device=self.device)
+        return self._train_grids.draw(indices, symmetries=symmetries)
+
+    def _set_learning_rate(self, step: int) -> None:
+        rate = compute_learning_rate(self.config, step=step, num_steps=self.num_steps)
+        self._learning_rate = rate
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    return torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 where the processor computes in it, float32 elsewhere."""
+    enabled = device.type == "cuda" or _cpu_has_bf16()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

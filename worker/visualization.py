@@ -1,0 +1,195 @@
+"""Pictures of what a model makes of grids: original beside reconstruction."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from worker.losses import compute_focal_loss
+from worker.model import NUM_COLOURS
+
+# The colours of the ARC editor, from background to brown.
+PALETTE = np.array(
+    [
+        (0x00, 0x00, 0x00), (0x1E, 0x93, 0xFF), (0xF9, 0x3C, 0x31), (0x4F, 0xCC, 0x30),
+        (0xFF, 0xDC, 0x00), (0x99, 0x99, 0x99), (0xE5, 0x3A, 0xA3), (0xFF, 0x85, 0x1B),
+        (0x87, 0xD8, 0xF1), (0x92, 0x12, 0x31),
+    ],
+    dtype=np.uint8,
+)  # fmt: skip
+_PAPER, _GRID_LINE = 0xFF, 0x33
+# Five pairs a row: ten fit on one screen of 1,920 pixels with grids of 160.
+_PAIRS_PER_ROW = 5
+_SIDE, _PAIR_GAP, _COLUMN_GAP = 160, 8, 24
+_CAPTION_HEIGHT, _TITLE_HEIGHT = 40, 36
+_DPI = 100
+
+_Image = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """One grid (S, S), what the model made of it, and how well.
+
+    `loss` is the grid's cross-entropy per cell in nats, without class weights, so that
+    pictures of all options can be compared.
+    """
+
+    original: npt.NDArray[np.uint8]
+    reconstruction: npt.NDArray[np.uint8]
+    pixel_accuracy: float
+    foreground_recall: float | None
+    loss: float
+
+    def figures(self) -> dict[str, float | None]:
+        """The numbers without the grids."""
+        figures = asdict(self)
+        del figures["original"], figures["reconstruction"]
+        return figures
+
+
+def plot_reconstructions(
+    model: nn.Module,
+    dataloader: Iterable[Tensor],
+    device: torch.device | str,
+    num_samples: int = 6,
+    save_path: Path | str | None = None,
+    show: bool = True,
+) -> list[Reconstruction]:
+    """Draw the first grid of each of `num_samples` batches beside its reconstruction.
+
+    `dataloader` yields integer batches (B, S, S). The model runs in eval mode without
+    gradients and is left in the mode in which it was found. Writes a PNG to `save_path` and
+    opens a window if `show`.
+    """
+    reconstructions = reconstruct(model, dataloader, device=device, num_samples=num_samples)
+    if save_path is not None:
+        render_reconstructions(reconstructions, Path(save_path))
+    if show:
+        _open_window(reconstructions)
+    return reconstructions
+
+
+def reconstruct(
+    model: nn.Module,
+    dataloader: Iterable[Tensor],
+    *,
+    device: torch.device | str,
+    num_samples: int,
+) -> list[Reconstruction]:
+    """Reconstruct the first grid of each of `num_samples` batches; see plot_reconstructions."""
+    batches = zip(range(num_samples), dataloader, strict=False)
+    grids = torch.cat([batch[:1] for _, batch in batches]).to(device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(grids).logits
+            ones = torch.ones(NUM_COLOURS, device=logits.device)
+            losses = compute_focal_loss(logits, targets=grids, class_weights=ones, gamma=0.0)
+    finally:
+        model.train(was_training)
+    originals = grids.cpu().numpy().astype(np.uint8)
+    predicted = logits.argmax(1).cpu().numpy().astype(np.uint8)
+    means = losses.flatten(1).mean(1).tolist()
+    return [_measure(*triple) for triple in zip(originals, predicted, means, strict=True)]
+
+
+def render_reconstructions(
+    reconstructions: list[Reconstruction], path: Path, *, title: str = ""
+) -> None:
+    """Write the picture as a PNG; a few artists over one image, so that it is quick."""
+    image = _compose(reconstructions)
+    figure = Figure(figsize=_inches(image), dpi=_DPI)
+    FigureCanvasAgg(figure)
+    _draw(figure, image, reconstructions, title=title)
+    figure.savefig(path, format="png")
+
+
+def _open_window(reconstructions: list[Reconstruction]) -> None:
+    # Only a window needs pyplot, and importing it takes longer than drawing a picture.
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    image = _compose(reconstructions)
+    figure = plt.figure(figsize=_inches(image), dpi=_DPI)
+    _draw(figure, image, reconstructions, title="")
+    plt.show()
+    plt.close(figure)
+
+
+def _measure(original: _Image, predicted: _Image, loss: float) -> Reconstruction:
+    foreground = original != 0
+    hits = original == predicted
+    return Reconstruction(
+        original=original,
+        reconstruction=predicted,
+        pixel_accuracy=float(hits.mean()),
+        foreground_recall=float(hits[foreground].mean()) if foreground.any() else None,
+        loss=loss,
+    )
+
+
+def _compose(reconstructions: list[Reconstruction]) -> _Image:
+    """All pairs in one RGB image, with room for a title and for a caption above each pair."""
+    num_rows = -(-len(reconstructions) // _PAIRS_PER_ROW)
+    num_columns = min(_PAIRS_PER_ROW, len(reconstructions))
+    height = _corner(num_rows * _PAIRS_PER_ROW)[0] - _CAPTION_HEIGHT + _COLUMN_GAP
+    width = _COLUMN_GAP + num_columns * (2 * _SIDE + _PAIR_GAP + _COLUMN_GAP)
+    image = np.full((height, width, 3), _PAPER, dtype=np.uint8)
+    for index, pair in enumerate(reconstructions):
+        top, left = _corner(index)
+        for grid in (pair.original, pair.reconstruction):
+            painted = _paint(grid)
+            image[top : top + len(painted), left : left + len(painted)] = painted
+            left += _SIDE + _PAIR_GAP
+    return image
+
+
+def _corner(index: int) -> tuple[int, int]:
+    """Top and left pixel of the pair at `index`."""
+    row, column = divmod(index, _PAIRS_PER_ROW)
+    top = _TITLE_HEIGHT + _CAPTION_HEIGHT + row * (_SIDE + _CAPTION_HEIGHT)
+    return top, _COLUMN_GAP + column * (2 * _SIDE + _PAIR_GAP + _COLUMN_GAP)
+
+
+def _paint(grid: npt.NDArray[np.uint8]) -> _Image:
+    """The grid (S, S) in colour at about `_SIDE` pixels, with a thin line around each cell."""
+    scale = _SIDE // len(grid)
+    image = PALETTE[grid].repeat(scale, axis=0).repeat(scale, axis=1)
+    image[::scale] = image[:, ::scale] = _GRID_LINE
+    return image
+
+
+def _inches(image: _Image) -> tuple[float, float]:
+    return image.shape[1] / _DPI, image.shape[0] / _DPI
+
+
+def _draw(
+    figure: Figure, image: _Image, reconstructions: list[Reconstruction], *, title: str
+) -> None:
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(image, interpolation="none", aspect="auto")
+    axes.set_axis_off()
+    axes.text(_COLUMN_GAP, _TITLE_HEIGHT / 2 + 4, title, va="center", fontsize=11, weight="bold")
+    for index, pair in enumerate(reconstructions):
+        top, left = _corner(index)
+        axes.text(left, top - 6, "original\n", va="bottom", fontsize=8, color="#555555")
+        axes.text(
+            left + _SIDE + _PAIR_GAP,
+            top - 6,
+            f"reconstruction\n{_caption(pair)}",
+            va="bottom",
+            fontsize=7.5,
+            linespacing=1.2,
+        )
+
+
+def _caption(pair: Reconstruction) -> str:
+    recall = "none" if pair.foreground_recall is None else f"{pair.foreground_recall:.2f}"
+    return f"acc {pair.pixel_accuracy:.3f} · fg {recall} · loss {pair.loss:.2f}"
