@@ -224,7 +224,8 @@ def _describe(problem: Json) -> str:
     line = ": ".join(str(problem[key]) for key in ("title", "detail") if problem.get(key))
     errors = problem.get("errors") or []
     fields = [f"{error.get('field')}: {error.get('message')}" for error in errors]
-    return " ".join("; ".join([line, *fields]).split())
+    # The detail may list them already.
+    return " ".join("; ".join([line, *(f for f in fields if f not in line)]).split())
 
 
 def _job_path(job_id: str, *parts: str) -> str:

@@ -25,7 +25,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAME_REQUEST_SECONDS = 0.5
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 _STEADY_SECONDS = 30.0  # a worker that lived so long gets a short pause again
-_POLL_SECONDS = 0.05
+_POLL_SECONDS, _WATCH_SECONDS = 0.05, 0.25
 _START_TIMEOUT_SECONDS = 60.0
 
 _logger = logging.getLogger("losslab.launcher")
@@ -47,7 +47,8 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         # nohup ignores SIGHUP, and a handler of ours would undo that.
-        signals = [number for number in _STOP_SIGNALS if not _is_ignored(number)]
+        is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signals = [s for s in _STOP_SIGNALS if not (s == signal.SIGHUP and is_nohup)]
         self._previous = {number: signal.signal(number, self._note) for number in signals}
         return self
 
@@ -98,7 +99,11 @@ class ServerThread:
             self._socket.close()
             raise
         config = uvicorn.Config(
-            app, log_level=log_level, access_log=False, timeout_graceful_shutdown=5
+            app,
+            log_config=None,  # as the process logs
+            log_level=log_level,
+            access_log=False,
+            timeout_graceful_shutdown=5,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
@@ -174,7 +179,7 @@ class Service:
     ) -> None:
         self._settings = settings
         self._num_workers = num_workers
-        self._stop = stop
+        self.stop = stop
         self._output = output
         self._workers: list[SupervisedWorker] = []
         self._server = ServerThread(settings, log_level=log_level)
@@ -198,6 +203,11 @@ class Service:
     ) -> None:
         self._shut_down()
 
+    def run(self) -> None:
+        """Look after the processes until somebody asks to stop."""
+        while not self.stop.wait(_WATCH_SECONDS):
+            self.check()
+
     def check(self) -> None:
         """Start workers again that died. Raises StartError if the server itself ended."""
         self._server.check()
@@ -209,7 +219,7 @@ class Service:
 
     def _shut_down(self) -> None:
         # Workers first, so that clients can still ask how their jobs were left.
-        stop_processes([worker.process for worker in self._workers], stop=self._stop)
+        stop_processes([worker.process for worker in self._workers], stop=self.stop)
         self._server.stop()
 
 
@@ -302,7 +312,3 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _is_ignored(number: signal.Signals) -> bool:
-    return signal.getsignal(number) == signal.SIG_IGN

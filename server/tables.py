@@ -59,12 +59,16 @@ class JobProgress:
         if self._progress.disable:
             self._print_change(job)
             return
-        fields = {"numbers": _describe_numbers(job), "left": _describe_time_left(job)}
         if job["id"] not in self._tasks:
             self._tasks[job["id"]] = self._progress.add_task(
-                f"option {job['option']}", total=1.0, **fields
+                f"option {job['option']}", total=1.0, numbers="", left=""
             )
-        self._progress.update(self._tasks[job["id"]], completed=job["progress"], **fields)
+        self._progress.update(
+            self._tasks[job["id"]],
+            completed=job["progress"],
+            numbers=_describe_numbers(job),
+            left=_describe_time_left(job),
+        )
 
     def _print_change(self, job: Json) -> None:
         state = (job["status"], job["epochs_completed"])
@@ -232,6 +236,6 @@ def _make_table(*headings: str) -> Table:
     """A heading that begins with `>` is a column of numbers."""
     table = Table(header_style="bold")
     for heading in headings:
-        justify = "right" if heading.startswith(">") else "left"
-        table.add_column(heading.removeprefix(">"), justify=justify)  # type: ignore[arg-type]
+        is_number = heading.startswith(">")
+        table.add_column(heading.removeprefix(">"), justify="right" if is_number else "left")
     return table

@@ -219,9 +219,13 @@ def _job_log(files: JobFiles) -> Iterator[None]:
     handler = logging.FileHandler(files.log_path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_LOG_FORMAT))
     worker_logger = logging.getLogger("worker")
+    level = worker_logger.level
+    # The job's log is whole, whatever the process shows of it.
+    worker_logger.setLevel(min(level or logging.INFO, logging.INFO))
     worker_logger.addHandler(handler)
     try:
         yield
     finally:
         worker_logger.removeHandler(handler)
+        worker_logger.setLevel(level)
         handler.close()

@@ -176,7 +176,15 @@ def _draw(
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(image, interpolation="none", aspect="auto")
     axes.set_axis_off()
-    axes.text(_COLUMN_GAP, _TITLE_HEIGHT / 2 + 4, title, va="center", fontsize=11, weight="bold")
+    axes.text(
+        _COLUMN_GAP,
+        _TITLE_HEIGHT / 2 + 4,
+        title,
+        va="center",
+        fontsize=11,
+        weight="bold",
+        parse_math=False,  # a job's name may have dollar signs
+    )
     for index, pair in enumerate(reconstructions):
         top, left = _corner(index)
         axes.text(left, top - 6, "original\n", va="bottom", fontsize=8, color="#555555")

@@ -1,0 +1,40 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+help:  ## say what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+quickstart: $(VENV)/.user  ## train options a, b and c, and compare them
+	$(BIN)/losslab quickstart
+
+up: $(VENV)/.user  ## server and worker on SQLite, until Ctrl-C
+	$(BIN)/losslab up
+
+test: $(VENV)/.developer  ## lint, type-check and test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 --dist loadfile
+
+table: $(VENV)/.user  ## measure a, b and c on the full corpus, three seeds each
+	$(BIN)/python benchmarks/abc.py
+
+clean:  ## remove what make made; experiments/ stays
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Losslab needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.user: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[worker]'
+	touch $@
+
+$(VENV)/.developer: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[worker,dev]'
+	touch $@ $(VENV)/.user
+
+.PHONY: help quickstart up test table clean

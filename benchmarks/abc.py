@@ -1,0 +1,153 @@
+"""The experiment itself: options a, b and c on the full default corpus, three seeds each.
+
+Runs the jobs through the real queue and worker processes, writes `results/abc.json` and puts the
+table into the README. About two minutes an option and seed on two cores with bf16:
+
+    python benchmarks/abc.py
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import Session
+
+from server import job_queue
+from server.criteria import judge
+from server.database import open_database
+from server.dependencies import read_epochs
+from server.models import Job, Option
+from server.schemas import resolve_config
+from server.settings import Settings
+
+REPOSITORY = Path(__file__).parent.parent
+RESULTS_PATH = Path(__file__).parent / "results" / "abc.json"
+README_PATH = REPOSITORY / "README.md"
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    settings = Settings(data_dir=arguments.data_dir)
+    engine = open_database(settings)
+    job_ids = [
+        job_queue.submit(
+            engine,
+            option=option,
+            config=resolve_config(
+                option,
+                quick_test=True,
+                overrides={"seed": seed, "num_samples": arguments.num_samples},
+            ),
+            quick_test=True,
+            name=f"{option}, seed {seed}",
+        ).id
+        for seed in arguments.seeds
+        for option in Option
+    ]
+    drain(settings, num_workers=arguments.workers)
+    with Session(engine) as session:
+        rows = [describe(session, session.get_one(Job, job_id)) for job_id in job_ids]
+    rows.sort(key=lambda row: (row["option"], row["seed"]))
+    table = format_table(rows)
+    print(table)
+    if not arguments.no_write:
+        write_results(rows, table=table, num_workers=arguments.workers)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, default=REPOSITORY / "experiments" / "abc")
+    parser.add_argument("--num-samples", type=int, default=100_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=1, help="they share the cores")
+    parser.add_argument("--no-write", action="store_true", help="print the table only")
+    return parser.parse_args()
+
+
+def drain(settings: Settings, *, num_workers: int) -> None:
+    environment = os.environ | {
+        "LOSSLAB_DATA_DIR": str(settings.data_dir),
+        "LOSSLAB_NUM_WORKERS": str(num_workers),
+    }
+    command = [sys.executable, "-m", "worker", "--drain"]
+    workers = [subprocess.Popen(command, env=environment) for _ in range(num_workers)]
+    exit_codes = [worker.wait() for worker in workers]
+    if any(exit_codes):
+        raise SystemExit(f"a worker ended with {exit_codes}")
+
+
+def describe(session: Session, job: Job) -> dict[str, Any]:
+    """One job's row of the table, with its verdict."""
+    epochs = read_epochs(session, [job.id])[job.id]
+    verdict = judge(job, epochs)
+    final = epochs[-1]
+    kl = final.val_kl_per_dimension
+    return {
+        "option": job.option,
+        "seed": job.config["seed"],
+        "train_pixel_accuracy": final.train_pixel_accuracy,
+        "val_foreground_recall": final.val_foreground_recall,
+        "val_foreground_iou": final.val_foreground_iou,
+        "min_kl_per_dimension": min(kl),
+        "mean_kl_per_dimension": sum(kl) / len(kl),
+        "outcome": verdict.outcome,
+        "diagnosis": verdict.diagnosis,
+        "criteria": {criterion.name: criterion.status for criterion in verdict.criteria},
+        "epoch_seconds": [round(epoch.seconds, 2) for epoch in epochs],
+        "epochs": [
+            {"train_pixel_accuracy": e.train_pixel_accuracy, "train_loss": e.train_loss}
+            for e in epochs
+        ],
+        "test_metrics": job.test_metrics,
+        "device": job.device,
+        "config": job.config,
+    }
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| option | seed | final training accuracy | validation foreground recall | IoU | "
+        "KL per dimension (min, mean) | criteria passed | verdict |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        statuses = list(row["criteria"].values())
+        missed = [name for name, status in row["criteria"].items() if status != "passed"]
+        lines.append(
+            f"| {row['option']} | {row['seed']} | {row['train_pixel_accuracy']:.1%} "
+            f"| {row['val_foreground_recall']:.3f} | {row['val_foreground_iou']:.3f} "
+            f"| {row['min_kl_per_dimension']:.2f}, {row['mean_kl_per_dimension']:.2f} "
+            f"| {statuses.count('passed')} of {len(statuses)}"
+            f"{'; not ' + ', '.join(missed) if missed else ''} "
+            f"| {row['outcome']}: {row['diagnosis']} |"
+        )
+    return "\n".join(lines)
+
+
+def write_results(rows: list[dict[str, Any]], *, table: str, num_workers: int) -> None:
+    result = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "num_workers": num_workers,
+        "jobs": rows,
+    }
+    RESULTS_PATH.parent.mkdir(exist_ok=True)
+    RESULTS_PATH.write_text(json.dumps(result, indent=1) + "\n")
+    readme = README_PATH.read_text()
+    marked = re.sub(
+        r"(<!-- abc -->\n).*?(\n<!-- /abc -->)", rf"\g<1>{table}\g<2>", readme, flags=re.DOTALL
+    )
+    README_PATH.write_text(marked)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The HTTP application."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from server.database import open_database
+from server.problems import install_problem_handlers
+from server.routes import comparisons, jobs, operations
+from server.settings import Settings
+
+_DESCRIPTION = """\
+Trains β-VAEs on ARC grids under three loss configurations and says, with evidence, which one
+escapes mode collapse. Post a job, watch its reconstructions, compare the verdicts.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the application; the database is opened, and migrated, when it starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.engine = open_database(settings)
+        yield
+        app.state.engine.dispose()
+
+    app = FastAPI(
+        title="Losslab", version=version("losslab"), description=_DESCRIPTION, lifespan=lifespan
+    )
+    app.state.settings = settings
+    install_problem_handlers(app)
+    for router in (jobs.router, comparisons.router, operations.router):
+        app.include_router(router)
+    return app

@@ -1,0 +1,123 @@
+"""Every error as RFC 9457 `application/problem+json`."""
+
+import logging
+import uuid
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from server.datasets import DatasetError
+from server.job_queue import JobStateError, QueueFullError
+
+_logger = logging.getLogger(__name__)
+
+
+class FieldError(BaseModel):
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457; `errors` names the fields of a refused request."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[FieldError] | None = None
+    request_id: str | None = None
+
+
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": HTTPStatus(status).phrase,
+        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+    }
+    for status in (404, 409, 422)
+}
+
+
+def install_problem_handlers(app: FastAPI) -> None:
+    @app.exception_handler(HTTPException)
+    def on_http(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        return _respond(request, error.status_code, str(error.detail), headers=headers)
+
+    @app.exception_handler(RequestValidationError)
+    def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        errors = [
+            FieldError(field=_name_field(entry["loc"]), message=_explain(entry))
+            for entry in error.errors()
+        ]
+        return _respond(request, 422, _list_errors(errors), errors=errors)
+
+    @app.exception_handler(DatasetError)
+    def on_dataset(request: Request, error: DatasetError) -> JSONResponse:
+        errors = [FieldError(field="dataset", message=str(error))]
+        return _respond(request, 422, _list_errors(errors), errors=errors)
+
+    @app.exception_handler(JobStateError)
+    def on_state(request: Request, error: JobStateError) -> JSONResponse:
+        return _respond(request, 409, str(error))
+
+    @app.exception_handler(QueueFullError)
+    def on_full(request: Request, error: QueueFullError) -> JSONResponse:
+        return _respond(request, 429, str(error))
+
+    @app.exception_handler(Exception)
+    def on_fault(request: Request, error: Exception) -> JSONResponse:
+        request_id = uuid.uuid4().hex
+        _logger.error("request %s failed", request_id, exc_info=error)
+        detail = "an error of the server; its log has more under this request id"
+        return _respond(request, 500, detail, request_id=request_id)
+
+
+def _respond(
+    request: Request,
+    status: int,
+    detail: str,
+    *,
+    errors: list[FieldError] | None = None,
+    headers: dict[str, str] | None = None,
+    request_id: str | None = None,
+) -> JSONResponse:
+    problem = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+        errors=errors,
+        request_id=request_id,
+    )
+    return JSONResponse(
+        problem.model_dump(exclude_none=True),
+        status_code=status,
+        headers=headers,
+        media_type="application/problem+json",
+    )
+
+
+def _name_field(location: tuple[int | str, ...]) -> str:
+    """`("body", "epochs")` is `epochs`; the body as a whole is `body`."""
+    return ".".join(str(part) for part in location[1:]) or str(location[0])
+
+
+def _explain(error: dict[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown field; see GET /options for the settings there are"
+    message: str = error["msg"].removeprefix("Value error, ")
+    # What was sent helps, as long as it is short and can be shown.
+    given = error.get("input")
+    if isinstance(given, int | float | str) and len(str(given)) <= 50:
+        return f"{message}, not {given!r}"
+    return message
+
+
+def _list_errors(errors: list[FieldError]) -> str:
+    return "; ".join(f"{error.field}: {error.message}" for error in errors)

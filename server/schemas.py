@@ -1,0 +1,227 @@
+"""What the API takes and gives."""
+
+from datetime import datetime
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from server.criteria import Recommendation, Verdict
+from server.models import (
+    OPTION_PRESETS,
+    QUICK_TEST_PRESET,
+    Artifact,
+    EpochMetrics,
+    FailureKind,
+    Job,
+    JobPhase,
+    JobStatus,
+    Option,
+    TrainingConfig,
+    Worker,
+    utc_now,
+)
+
+MAX_METADATA_PAIRS = 16
+
+_JOB_EXAMPLES: list[JsonValue] = [
+    {"option": "b", "quick_test": True},
+    {"option": "a", "name": "baseline", "epochs": 2, "num_samples": 1000, "seed": 7},
+    {"option": "c", "dataset": "arc", "quick_test": True, "metadata": {"study": "arc"}},
+]
+
+Label = Annotated[str, Field(max_length=512)]
+LabelKey = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class JobRequest(TrainingConfig):
+    """A loss configuration to train. A setting that is sent overrides the option's preset and
+    `quick_test`; one that is left out follows them."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": _JOB_EXAMPLES})
+
+    option: Option
+    quick_test: bool = Field(default=False, description="5 epochs, a checkpoint each epoch")
+    name: str | None = Field(default=None, min_length=1, max_length=200)
+    metadata: dict[LabelKey, Label] = Field(
+        default_factory=dict,
+        max_length=MAX_METADATA_PAIRS,
+        description="labels of your own, to filter by",
+    )
+    priority: int = Field(default=0, ge=-100, le=100, description="higher runs first")
+
+    def resolve_config(self) -> TrainingConfig:
+        sent = self.model_fields_set & TrainingConfig.model_fields.keys()
+        overrides = self.model_dump(include=sent)
+        return resolve_config(self.option, quick_test=self.quick_test, overrides=overrides)
+
+
+def resolve_config(
+    option: Option, *, quick_test: bool, overrides: dict[str, Any]
+) -> TrainingConfig:
+    """Preset, then quick test, then overrides. Raises pydantic.ValidationError."""
+    quick = QUICK_TEST_PRESET if quick_test else {}
+    return TrainingConfig.model_validate({**OPTION_PRESETS[option], **quick, **overrides})
+
+
+class JobError(BaseModel):
+    code: str
+    message: str
+
+
+class JobPublic(BaseModel):
+    """A job, with its whole resolved configuration."""
+
+    id: str
+    name: str | None
+    option: Option
+    quick_test: bool
+    metadata: dict[str, str]
+    priority: int
+    config: TrainingConfig
+    status: JobStatus
+    phase: JobPhase | None
+    progress: float = Field(description="of all planned steps, 0 to 1")
+    attempt: int
+    worker_id: str | None
+    cancel_requested_at: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    seconds_left: float | None = Field(description="estimate for a running job")
+    error: JobError | None
+    failure_kind: FailureKind | None
+    num_epochs: int
+    epochs_completed: int
+    best_epoch: int | None
+    best_val_recon_loss: float | None
+    train_loss: float | None
+    train_pixel_accuracy: float | None
+    val_foreground_recall: float | None
+    val_foreground_iou: float | None
+    device: str | None
+    dataset_summary: dict[str, Any] | None
+    test_metrics: dict[str, Any] | None = Field(
+        description="test split, with the weights of the best epoch"
+    )
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        config = job.training_config
+        error = JobError(code=job.error_code or "", message=job.error_message or "")
+        return cls(
+            **job.model_dump(exclude={"config", "labels", "error_code", "error_message"}),
+            metadata=job.labels,
+            config=config,
+            num_epochs=config.epochs,
+            error=error if job.error_code else None,
+            seconds_left=_estimate_seconds_left(job),
+        )
+
+
+def _estimate_seconds_left(job: Job) -> float | None:
+    if job.status != JobStatus.running or job.started_at is None or not job.progress:
+        return None
+    seconds = (utc_now() - job.started_at).total_seconds()
+    return round(seconds / job.progress * (1 - job.progress), 1)
+
+
+class Reconstruction(BaseModel):
+    """A picture of ten training grids beside what the model made of them."""
+
+    epoch: int
+    is_best: bool
+    url: str
+    sha256: str
+    size_bytes: int
+    created_at: datetime
+    samples: list[dict[str, float | None]]
+
+    @classmethod
+    def of(cls, artifact: Artifact, *, job: Job) -> Self:
+        return cls(
+            **artifact.model_dump(exclude={"samples"}),
+            samples=artifact.samples or [],
+            is_best=artifact.epoch == job.best_epoch,
+            url=f"/jobs/{job.id}/reconstructions/{artifact.epoch}.png",
+        )
+
+
+class Checkpoint(BaseModel):
+    """Weights and optimizer state after an epoch, with that epoch's metrics."""
+
+    epoch: int
+    is_best: bool
+    url: str
+    sha256: str
+    size_bytes: int
+    created_at: datetime
+    metrics: EpochMetrics | None
+
+    @classmethod
+    def of(cls, artifact: Artifact, *, job: Job, metrics: EpochMetrics | None) -> Self:
+        return cls(
+            **artifact.model_dump(),
+            metrics=metrics,
+            is_best=artifact.epoch == job.best_epoch,
+            url=f"/jobs/{job.id}/checkpoints/{artifact.epoch}",
+        )
+
+
+class OptionPublic(BaseModel):
+    """A preset and what it resolves to."""
+
+    option: Option
+    summary: str
+    config: TrainingConfig
+
+
+class JobList(BaseModel):
+    data: list[JobPublic]
+    has_more: bool
+
+
+class MetricsList(BaseModel):
+    data: list[EpochMetrics]
+    has_more: bool
+
+
+class ReconstructionList(BaseModel):
+    data: list[Reconstruction]
+    has_more: bool
+
+
+class CheckpointList(BaseModel):
+    data: list[Checkpoint]
+    has_more: bool
+
+
+class OptionList(BaseModel):
+    data: list[OptionPublic]
+    has_more: bool
+
+
+class WorkerList(BaseModel):
+    data: list[Worker]
+    has_more: bool
+
+
+class Health(BaseModel):
+    status: str
+    version: str
+
+
+class ComparedJob(BaseModel):
+    job: JobPublic
+    verdict: Verdict
+
+
+class Comparison(BaseModel):
+    """Jobs side by side; `reason` says why a job is recommended, or why none can be."""
+
+    jobs: list[ComparedJob]
+    ranking: list[str] = Field(description="ids from best to worst")
+    recommendation: Recommendation | None
+    reason: str
+    differences: dict[str, dict[str, Any]] = Field(
+        description="the configuration keys that differ, by job id"
+    )

@@ -1,0 +1,433 @@
+"""The HTTP API: what scripts rely on, and how bad input is answered."""
+
+import io
+import re
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import TINY
+from fastapi.testclient import TestClient
+from httpx2 import Response
+from PIL import Image
+
+from server.main import create_app
+from server.models import TrainingConfig
+from server.settings import Settings
+
+Finished = tuple[TestClient, dict[str, str]]
+
+
+def problem(response: Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert body["status"] == status
+    assert {"type", "title", "detail", "instance"} <= body.keys()
+    return body
+
+
+def test_posted_job_is_answered_with_its_whole_configuration(client: TestClient) -> None:
+    response = client.post("/jobs", json={"option": "b", "quick_test": True})
+    assert response.status_code == 201
+    job = response.json()
+    assert response.headers["location"] == f"/jobs/{job['id']}"
+    assert job["status"] == "queued"
+    assert job["config"].keys() == TrainingConfig.model_fields.keys()
+    assert job["config"]["epochs"] == job["num_epochs"] == 5
+    assert job["config"]["checkpoint_every"] == 1
+    assert job["config"]["class_weighting"] == "sqrt_inverse"
+    assert job["config"]["seed"] == 42
+    assert client.get(f"/jobs/{job['id']}").json() == job
+
+
+@pytest.mark.parametrize(
+    ("option", "gamma", "weighting"),
+    [("a", 2.0, "none"), ("b", 2.0, "sqrt_inverse"), ("c", 1.0, "inverse")],
+)
+def test_options_are_presets(client: TestClient, option: str, gamma: float, weighting: str) -> None:
+    config = client.post("/jobs", json={"option": option}).json()["config"]
+    assert (config["focal_gamma"], config["class_weighting"]) == (gamma, weighting)
+    assert (config["epochs"], config["checkpoint_every"]) == (50, 5)
+
+
+def test_what_is_sent_overrides_preset_and_quick_test(client: TestClient) -> None:
+    body = {"option": "b", "quick_test": True, "epochs": 7, "class_weighting": "none", "seed": 3}
+    config = client.post("/jobs", json=body).json()["config"]
+    assert (config["epochs"], config["class_weighting"], config["seed"]) == (7, "none", 3)
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "words"),
+    [
+        ({}, "option", "required"),
+        ({"option": "d"}, "option", "'a', 'b' or 'c'"),
+        ({"option": "b", "epohcs": 3}, "epohcs", "unknown field"),
+        ({"option": "b", "epochs": -1}, "epochs", "greater than or equal to 1, not -1"),
+        ({"option": "b", "epochs": 1001}, "epochs", "less than or equal to 1000"),
+        ({"option": "b", "epochs": None}, "epochs", "integer"),
+        ({"option": "b", "latent_dim": 0}, "latent_dim", "greater than or equal to 1"),
+        ({"option": "b", "batch_size": 1e9}, "batch_size", "less than or equal to 4096"),
+        ({"option": "b", "beta_schedule": "no"}, "beta_schedule", "linear_warmup"),
+        ({"option": "b", "dataset": "../../etc/passwd"}, "dataset", "pattern"),
+        ({"option": "b", "dataset": "nope"}, "dataset", "atomic, arc"),
+        ({"option": "b", "metadata": {"k": "v" * 513}}, "metadata.k", "512"),
+        ({"option": "b", "name": ""}, "name", "at least 1 character"),
+        ({"option": "b", "priority": 101}, "priority", "100"),
+    ],
+)
+def test_bad_input_is_answered_with_field_and_what_is_allowed(
+    client: TestClient, body: dict[str, Any], field: str, words: str
+) -> None:
+    answer = problem(client.post("/jobs", json=body), 422)
+    assert [error["field"] for error in answer["errors"]] == [field]
+    assert words in answer["errors"][0]["message"]
+    assert client.get("/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_learning_rate_must_be_finite(client: TestClient, number: str) -> None:
+    response = client.post(
+        "/jobs",
+        content=f'{{"option": "b", "learning_rate": {number}}}',
+        headers={"Content-Type": "application/json"},
+    )
+    (error,) = problem(response, 422)["errors"]
+    assert error["field"] == "learning_rate"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"b"', b"\xff\xfe"])
+def test_body_that_is_no_json_object_is_refused(client: TestClient, content: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    assert client.post("/jobs", content=content, headers=headers).status_code in (400, 422)
+
+
+def _npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _bomb() -> bytes:
+    """A header that claims a terabyte."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (2**30, 32, 32)}
+    )
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("images.npy", header.getvalue())
+    return buffer.getvalue()
+
+
+GRIDS = np.zeros((20, 8, 8), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no readable .npz"),
+        (b"not a zip", "no readable .npz"),
+        (_npz(images=GRIDS)[:300], "no readable .npz"),
+        (_npz(images=GRIDS + 10), "values from 10 to 10; colours are 0 to 9"),
+        (_npz(images=GRIDS.astype(np.int64) - 1), "values from -1 to -1"),
+        (_npz(images=GRIDS.astype(np.float32)), "integer dtype"),
+        (_npz(images=np.array([[[{}] * 4] * 4] * 10, dtype=object)), "Python objects"),
+        (_npz(images=GRIDS[0]), "shape (8, 8)"),
+        (_npz(images=GRIDS[:5]), "10 or more"),
+        (_npz(images=np.zeros((20, 8, 12), dtype=np.uint8)), "square"),
+        (_npz(images=np.zeros((20, 6, 6), dtype=np.uint8)), "divisible by 4"),
+        (_npz(images=np.zeros((20, 36, 36), dtype=np.uint8)), "at most 32"),
+        (_npz(train=GRIDS, val=GRIDS), "train, val and test, or images"),
+        (_npz(train=GRIDS, val=GRIDS, test=np.zeros((9, 4, 4), dtype=np.int8)), "one grid size"),
+        (_npz(other=GRIDS), "it has ['other']"),
+        (_bomb(), "does not hold"),
+    ],
+)
+def test_unusable_data_set_is_refused_and_named(
+    client: TestClient, settings: Settings, content: bytes, words: str
+) -> None:
+    settings.datasets_dir.mkdir(parents=True)
+    (settings.datasets_dir / "mine.npz").write_bytes(content)
+    answer = problem(client.post("/jobs", json={"option": "b", "dataset": "mine"}), 422)
+    assert [error["field"] for error in answer["errors"]] == ["dataset"]
+    assert "mine.npz" in answer["detail"]
+    assert words in answer["detail"]
+    assert client.get("/jobs").json()["data"] == []
+
+
+def test_good_data_set_is_accepted(client: TestClient, write_npz: Callable[..., str]) -> None:
+    name = write_npz(images=np.zeros((20, 8, 8), dtype=np.int64))
+    assert client.post("/jobs", json={"option": "b", "dataset": name}).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "/metrics", "/log", "/verdict"),
+        *("/reconstructions", "/reconstructions/1.png", "/checkpoints", "/checkpoints/best"),
+    ],
+)
+@pytest.mark.parametrize("job_id", ["0123456789ab", "nope", "%00", "a'b", "9" * 400])
+def test_unknown_job_is_named(client: TestClient, job_id: str, path: str) -> None:
+    answer = problem(client.get(f"/jobs/{job_id}{path}"), 404)
+    assert "there is no job" in answer["detail"]
+
+
+def test_unknown_route_and_method_are_problems_too(client: TestClient) -> None:
+    problem(client.get("/nope"), 404)
+    problem(client.put("/jobs"), 405)
+
+
+def test_list_is_newest_first_and_pages_are_stable_under_inserts(client: TestClient) -> None:
+    ids = [client.post("/jobs", json={"option": "a"}).json()["id"] for _ in range(5)]
+    first = client.get("/jobs", params={"limit": 2}).json()
+    assert [job["id"] for job in first["data"]] == ids[:2:-1]
+    assert first["has_more"]
+    client.post("/jobs", json={"option": "a"})
+    second = client.get("/jobs", params={"limit": 3, "after": ids[3]}).json()
+    assert [job["id"] for job in second["data"]] == ids[2::-1]
+    assert not second["has_more"]
+
+
+def test_list_is_filtered(client: TestClient) -> None:
+    kept = client.post(
+        "/jobs", json={"option": "b", "name": "mine", "metadata": {"study": "one", "a b": "c"}}
+    ).json()
+    client.post("/jobs", json={"option": "a", "name": "other", "metadata": {"study": "two"}})
+    for params in (
+        {"option": "b"},
+        {"name": "mine"},
+        {"metadata[study]": "one"},
+        {"metadata[a b]": "c", "status": "queued"},
+    ):
+        assert [job["id"] for job in client.get("/jobs", params=params).json()["data"]] == [
+            kept["id"]
+        ]
+    assert client.get("/jobs", params={"status": "running"}).json()["data"] == []
+    assert len(client.get("/jobs?status=running&status=queued").json()["data"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("status=done", "status.0"),
+        ("option=x", "option"),
+    ],
+)
+def test_bad_query_is_answered_with_its_parameter(
+    client: TestClient, query: str, field: str
+) -> None:
+    answer = problem(client.get(f"/jobs?{query}"), 422)
+    assert [error["field"] for error in answer["errors"]] == [field]
+
+
+def test_queued_job_is_cancelled_then_deleted(client: TestClient) -> None:
+    job_id = client.post("/jobs", json={"option": "a"}).json()["id"]
+    assert "cancel it" in problem(client.delete(f"/jobs/{job_id}"), 409)["detail"]
+    for _ in range(2):
+        response = client.post(f"/jobs/{job_id}/cancel")
+        assert (response.status_code, response.json()["status"]) == (200, "cancelled")
+    assert client.delete(f"/jobs/{job_id}").status_code == 204
+    problem(client.get(f"/jobs/{job_id}"), 404)
+
+
+def test_job_without_epochs_has_empty_lists_and_no_pictures(client: TestClient) -> None:
+    job_id = client.post("/jobs", json={"option": "a"}).json()["id"]
+    for name in ("metrics", "reconstructions", "checkpoints"):
+        assert client.get(f"/jobs/{job_id}/{name}").json() == {"data": [], "has_more": False}
+    assert client.get(f"/jobs/{job_id}/log").text == ""
+    problem(client.get(f"/jobs/{job_id}/reconstructions/best.png"), 404)
+    verdict = client.get(f"/jobs/{job_id}/verdict").json()
+    assert verdict["outcome"] == "undecided"
+    assert {criterion["status"] for criterion in verdict["criteria"]} == {"no_data"}
+
+
+def test_full_queue_is_answered_429(tmp_path_factory: pytest.TempPathFactory) -> None:
+    settings = Settings(data_dir=tmp_path_factory.mktemp("full"), max_queued_jobs=1)
+    with TestClient(create_app(settings)) as client:
+        client.post("/jobs", json={"option": "a"})
+        problem(client.post("/jobs", json={"option": "a"}), 429)
+
+
+def test_finished_job_has_everything(finished: Finished) -> None:
+    client, ids = finished
+    job = client.get(f"/jobs/{ids['b']}").json()
+    assert job["status"] == "succeeded"
+    assert (job["epochs_completed"], job["progress"], job["error"]) == (2, 1.0, None)
+    rows = client.get(f"/jobs/{ids['b']}/metrics").json()["data"]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert len(rows[0]["val_recall_per_colour"]) == 10
+    log = client.get(f"/jobs/{ids['b']}/log").text
+    assert "[VISUALIZATION] Saved: reconstructions_epoch_2.png" in log
+    tail = client.get(f"/jobs/{ids['b']}/log", params={"tail": 2}).text
+    assert tail == "".join(log.splitlines(keepends=True)[-2:])
+
+
+def test_reconstructions_are_listed_and_served_with_their_hash(finished: Finished) -> None:
+    client, ids = finished
+    pictures = client.get(f"/jobs/{ids['b']}/reconstructions").json()["data"]
+    assert [picture["epoch"] for picture in pictures] == [1, 2]
+    assert sum(picture["is_best"] for picture in pictures) == 1
+    assert len(pictures[0]["samples"]) == 10
+    for picture in pictures:
+        response = client.get(picture["url"])
+        assert response.headers["content-type"] == "image/png"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        etag = response.headers["etag"]
+        assert etag == f'"{picture["sha256"]}"'
+        with Image.open(io.BytesIO(response.content)) as image:
+            assert image.format == "PNG"
+        again = client.get(picture["url"], headers={"If-None-Match": etag})
+        assert (again.status_code, again.content) == (304, b"")
+    base = f"/jobs/{ids['b']}/reconstructions"
+    assert client.get(f"{base}/latest.png").content == client.get(f"{base}/2.png").content
+    best = next(picture for picture in pictures if picture["is_best"])
+    assert client.get(f"{base}/best.png").content == client.get(best["url"]).content
+
+
+@pytest.mark.parametrize("epoch", ["99", "0", "-1", "x", "1e3", "%2e%2e", "1%00"])
+def test_picture_of_an_epoch_without_one_says_which_there_are(
+    finished: Finished, epoch: str
+) -> None:
+    client, ids = finished
+    for path in (f"reconstructions/{epoch}.png", f"checkpoints/{epoch}"):
+        answer = problem(client.get(f"/jobs/{ids['b']}/{path}"), 404)
+        if epoch == "99":
+            assert "there are best, latest and 1, 2" in answer["detail"]
+
+
+def test_checkpoints_are_listed_with_metrics_and_downloaded(finished: Finished) -> None:
+    client, ids = finished
+    checkpoints = client.get(f"/jobs/{ids['a']}/checkpoints").json()["data"]
+    assert [checkpoint["epoch"] for checkpoint in checkpoints] == [1, 2]
+    assert checkpoints[0]["metrics"]["epoch"] == 1
+    response = client.get(checkpoints[0]["url"])
+    assert len(response.content) == checkpoints[0]["size_bytes"]
+    assert "attachment" in response.headers["content-disposition"]
+    assert client.get(f"/jobs/{ids['a']}/checkpoints/best").status_code == 200
+
+
+def test_verdict_has_the_shape_that_scripts_rely_on(finished: Finished) -> None:
+    client, ids = finished
+    verdict = client.get(f"/jobs/{ids['a']}/verdict").json()
+    assert verdict["job_id"] == ids["a"]
+    assert verdict["outcome"] == "failure"
+    names = [criterion["name"] for criterion in verdict["criteria"]]
+    assert names == [
+        "accuracy_in_range",
+        "not_mode_collapsed",
+        "kl_per_dimension",
+        "loss_decreases",
+        "stable",
+        "completed",
+    ]
+    for criterion in verdict["criteria"]:
+        assert {"name", "status", "value", "target", "epochs", "explanation"} <= criterion.keys()
+
+
+def test_thresholds_in_the_query_judge_again(finished: Finished) -> None:
+    client, ids = finished
+    lenient = {"min_accuracy": 0, "max_accuracy": 1}
+    verdict = client.get(f"/jobs/{ids['a']}/verdict", params=lenient).json()
+    assert verdict["criteria"][0]["status"] == "passed"
+    problem(client.get(f"/jobs/{ids['a']}/verdict", params={"min_accuracy": 2}), 422)
+    crossed = {"min_accuracy": 0.9, "max_accuracy": 0.1}
+    problem(client.get(f"/jobs/{ids['a']}/verdict", params=crossed), 422)
+    problem(client.get(f"/jobs/{ids['a']}/verdict", params={"nope": 1}), 422)
+
+
+def test_comparison_by_id_and_by_option_is_the_same(finished: Finished) -> None:
+    client, ids = finished
+    by_option = client.get("/comparisons", params={"options": "a,b,c"}).json()
+    by_id = client.get("/comparisons", params={"job_id": [ids[o] for o in "abc"]}).json()
+    assert by_option == by_id
+    assert [entry["job"]["option"] for entry in by_id["jobs"]] == ["a", "b", "c"]
+    assert sorted(by_id["ranking"]) == sorted(ids.values())
+    assert by_id["recommendation"] is None
+    assert by_id["reason"]
+    assert by_id["differences"]["class_weighting"] == {
+        ids["a"]: "none",
+        ids["b"]: "sqrt_inverse",
+        ids["c"]: "inverse",
+    }
+    assert "epochs" not in by_id["differences"]
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "words"),
+    [
+        ("", 422, "job_id"),
+        ("options=a,x", 422, "allowed are a, b, c"),
+        ("options=a&job_id=0", 422, "not both"),
+        ("job_id=0123456789ab", 404, "there is no job"),
+        ("options=a&min_accuracy=x", 422, "min_accuracy"),
+    ],
+)
+def test_bad_comparison_is_refused(finished: Finished, query: str, status: int, words: str) -> None:
+    client, _ = finished
+    assert words in problem(client.get(f"/comparisons?{query}"), status)["detail"]
+
+
+def test_comparison_of_an_option_without_success_names_it(client: TestClient) -> None:
+    client.post("/jobs", json={"option": "a"})
+    answer = problem(client.get("/comparisons?options=a"), 404)
+    assert "no job of option a has succeeded" in answer["detail"]
+
+
+def test_reports_are_complete_and_need_nothing_from_outside(finished: Finished) -> None:
+    client, _ = finished
+    curves = client.get("/comparisons/curves.png?options=a,b,c")
+    with Image.open(io.BytesIO(curves.content)) as image:
+        assert image.width >= 1000
+    html = client.get("/comparisons/report.html?options=a,b,c")
+    assert html.headers["content-type"].startswith("text/html")
+    assert html.text.count("data:image/png;base64,") == 4
+    assert not re.search(r"(src|href)=\"?(https?:)?//", html.text)
+    markdown = client.get("/comparisons/report.md?options=a,b,c")
+    assert "accuracy_in_range" in markdown.text
+
+
+def test_options_workers_and_health(finished: Finished) -> None:
+    client, _ = finished
+    options = client.get("/options").json()["data"]
+    assert [entry["option"] for entry in options] == ["a", "b", "c"]
+    (worker,) = client.get("/workers").json()["data"]
+    assert worker["state"] == "stopped"
+    assert {"id", "host", "pid", "device", "job_id", "heartbeat_at", "state"} <= worker.keys()
+    assert client.get("/healthz").json()["status"] == "ok"
+
+
+def test_times_are_utc_with_their_zone(finished: Finished) -> None:
+    client, ids = finished
+    job = client.get(f"/jobs/{ids['a']}").json()
+    for name in ("created_at", "started_at", "ended_at"):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+(Z|\+00:00)", job[name])
+
+
+def test_every_example_in_the_openapi_document_works(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    examples = document["components"]["schemas"]["JobRequest"]["examples"]
+    assert len(examples) >= 3
+    for example in examples:
+        response = client.post("/jobs", json=example)
+        assert response.status_code == 201, response.text
+
+
+def test_fault_of_the_server_is_a_problem_without_traceback(
+    client: TestClient, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.app.state.engine.dispose()  # type: ignore[attr-defined]
+    for path in settings.data_dir.glob("losslab.db*"):
+        path.unlink()
+    answer = problem(client.get("/jobs"), 500)
+    assert "Traceback" not in str(answer)
+    assert answer["request_id"] in caplog.text
+
+
+def test_tiny_configuration_is_within_the_bounds() -> None:
+    TrainingConfig.model_validate(TINY)

@@ -1,0 +1,359 @@
+"""The command line with real processes and tiny trainings."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar, get_args
+
+import pytest
+from typer.testing import CliRunner
+
+from server.arguments import OptionName
+from server.cli import app
+from server.models import Option
+
+LOSSLAB = str(Path(sys.executable).with_name("losslab"))
+COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
+TINY = ["--num-samples", "1000", "--epochs", "1"]
+EXAMPLE = Path(__file__).parent.parent / "examples" / "compare_options.py"
+
+Finished = subprocess.CompletedProcess[str]
+RunCommand = Callable[..., Finished]
+T = TypeVar("T")
+
+
+def make_environment(**changes: str) -> dict[str, str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("LOSSLAB_")}
+    return clean | {"COLUMNS": "200", "LOSSLAB_POLL_SECONDS": "0.05"} | changes
+
+
+def run(*arguments: str, **environment: str) -> Finished:
+    return subprocess.run(
+        [LOSSLAB, *arguments],
+        env=make_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def run_here(tmp_path: Path) -> RunCommand:
+    """Run a command on a data directory of its own, with no server."""
+
+    def run_command(*arguments: str) -> Finished:
+        return run(*arguments, LOSSLAB_DATA_DIR=str(tmp_path), LOSSLAB_URL="http://127.0.0.1:9")
+
+    return run_command
+
+
+class Up:
+    """A running `losslab up`; its output is read as it comes."""
+
+    def __init__(self, process: subprocess.Popen[str], data_dir: Path) -> None:
+        self.process = process
+        self.data_dir = data_dir
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = wait_for(lambda: re.search(r"http://127.0.0.1:\d+", self.output))[0]
+
+    @property
+    def output(self) -> str:
+        return "".join(self._lines)
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self._lines.append(line)
+
+    def run(self, *arguments: str) -> Finished:
+        return run(*arguments, LOSSLAB_URL=self.url)
+
+
+@contextmanager
+def running_up(data_dir: Path) -> Iterator[Up]:
+    with subprocess.Popen(
+        [LOSSLAB, "up", "--port", "0"],
+        env=make_environment(LOSSLAB_DATA_DIR=str(data_dir)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield Up(process, data_dir)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=40)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    data_dir = tmp_path_factory.mktemp("up")
+    with running_up(data_dir) as up:
+        yield up
+    assert up.process.returncode == 0, up.output
+    assert "Traceback" not in up.output
+    assert find_processes(data_dir) == []
+
+
+@pytest.fixture(scope="module")
+def job_ids(service: Up) -> list[str]:
+    """Jobs of option a and b that have run."""
+    ids = []
+    for option in "ab":
+        done = service.run("submit", "--option", option, *TINY, "--wait", "--json")
+        assert done.returncode == 0, done.stderr
+        assert "epoch 1/1" in done.stderr
+        ids.append(json.loads(done.stdout)["id"])
+    return ids
+
+
+def find_processes(data_dir: Path) -> list[int]:
+    """The processes that were given this data directory."""
+    needle = f"LOSSLAB_DATA_DIR={data_dir}\0".encode()
+    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ")
+            if needle in read_bytes(path)]  # fmt: skip
+
+
+def find_workers(up: Up) -> list[int]:
+    return [pid for pid in find_processes(up.data_dir) if pid != up.process.pid]
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # another user's, or gone
+        return b""
+
+
+def wait_for(condition: Callable[[], T], *, seconds: float = 40) -> T:
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return value
+
+
+def assert_one_line(done: Finished, *, code: int, words: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str) -> None:
+    shown = CliRunner().invoke(app, [command, "--help"])
+    assert shown.exit_code == 0
+    assert f"Example: losslab {command}" in shown.output
+
+
+def test_help_imports_nothing_slow() -> None:
+    script = "import sys, server.cli; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"fastapi", "sqlmodel", "httpx", "matplotlib", "numpy", "torch"} & set(loaded)
+
+
+def test_option_names_are_the_options() -> None:
+    assert list(get_args(OptionName)) == list(Option)
+
+
+def test_train_ends_with_pictures_log_and_verdict(run_here: RunCommand, tmp_path: Path) -> None:
+    log = tmp_path / "option_b_test.log"
+    done = run_here(
+        "train", "--option", "b", "--quick-test", "--no-wandb", *TINY, "--log", str(log)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Verdict: " in done.stdout
+    assert "not_mode_collapsed" in done.stdout
+    assert str(log) in done.stdout
+    assert "[VISUALIZATION] Saved: reconstructions_epoch_1.png" in log.read_text()
+    pictures = re.search(r"Pictures\s+(\S+)", done.stdout)
+    assert (Path(pictures[1]) / "reconstructions_best.png").read_bytes().startswith(b"\x89PNG")
+    assert "epoch 1/1" in done.stderr
+    assert find_processes(tmp_path) == []
+
+
+def test_train_prints_json_alone(run_here: RunCommand) -> None:
+    done = run_here("train", "--option", "a", *TINY, "--set", "beta_schedule=constant", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["job"]["config"]["beta_schedule"] == "constant"
+    assert answer["verdict"]["job_id"] == answer["job"]["id"]
+
+
+def test_interrupted_train_cancels_its_job(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [LOSSLAB, "train", "--option", "b", "--num-samples", "1000", "--epochs", "1000", "--json"],
+        env=make_environment(LOSSLAB_DATA_DIR=str(tmp_path)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while "epoch 1/1000" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        answer = json.loads(process.communicate(timeout=40)[0])
+    assert process.returncode == 1
+    assert answer["job"]["status"] == "cancelled"
+    assert find_processes(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "nowhere"], "there is no data set 'nowhere'"),
+        (["--data", "../x"], "dataset"),
+        (["--epochs", "-1"], "epochs"),
+        (["--learning-rate", "nan"], "learning_rate"),
+        (["--latent-dim", "0"], "latent_dim"),
+        (["--set", "wrong=1"], "wrong"),
+        (["--log", "/nowhere/at/all.log"], "/nowhere/at"),
+    ],
+)
+def test_train_refuses_bad_input(run_here: RunCommand, arguments: list[str], words: str) -> None:
+    assert_one_line(run_here("train", "--option", "b", *arguments), code=2, words=words)
+
+
+def test_job_that_fails_is_explained(run_here: RunCommand, tmp_path: Path) -> None:
+    done = run_here("train", "--option", "b", *TINY, "--learning-rate", "1", "--set", "beta=1000")
+    if done.returncode:  # whether it diverges in one epoch is chance
+        assert "Error: " in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("pair", ["novalue", "=1", "option=a"])
+def test_pairs_are_checked(run_here: RunCommand, pair: str) -> None:
+    done = run_here("submit", "--option", "b", "--set", pair)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["jobs"], ["show", "x"], ["submit", "--option", "b"]])
+def test_silent_server_is_one_line(run_here: RunCommand, command: list[str]) -> None:
+    assert_one_line(run_here(*command), code=1, words="losslab up")
+
+
+def test_jobs_are_listed(service: Up, job_ids: list[str]) -> None:
+    table = service.run("jobs", "--option", "b").stdout
+    assert job_ids[1] in table
+    assert job_ids[0] not in table
+    page = json.loads(service.run("jobs", "--status", "succeeded", "--json").stdout)
+    assert [job["id"] for job in page["data"]][-2:] == job_ids[::-1]
+
+
+def test_job_is_shown_with_its_verdict(service: Up, job_ids: list[str]) -> None:
+    shown = service.run("show", job_ids[0]).stdout
+    assert "succeeded" in shown
+    assert "loss_decreases" in shown
+    answer = json.loads(service.run("show", job_ids[0], "--json").stdout)
+    assert len(answer["metrics"]["data"]) == 1
+
+
+def test_jobs_are_compared(service: Up, job_ids: list[str], tmp_path: Path) -> None:
+    report = tmp_path / "out.html"
+    done = service.run("compare", "--options", "a,b", "--report", str(report))
+    assert done.returncode == 0, done.stderr
+    assert all(job_id in done.stdout for job_id in job_ids)
+    assert report.read_text().lstrip().lower().startswith("<!doctype html")
+    comparison = json.loads(service.run("compare", *job_ids, "--json").stdout)
+    assert sorted(comparison["ranking"]) == sorted(job_ids)
+
+
+def test_name_is_no_markup(service: Up) -> None:
+    done = service.run("submit", "--option", "b", *TINY, "--name", "[bold]x[/bold] [/oops]")
+    assert "[bold]x[/bold] [/oops]" in done.stdout
+    assert "[bold]x[/bold] [/oops]" in service.run("jobs").stdout
+
+
+def test_queued_job_is_cancelled(service: Up) -> None:
+    submitted = service.run(
+        "submit", "--option", "a", "--num-samples", "1000", "-m", "study=x", "--json"
+    )
+    job = json.loads(submitted.stdout)
+    assert job["metadata"] == {"study": "x"}
+    cancelled = service.run("cancel", job["id"], "--json")
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert json.loads(cancelled.stdout)["id"] == job["id"]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["show", "nothing"], "nothing"),
+        (["cancel", "000000000000"], "000000000000"),
+        (["submit", "--option", "b", "--epochs", "-1"], "epochs"),
+        (["submit", "--option", "b", "--data", "nowhere"], "nowhere"),
+        (["jobs", "--limit", "100000"], "limit"),
+        (["compare", "000000000000", "111111111111"], "000000000000"),
+    ],
+)
+def test_refusal_is_one_line(service: Up, command: list[str], words: str) -> None:
+    assert_one_line(service.run(*command), code=1, words=words)
+
+
+def test_example_compares_the_options(service: Up, tmp_path: Path) -> None:
+    report = tmp_path / "comparison.html"
+    done = subprocess.run(
+        [sys.executable, EXAMPLE, "--num-samples", "1000", "--report", report],
+        env=make_environment(LOSSLAB_URL=service.url),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+    assert report.stat().st_size > 1000
+
+
+def test_taken_port_is_one_line_and_leaves_nothing(run_here: RunCommand, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert_one_line(run_here("up", "--port", str(port)), code=1, words=f"port {port}")
+    assert find_processes(tmp_path) == []
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "example.org", "::"])
+def test_open_address_is_refused(run_here: RunCommand, host: str) -> None:
+    assert_one_line(run_here("serve", "--host", host), code=1, words="without a token")
+
+
+def test_dead_worker_is_started_again(tmp_path: Path) -> None:
+    with running_up(tmp_path) as up:
+        [first] = wait_for(lambda: find_workers(up))
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: [pid for pid in find_workers(up) if pid != first])
+        assert f"worker process {first} ended by itself" in up.output
+        up.process.terminate()
+        assert up.process.wait(timeout=40) == 0
+    assert find_processes(tmp_path) == []
+
+
+def test_killed_up_takes_its_worker_along(tmp_path: Path) -> None:
+    with running_up(tmp_path) as up:
+        wait_for(lambda: "waits for jobs" in up.output)
+        up.process.kill()
+        up.process.wait(timeout=10)
+        wait_for(lambda: not find_processes(tmp_path))
+
+
+def test_quickstart_compares_the_options(run_here: RunCommand, tmp_path: Path) -> None:
+    done = run_here("quickstart", "--num-samples", "1000")
+    assert done.returncode == 0, done.stderr
+    report = tmp_path / "quickstart-report.html"
+    assert str(report) in done.stdout
+    assert report.stat().st_size > 1000
+    pictures = re.findall(r"Option [abc]\s+(\S+)", done.stdout)
+    assert len([path for path in pictures if Path(path).is_file()]) == 3
+    assert find_processes(tmp_path) == []

@@ -1,0 +1,146 @@
+"""The client against a real server on a free port."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.client import LosslabClient, LosslabError, UnreachableError
+from server.launcher import ServerThread
+from server.settings import Settings
+
+TINY = {"num_samples": 200, "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server without a worker, so that jobs stay queued."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("client"), port=0)
+    server = ServerThread(settings, log_level="warning")
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def http(server_url: str) -> Iterator[LosslabClient]:
+    with LosslabClient(server_url) as client:
+        yield client
+
+
+def test_job_is_created_listed_cancelled_and_deleted(http: LosslabClient) -> None:
+    job = http.create_job("b", quick_test=True, name="mine", metadata={"k": "v"}, **TINY)
+    assert job["config"]["epochs"] == 1
+    assert job["metadata"] == {"k": "v"}
+    page = http.list_jobs(status="queued", option="b", name="mine", limit=5)
+    assert [entry["id"] for entry in page["data"]] == [job["id"]]
+    assert http.read_job(job["id"])["status"] == "queued"
+    assert http.cancel_job(job["id"])["status"] == "cancelled"
+    assert http.wait(job["id"])["status"] == "cancelled"
+    http.delete_job(job["id"])
+    assert http.list_jobs(name="mine") == {"data": [], "has_more": False}
+
+
+def test_job_without_epochs_has_empty_results(http: LosslabClient) -> None:
+    job_id = http.create_job("a", **TINY)["id"]
+    assert http.read_metrics(job_id)["data"] == []
+    assert http.list_reconstructions(job_id)["data"] == []
+    assert http.read_log(job_id, tail=5) == ""
+    assert http.read_verdict(job_id)["outcome"] == "undecided"
+    with pytest.raises(LosslabError, match="no reconstruction"):
+        http.read_reconstruction(job_id, "best")
+
+
+def test_options_and_health(http: LosslabClient) -> None:
+    assert [entry["option"] for entry in http.list_options()["data"]] == ["a", "b", "c"]
+    assert http.is_healthy()
+
+
+def test_refused_field_is_named_once(http: LosslabClient) -> None:
+    with pytest.raises(LosslabError) as caught:
+        http.create_job("b", epochs=-1, wrong=2)
+    assert caught.value.status == 422
+    assert {error["field"] for error in caught.value.problem["errors"]} == {"epochs", "wrong"}
+    assert str(caught.value).count("epochs") == 1
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("job_id", ["000000000000", "../options", "a/b", "%00", "é"])
+def test_unknown_job_is_refused(http: LosslabClient, job_id: str) -> None:
+    with pytest.raises(LosslabError) as caught:
+        http.read_job(job_id)
+    assert caught.value.status == 404
+
+
+def test_nan_is_refused_before_it_is_sent(http: LosslabClient) -> None:
+    with pytest.raises(LosslabError, match="Invalid input"):
+        http.create_job("b", learning_rate=float("nan"))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "ftp://127.0.0.1", "http://[", "nonsense"])
+def test_silent_url_is_named_with_a_way_out(url: str) -> None:
+    with pytest.raises(UnreachableError) as caught, LosslabClient(url) as client:
+        client.list_jobs()
+    assert url in str(caught.value)
+    assert "losslab up" in str(caught.value)
+    assert caught.value.status == 0
+
+
+def test_foreign_service_is_told_apart() -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text="<html>"))
+    with LosslabClient(transport=transport) as client, pytest.raises(LosslabError) as caught:
+        client.list_jobs()
+    assert "something else" in str(caught.value)
+
+
+def test_error_that_is_no_problem_document_is_described() -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(502, text="<html>"))
+    with LosslabClient(transport=transport) as client, pytest.raises(LosslabError) as caught:
+        client.list_jobs()
+    assert "Bad Gateway" in str(caught.value)
+    with LosslabClient(transport=transport) as client:
+        assert not client.is_healthy()
+
+
+def test_token_is_sent_as_bearer() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"got": request.headers["Authorization"]})
+
+    with LosslabClient(token="secret", transport=httpx.MockTransport(answer)) as client:
+        assert client.list_options() == {"got": "Bearer secret"}
+
+
+def test_wait_outlasts_a_short_silence() -> None:
+    answers = iter([None, {"status": "running"}, None, {"status": "succeeded"}])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        job = next(answers)
+        if job is None:
+            raise httpx.ConnectError("refused", request=request)
+        return httpx.Response(200, json=job)
+
+    seen = []
+    with LosslabClient(transport=httpx.MockTransport(answer)) as client:
+        job = client.wait(
+            "0" * 12, poll_seconds=0, on_update=lambda job: seen.append(job["status"])
+        )
+    assert job["status"] == "succeeded"
+    assert seen == ["running", "succeeded"]
+
+
+def test_wait_gives_up_on_a_long_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.client.RETRY_SECONDS", 0.05)
+    with LosslabClient("http://127.0.0.1:9") as client, pytest.raises(UnreachableError):
+        client.wait("0" * 12, poll_seconds=0.01)
+
+
+def test_report_is_downloaded(tmp_path: Path) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, text=str(request.url)))
+    with LosslabClient("http://localhost", transport=transport) as client:
+        by_id = client.download_report(["x", "y"], format="md").decode()
+        by_option = client.download_report(options=["a", "b"]).decode()
+        curves = client.download_report(["x"], format="curves").decode()
+    assert by_id == "http://localhost/comparisons/report.md?job_id=x&job_id=y"
+    assert by_option.replace("%2C", ",") == "http://localhost/comparisons/report.html?options=a,b"
+    assert curves == "http://localhost/comparisons/curves.png?job_id=x"

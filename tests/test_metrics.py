@@ -1,0 +1,76 @@
+"""Figures from counts."""
+
+import numpy as np
+import pytest
+import torch
+
+from worker.losses import GridLoss
+from worker.metrics import MetricSums, SplitMetrics, compute_recall_per_colour, compute_spike_ratios
+
+
+def measure(grids: list[list[int]], predicted: list[list[int]]) -> SplitMetrics:
+    """Metrics of 2x2 grids given as rows of four cells, in two batches."""
+    sums = MetricSums(latent_dim=2, device=torch.device("cpu"))
+    for grid, guess in zip(grids, predicted, strict=True):
+        target = torch.tensor(grid, dtype=torch.uint8).view(1, 2, 2)
+        logits = torch.nn.functional.one_hot(torch.tensor(guess), 10).T.view(1, 10, 2, 2).float()
+        loss = GridLoss(
+            torch.tensor([1.0]),
+            torch.tensor([0.5]),
+            torch.tensor([0.25]),
+            torch.tensor([[0.06, 0.04]]),
+        )
+        sums.add(loss, logits=logits, grids=target)
+    return sums.compute()
+
+
+def test_counts_are_summed_over_batches_and_divided_once() -> None:
+    metrics = measure([[0, 0, 1, 2], [0, 0, 0, 3]], [[0, 4, 1, 5], [0, 0, 0, 0]])
+    assert metrics.pixel_accuracy == 5 / 8
+    assert metrics.foreground_recall == 1 / 3
+    assert metrics.foreground_iou == 1 / 4
+    assert metrics.recall_per_colour == [4 / 5, 1.0, 0.0, 0.0, None, None, None, None, None, None]
+    assert metrics.balanced_accuracy == (4 / 5 + 1) / 4
+    assert metrics.background_share == 5 / 8
+    assert metrics.all_black_share == 1 / 2
+    assert metrics.exact_grid_rate == 0
+    assert metrics.loss == 1.0
+    assert metrics.kl_per_dimension == pytest.approx([0.06, 0.04])
+    assert metrics.active_units == 1
+
+
+def test_a_foreground_cell_in_a_wrong_colour_is_not_recalled() -> None:
+    metrics = measure([[1, 1, 0, 0]], [[2, 1, 0, 0]])
+    assert metrics.foreground_recall == 1 / 2
+
+
+def test_exact_grids_are_counted() -> None:
+    assert (
+        measure([[1, 2, 3, 0], [1, 0, 0, 0]], [[1, 2, 3, 0], [0, 0, 0, 0]]).exact_grid_rate == 0.5
+    )
+
+
+def test_without_foreground_there_is_no_recall_rather_than_zero() -> None:
+    metrics = measure([[0, 0, 0, 0]], [[0, 0, 0, 0]])
+    assert metrics.foreground_recall is None
+    assert metrics.foreground_iou is None
+    assert metrics.recall_per_colour[1:] == [None] * 9
+    assert metrics.balanced_accuracy == 1.0
+
+
+def test_recall_of_an_absent_colour_is_none() -> None:
+    confusion = np.zeros((10, 10), dtype=int)
+    confusion[0, 0], confusion[1, 0] = 4, 2
+    assert compute_recall_per_colour(confusion) == [1.0, 0.0] + [None] * 8
+
+
+def test_spike_ratios_compare_each_step_with_the_median_before_it() -> None:
+    losses = np.ones(60)
+    losses[30] = 4.0
+    ratios = compute_spike_ratios(losses)
+    assert len(ratios) == 55
+    assert ratios.max() == ratios[25] == 4.0
+
+
+def test_an_epoch_of_few_steps_has_no_spike_ratios() -> None:
+    assert compute_spike_ratios(np.ones(5)).size == 0

@@ -1,0 +1,260 @@
+"""One claimed job from top to bottom, with real files."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SubmitJob, drain
+from safetensors.torch import save_file
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
+
+from server import job_queue
+from server.artifacts import JobFiles, compute_sha256
+from server.models import Artifact, EpochMetrics, FailureKind, Job, JobEvent, JobStatus
+from server.settings import Settings
+from worker.checkpoints import load_checkpoint
+from worker.runner import run_job
+
+
+def read(engine: Engine, job: Job) -> Job:
+    with Session(engine) as session:
+        return session.exec(select(Job).where(Job.id == job.id)).one()
+
+
+def read_rows(engine: Engine, job: Job) -> list[EpochMetrics]:
+    with Session(engine) as session:
+        rows = select(EpochMetrics).where(EpochMetrics.job_id == job.id)
+        return list(session.exec(rows.order_by(col(EpochMetrics.epoch))))
+
+
+def read_artifacts(engine: Engine, job: Job) -> list[Artifact]:
+    with Session(engine) as session:
+        return list(session.exec(select(Artifact).where(Artifact.job_id == job.id)))
+
+
+def checkpoints_dir(settings: Settings, job: Job) -> Path:
+    return settings.runs_dir / job.id / "checkpoints"
+
+
+def test_job_ends_with_metrics_checkpoints_pictures_and_log(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    submitted = submit_job("b", epochs=3)
+    drain(settings, engine)
+    job = read(engine, submitted)
+    assert job.status is JobStatus.succeeded, job.error_message
+    assert [row.epoch for row in read_rows(engine, job)] == [1, 2, 3]
+    names = {path.name for path in checkpoints_dir(settings, job).iterdir()}
+    assert names == {
+        *(f"checkpoint_epoch_{n}.safetensors" for n in (1, 2, 3)),
+        *(f"reconstructions_epoch_{n}.png" for n in (1, 2, 3)),
+        "best.safetensors",
+        "reconstructions_best.png",
+    }
+    log = JobFiles(settings.runs_dir, job.id).read_log()
+    assert "[VISUALIZATION] Saved: reconstructions_epoch_3.png" in log
+    assert job.test_metrics is not None
+    assert job.dataset_summary is not None
+    assert job.dataset_summary["num_train"] == 160
+
+
+def test_rows_name_files_that_exist_and_verify(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    job = submit_job()
+    drain(settings, engine)
+    for artifact in read_artifacts(engine, job):
+        path = checkpoints_dir(settings, job) / artifact.file_name
+        assert compute_sha256(path) == artifact.sha256
+        assert path.stat().st_size == artifact.size_bytes
+
+
+def test_best_files_are_those_of_the_epoch_with_the_lowest_reconstruction_loss(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    submitted = submit_job(epochs=4)
+    drain(settings, engine)
+    job, rows = read(engine, submitted), read_rows(engine, submitted)
+    best = min(rows, key=lambda row: row.val_recon_loss)
+    assert job.best_epoch == best.epoch
+    folder = checkpoints_dir(settings, job)
+    for best_name, name in (
+        ("best.safetensors", f"checkpoint_epoch_{best.epoch}.safetensors"),
+        ("reconstructions_best.png", f"reconstructions_epoch_{best.epoch}.png"),
+    ):
+        assert (folder / best_name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_checkpoints_off_the_schedule_are_kept_only_while_they_are_the_best(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    submitted = submit_job(epochs=5, checkpoint_every=2)
+    drain(settings, engine)
+    job = read(engine, submitted)
+    kept = {a.epoch for a in read_artifacts(engine, job) if a.kind == "checkpoint"}
+    assert kept == {2, 4, 5} | {job.best_epoch}
+    on_disk = {p.name for p in checkpoints_dir(settings, job).glob("checkpoint_*")}
+    assert on_disk == {f"checkpoint_epoch_{epoch}.safetensors" for epoch in kept}
+
+
+def test_pictures_carry_ten_samples_of_the_same_grids_each_epoch(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    job = submit_job()
+    drain(settings, engine)
+    pictures = [a for a in read_artifacts(engine, job) if a.kind == "reconstruction"]
+    assert len(pictures) == 2
+    for picture in pictures:
+        assert picture.samples is not None
+        assert len(picture.samples) == 10
+        assert set(picture.samples[0]) == {"pixel_accuracy", "foreground_recall", "loss"}
+
+
+def test_checkpoint_holds_weights_adam_and_configuration(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    job = submit_job(latent_dim=3)
+    drain(settings, engine)
+    path = checkpoints_dir(settings, job) / "checkpoint_epoch_2.safetensors"
+    state, config, epoch = load_checkpoint(path)
+    assert epoch == 2
+    assert config == job.training_config
+    assert state["model.to_mu.weight"].shape == (3, 128)
+    assert {name.rpartition(".")[2] for name in state if name.startswith("optimizer.")} == {
+        "step",
+        "exp_avg",
+        "exp_avg_sq",
+    }
+
+
+def test_handed_back_job_goes_on_where_it_was_and_ends_with_the_same_numbers(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    whole, interrupted = submit_job(epochs=4), submit_job(epochs=4)
+    shutdown = threading.Event()
+    claimed = job_queue.claim(engine, worker_id="w1", lease_seconds=30, job_id=interrupted.id)
+    assert claimed is not None
+    stopper = threading.Thread(target=_stop_after_epoch, args=(engine, claimed, shutdown))
+    stopper.start()
+    run_job(claimed, settings=settings, engine=engine, shutdown=shutdown)
+    stopper.join()
+    handed_back = read(engine, interrupted)
+    drain(settings, engine)
+    resumed = read(engine, interrupted)
+    assert handed_back.status in (JobStatus.queued, JobStatus.succeeded)
+    assert resumed.status is JobStatus.succeeded
+    assert [numbers(row) for row in read_rows(engine, resumed)] == [
+        numbers(row) for row in read_rows(engine, whole)
+    ]
+
+
+def _stop_after_epoch(engine: Engine, job: Job, shutdown: threading.Event) -> None:
+    while read(engine, job).epochs_completed < 1:
+        shutdown.wait(0.01)
+    shutdown.set()
+
+
+def numbers(row: EpochMetrics) -> dict[str, object]:
+    measured = row.model_dump()
+    for key in ("job_id", "attempt", "recorded_at", "seconds", "grids_per_second"):
+        del measured[key]
+    return measured
+
+
+def test_cancelled_job_stops_and_keeps_what_it_has(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    submitted = submit_job(epochs=1000, checkpoint_every=100)
+    claimed = job_queue.claim(engine, worker_id="w1", lease_seconds=30)
+    assert claimed is not None
+    runner = threading.Thread(
+        target=run_job, args=(claimed,), kwargs={"settings": settings, "engine": engine}
+    )
+    runner.start()
+    while read(engine, submitted).epochs_completed < 1:
+        runner.join(0.02)
+    job_queue.cancel(engine, submitted.id)
+    runner.join(30)
+    job = read(engine, submitted)
+    assert job.status is JobStatus.cancelled
+    assert len(read_rows(engine, job)) >= 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "kind", "words"),
+    [
+        ({"dataset": "missing"}, "bad_dataset", FailureKind.user, "no data set 'missing'"),
+        ({"learning_rate": 1.0, "max_grad_norm": 1000, "epochs": 30, "beta": 1000}, None, None, ""),
+    ],
+)
+def test_job_that_raises_is_failed_with_a_message(
+    settings: Settings,
+    engine: Engine,
+    submit_job: SubmitJob,
+    overrides: dict[str, object],
+    code: str | None,
+    kind: FailureKind | None,
+    words: str,
+) -> None:
+    submitted = submit_job(**overrides)
+    drain(settings, engine)
+    job = read(engine, submitted)
+    if code is None:
+        assert job.status in (JobStatus.succeeded, JobStatus.failed)
+        return
+    assert (job.status, job.error_code, job.failure_kind) == (JobStatus.failed, code, kind)
+    assert words in (job.error_message or "")
+
+
+def test_data_set_that_broke_after_it_was_accepted_is_named(
+    settings: Settings, engine: Engine, submit_job: SubmitJob, write_npz: Callable[..., str]
+) -> None:
+    name = write_npz(images=np.zeros((40, 8, 8), dtype=np.uint8))
+    submitted = submit_job(dataset=name)
+    (settings.datasets_dir / f"{name}.npz").write_bytes(b"PK\x03\x04 broken")
+    drain(settings, engine)
+    job = read(engine, submitted)
+    assert job.status is JobStatus.failed
+    assert "mine.npz is no readable .npz file" in (job.error_message or "")
+
+
+def test_picture_that_cannot_be_written_is_an_event_and_costs_no_training(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    submitted = submit_job()
+    # A folder in the picture's place is an error that no user id can overrule.
+    blocked = checkpoints_dir(settings, submitted) / "reconstructions_epoch_1.png"
+    blocked.mkdir(parents=True)
+    drain(settings, engine)
+    job = read(engine, submitted)
+    assert job.status is JobStatus.succeeded
+    with Session(engine) as session:
+        warnings = session.exec(
+            select(JobEvent.message).where(JobEvent.job_id == job.id, JobEvent.kind == "warning")
+        ).all()
+    assert len(warnings) == 1
+    assert "the picture of epoch 1" in warnings[0]
+    epochs = {a.epoch for a in read_artifacts(engine, job) if a.kind == "reconstruction"}
+    assert epochs == {2}
+
+
+def test_corrupt_checkpoint_is_skipped_for_the_one_before(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    submitted = submit_job(epochs=3)
+    drain(settings, engine)
+    whole = [numbers(row) for row in read_rows(engine, submitted)]
+    newest = checkpoints_dir(settings, submitted) / "checkpoint_epoch_3.safetensors"
+    save_file({"other": torch.zeros(1)}, newest)
+    with Session(engine) as session:
+        job = session.get_one(Job, submitted.id)
+        job.status, job.epochs_completed = JobStatus.queued, 2
+        session.commit()
+    drain(settings, engine)
+    assert "does not match its sha256" in JobFiles(settings.runs_dir, submitted.id).read_log()
+    assert read(engine, submitted).status is JobStatus.succeeded
+    assert [numbers(row) for row in read_rows(engine, submitted)] == whole

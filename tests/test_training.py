@@ -1,0 +1,168 @@
+"""The loop, on tiny data."""
+
+import inspect
+import pathlib
+
+import numpy as np
+import pytest
+import torch
+
+import worker
+from server.models import TrainingConfig
+from worker.atomic import generate_atomic
+from worker.data import Dataset
+from worker.model import BetaVAE
+from worker.training import EpochResult, NonFiniteLossError, Trainer, TrainingStopped
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    grids = generate_atomic(num_grids=400, seed=0)
+    return Dataset(grids[:320], grids[320:360], grids[360:])
+
+
+def make_trainer(dataset: Dataset, **overrides: object) -> Trainer:
+    config = TrainingConfig.model_validate({"epochs": 3, "batch_size": 32} | overrides)
+    return Trainer(config, dataset, device=CPU)
+
+
+def curve(results: list[EpochResult]) -> list[tuple[float, ...]]:
+    return [(r.train.loss, r.val.recon_loss, *r.val.kl_per_dimension) for r in results]
+
+
+def test_model_has_about_800_000_parameters() -> None:
+    assert sum(p.numel() for p in BetaVAE(latent_dim=10).parameters()) == 792_542
+
+
+@pytest.mark.parametrize("size", [4, 8, 16, 32])
+def test_model_takes_grids_of_any_size_divisible_by_4(size: int) -> None:
+    output = BetaVAE(latent_dim=3, grid_size=size)(torch.zeros(2, size, size, dtype=torch.uint8))
+    assert output.logits.shape == (2, 10, size, size)
+    assert output.mu.shape == output.logvar.shape == (2, 3)
+
+
+def test_model_clamps_mu_and_logvar() -> None:
+    model = BetaVAE(latent_dim=2)
+    with torch.no_grad():
+        model.to_mu.bias.fill_(100.0)
+        model.to_logvar.bias.fill_(100.0)
+    mu, logvar = model.encode(torch.zeros(1, 16, 16, dtype=torch.uint8))
+    assert mu.max() == 5.0
+    assert logvar.max() == 2.0
+    with torch.no_grad():
+        model.to_mu.bias.fill_(-100.0)
+        model.to_logvar.bias.fill_(-100.0)
+    mu, logvar = model.encode(torch.zeros(1, 16, 16, dtype=torch.uint8))
+    assert mu.min() == -5.0
+    assert logvar.min() == -20.0
+
+
+def test_trainer_yields_one_result_an_epoch_and_learns(dataset: Dataset) -> None:
+    results = list(make_trainer(dataset, epochs=8).epochs())
+    assert [result.epoch for result in results] == list(range(1, 9))
+    assert results[-1].train.recon_loss < results[0].train.recon_loss / 2
+    assert results[-1].beta == 1.0
+    assert results[-1].learning_rate == pytest.approx(1e-5)
+    assert len(results[-1].val.kl_per_dimension) == 10
+
+
+def test_the_same_seed_gives_the_same_curve_and_another_seed_another(dataset: Dataset) -> None:
+    first = curve(list(make_trainer(dataset).epochs()))
+    assert first == curve(list(make_trainer(dataset).epochs()))
+    assert first != curve(list(make_trainer(dataset, seed=1).epochs()))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(dataset: Dataset) -> None:
+    whole = list(make_trainer(dataset).epochs())
+    interrupted = make_trainer(dataset)
+    next(interrupted.epochs())
+    state = interrupted.state_dict()
+    resumed = make_trainer(dataset)
+    resumed.load_state_dict(state, epoch=1)
+    assert curve(list(resumed.epochs())) == curve(whole[1:])
+
+
+def test_a_non_finite_loss_stops_before_the_weights_move(dataset: Dataset) -> None:
+    trainer = make_trainer(dataset, beta_schedule="constant")
+    before = trainer.state_dict()
+    trainer.class_weights[0] = torch.nan
+    with pytest.raises(NonFiniteLossError, match="epoch 1, step 1"):
+        next(trainer.epochs())
+    after = trainer.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_training_stops_at_the_next_step_when_asked(dataset: Dataset) -> None:
+    num_steps = 0
+
+    def should_stop() -> bool:
+        nonlocal num_steps
+        num_steps += 1
+        return num_steps > 3
+
+    trainer = Trainer(TrainingConfig(batch_size=32), dataset, device=CPU, should_stop=should_stop)
+    with pytest.raises(TrainingStopped):
+        next(trainer.epochs())
+    assert num_steps == 4
+
+
+def test_fewer_grids_than_a_batch_are_one_batch(dataset: Dataset) -> None:
+    trainer = make_trainer(dataset, batch_size=4096, epochs=1)
+    assert trainer.steps_per_epoch == 1
+    (result,) = trainer.epochs()
+    assert result.max_spike_ratio is None
+
+
+def test_evaluation_is_deterministic_and_leaves_the_mode_alone(dataset: Dataset) -> None:
+    trainer = make_trainer(dataset)
+    for is_training in (True, False):
+        trainer.model.train(is_training)
+        first = trainer.evaluate(trainer._val_grids, beta=1.0)
+        assert trainer.evaluate(trainer._val_grids, beta=1.0) == first
+        assert trainer.model.training is is_training
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"augment": False},
+        {"batch_size": 16},
+        {"learning_rate": 1e-2},
+        {"min_learning_rate": 5e-4},
+        {"max_grad_norm": 1e-3},
+        {"latent_dim": 3},
+        {"beta": 4.0},
+        {"beta_schedule": "constant"},
+        {"beta_schedule": "cyclical"},
+        {"beta_warmup_fraction": 0.0},
+        {"free_bits": 0.5},
+        {"use_focal_loss": False},
+        {"focal_gamma": 0.5},
+        {"class_weighting": "sqrt_inverse"},
+        {"class_weighting": "effective_number"},
+        {"seed": 1},
+    ],
+    ids=str,
+)
+def test_every_training_setting_changes_the_curve(
+    dataset: Dataset, override: dict[str, object]
+) -> None:
+    base = curve(list(make_trainer(dataset, epochs=2).epochs()))
+    assert curve(list(make_trainer(dataset, epochs=2, **override).epochs())) != base
+
+
+def test_every_field_of_the_configuration_is_read_by_the_worker() -> None:
+    folder = pathlib.Path(inspect.getfile(worker)).parent
+    source = "\n".join(path.read_text() for path in folder.glob("*.py"))
+    unread = [name for name in TrainingConfig.model_fields if f"config.{name}" not in source]
+    assert unread == []
+
+
+def test_batches_are_whole_so_that_every_step_has_one_shape(dataset: Dataset) -> None:
+    trainer = make_trainer(dataset, batch_size=100)
+    assert trainer.steps_per_epoch == 3
+    result = next(trainer.epochs())
+    assert result.grids_per_second > 0
+    assert np.isfinite(result.train.loss)
