@@ -1,0 +1,103 @@
+"""Engine, transactions and migrations."""
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, SQLModel
+
+from server.database import open_database, write_transaction
+from server.models import Job, Option
+from server.settings import Settings
+
+
+def test_migrations_make_the_schema_of_the_models(engine: Engine) -> None:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, SQLModel.metadata) == []
+
+
+def test_opening_again_changes_nothing(settings: Settings, engine: Engine) -> None:
+    with write_transaction(engine) as session:
+        session.add(Job(id="0" * 12, option=Option.a, config={}))
+    again = open_database(settings)
+    with Session(again) as session:
+        assert session.get(Job, "0" * 12) is not None
+    again.dispose()
+
+
+def test_processes_that_start_together_migrate_once(settings: Settings) -> None:
+    errors: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            open_database(settings).dispose()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_sqlite_keeps_a_write_ahead_log_and_syncs_every_commit(engine: Engine) -> None:
+    with engine.connect() as connection:
+        assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
+        assert connection.execute(text("PRAGMA foreign_keys")).scalar() == 1
+
+
+def test_write_transaction_holds_the_write_lock_from_its_start(
+    settings: Settings, engine: Engine
+) -> None:
+    with write_transaction(engine) as session:
+        session.connection()
+        other = sqlite3.connect(settings.data_dir / "losslab.db", timeout=0)
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+        other.close()
+
+
+def test_failed_transaction_leaves_nothing(engine: Engine) -> None:
+    with pytest.raises(ZeroDivisionError), write_transaction(engine) as session:
+        session.add(Job(id="0" * 12, option=Option.a, config={}))
+        session.flush()
+        raise ZeroDivisionError
+    with Session(engine) as session:
+        assert session.get(Job, "0" * 12) is None
+
+
+def test_unknown_status_cannot_be_stored(engine: Engine) -> None:
+    with pytest.raises(IntegrityError), engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO job (id, option, quick_test, metadata, priority, config, status, "
+                "progress, attempt, num_lost_attempts, created_at, epochs_completed) VALUES "
+                "('1', 'a', 0, '{}', 0, '{}', 'lost', 0, 0, 0, '2026-01-01', 0)"
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("url", "resolved"),
+    [
+        ("postgresql://u@h/d", "postgresql+psycopg://u@h/d"),
+        ("postgres://u@h/d", "postgresql+psycopg://u@h/d"),
+        ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
+    ],
+)
+def test_database_url_gets_its_driver(url: str, resolved: str) -> None:
+    assert Settings(database_url=url).resolved_database_url == resolved
+
+
+def test_default_is_sqlite_in_the_data_directory(tmp_path: Path) -> None:
+    url = Settings(data_dir=tmp_path).resolved_database_url
+    assert url == f"sqlite:///{tmp_path}/losslab.db"

@@ -1,0 +1,58 @@
+"""Curves and reports of any number of jobs, with hostile names."""
+
+import io
+from typing import Any
+
+import pytest
+from conftest import TINY
+from PIL import Image
+from test_criteria import make_epoch, make_job
+
+from server.criteria import Thresholds, judge
+from server.reports import ReportEntry, escape_markdown, render_curves, render_html, render_markdown
+from server.routes.comparisons import make_comparison
+
+THRESHOLDS = Thresholds()
+HOSTILE = "<script>alert(1)</script> $x_{$ a|b `c` **d** [e](javascript:f)\nnext"
+
+
+def make_entry(*, num_epochs: int = 3, **values: Any) -> ReportEntry:
+    job = make_job(dataset_summary={"background_share": 0.93}, config=TINY, **values)
+    metrics = [make_epoch(epoch) for epoch in range(1, num_epochs + 1)]
+    return ReportEntry(job=job, verdict=judge(job, metrics), metrics=metrics)
+
+
+@pytest.mark.parametrize(("num_jobs", "num_epochs"), [(1, 0), (1, 1), (3, 5), (15, 2), (100, 60)])
+def test_curves_are_a_picture_for_any_number_of_jobs(num_jobs: int, num_epochs: int) -> None:
+    entries = [make_entry(num_epochs=num_epochs) for _ in range(num_jobs)]
+    with Image.open(io.BytesIO(render_curves(entries, thresholds=THRESHOLDS))) as image:
+        assert (image.format, image.size) == ("PNG", (1500, 450))
+
+
+@pytest.mark.parametrize("name", [HOSTILE, "$x_{$", "_hidden", "\\frac", "Ünïcødé"])
+def test_hostile_names_draw(name: str) -> None:
+    entry = make_entry(name=name)
+    with Image.open(io.BytesIO(render_curves([entry], thresholds=THRESHOLDS))) as image:
+        assert image.format == "PNG"
+
+
+def test_html_escapes_names_and_loads_nothing() -> None:
+    entry = make_entry(name=HOSTILE)
+    html = render_html([entry], make_comparison([entry]), thresholds=THRESHOLDS)
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "No picture is there." in html
+
+
+def test_markdown_keeps_its_table_whatever_the_name() -> None:
+    entries = [make_entry(name=HOSTILE), make_entry(name="plain")]
+    markdown = render_markdown(entries, make_comparison(entries))
+    table = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    assert "<script" not in markdown
+
+
+def test_markdown_escapes_what_it_would_read_as_markup() -> None:
+    assert escape_markdown("a|b `c` <d>\n[e]") == "a\\|b \\`c\\` &lt;d> \\[e\\]"
