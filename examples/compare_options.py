@@ -6,7 +6,6 @@
 It needs httpx and nothing of Losslab; LOSSLAB_URL says where the service is.
 """
 
-
 import argparse
 import os
 import time

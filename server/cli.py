@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from server.settings import Settings
 
 #: What three quick tests on two cores get through in about five minutes.
-QUICKSTART_CPU_SAMPLES: Final = 100_000
+QUICKSTART_CPU_SAMPLES: Final = 80_000
 LAST_EPOCHS_SHOWN: Final = 10
 
 _INTERRUPTED = 130
