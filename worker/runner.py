@@ -84,6 +84,9 @@ def describe_failure(error: Exception, *, job: Job) -> Failure:
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             message = f"no space left for the job's files: {error}"
             return Failure("disk_full", message, FailureKind.infrastructure)
+        case OSError():
+            message = f"the job's files cannot be read or written: {error}"
+            return Failure("file_error", message, FailureKind.infrastructure)
         case _:
             message = f"{type(error).__name__}: {error}; the job's log has the traceback"
             return Failure("internal_error", message, FailureKind.infrastructure)
