@@ -144,7 +144,7 @@ def write_results(rows: list[dict[str, Any]], *, table: str, num_workers: int) -
     RESULTS_PATH.write_text(json.dumps(result, indent=1) + "\n")
     readme = README_PATH.read_text()
     marked = re.sub(
-        r"(<!-- abc -->\n).*?(\n<!-- /abc -->)", rf"\g<1>{table}\g<2>", readme, flags=re.DOTALL
+        r"(<!-- abc -->\n).*?(<!-- /abc -->)", rf"\g<1>{table}\n\g<2>", readme, flags=re.DOTALL
     )
     README_PATH.write_text(marked)
 
