@@ -27,12 +27,26 @@ _BEST_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file as it was written, for the row that will name it."""
+class WrittenFile:
+    """A file that is whole and synced under a temporary name, for the row that will name it."""
 
-    file_name: str
+    temporary_path: Path
+    path: Path
     size_bytes: int
     sha256: str
+
+    @property
+    def file_name(self) -> str:
+        return self.path.name
+
+    def publish(self) -> None:
+        """Give it its name; once more does nothing."""
+        if self.temporary_path.exists():
+            os.replace(self.temporary_path, self.path)
+            _sync_dir(self.path.parent)
+
+    def discard(self) -> None:
+        self.temporary_path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,40 +84,55 @@ class JobFiles:
 
     def write(
         self, kind: ArtifactKind, *, epoch: int, write_to: Callable[[Path], None]
-    ) -> StoredFile:
-        """Let `write_to` fill a temporary file, then sync it and give it its name."""
-        path = self.checkpoints_dir / _FILE_NAMES[kind].format(epoch=epoch)
+    ) -> WrittenFile:
+        """Let `write_to` fill a temporary file and sync it; `publish` gives it its name."""
+        return self._write(_FILE_NAMES[kind].format(epoch=epoch), write_to=write_to)
+
+    def write_resume_point(
+        self, *, attempt: int, epoch: int, step: int, write_to: Callable[[Path], None]
+    ) -> WrittenFile:
+        """As `write`, for the rolling file of a job that stops between its checkpoints."""
+        name = f"resume_attempt_{attempt}_epoch_{epoch}_step_{step}.safetensors"
+        return self._write(name, write_to=write_to)
+
+    def sweep(self, named: set[str], best_epoch: int | None) -> None:
+        """Remove what no row names, as a killed worker leaves it, and renew the `best` links."""
+        for path in self.checkpoints_dir.iterdir():
+            if path.name not in named and path.name not in _BEST_NAMES.values() and path.is_file():
+                path.unlink()
+        for kind, best_name in _BEST_NAMES.items():
+            target = self.checkpoints_dir / _FILE_NAMES[kind].format(epoch=best_epoch)
+            if target.name in named and target.is_file():
+                self._link(self.checkpoints_dir / best_name, target=target)
+
+    def _write(self, name: str, *, write_to: Callable[[Path], None]) -> WrittenFile:
         descriptor, temporary = tempfile.mkstemp(
-            dir=self.checkpoints_dir, prefix=".", suffix=path.suffix
+            dir=self.checkpoints_dir, prefix=".", suffix=Path(name).suffix
         )
         os.close(descriptor)
+        path = Path(temporary)
         try:
-            write_to(Path(temporary))
-            with open(temporary, "rb+") as file:
+            if (self.checkpoints_dir / name).is_dir():
+                raise IsADirectoryError(f"a folder is in the place of {name}")
+            write_to(path)
+            with path.open("rb+") as file:
                 os.fsync(file.fileno())
             # mkstemp is private by default, but the server may run as another user.
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+            path.chmod(0o644)
+            return WrittenFile(
+                path, self.checkpoints_dir / name, path.stat().st_size, compute_sha256(path)
+            )
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise
-        _sync_dir(self.checkpoints_dir)
-        return StoredFile(path.name, path.stat().st_size, compute_sha256(path))
 
-    def link_best(self, kind: ArtifactKind, *, epoch: int) -> None:
-        """Point `best.*` at the file of `epoch`, once a row names that file."""
-        target = self.checkpoints_dir / _FILE_NAMES[kind].format(epoch=epoch)
-        link = self.checkpoints_dir / _BEST_NAMES[kind]
+    def _link(self, link: Path, *, target: Path) -> None:
+        if link.exists() and link.samefile(target):
+            return
         temporary = link.with_name(f".{link.name}")
         temporary.unlink(missing_ok=True)
         os.link(target, temporary)
         os.replace(temporary, link)
-        # Renaming onto a link to the same file does nothing and leaves the temporary name.
-        temporary.unlink(missing_ok=True)
-
-    def remove(self, file_name: str) -> None:
-        """Remove a file that no row names any more."""
-        (self.checkpoints_dir / file_name).unlink(missing_ok=True)
 
     def delete(self) -> None:
         """Remove the job's folder with everything in it."""

@@ -176,6 +176,22 @@ def cancel(job_id: arg.JobId, as_json: arg.AsJson = False) -> None:
     _print_answer(job, as_json=as_json, view=tables.job_view)
 
 
+@app.command(epilog="Example: losslab pause 3f2a9c51d07e")
+def pause(job_id: arg.JobId, as_json: arg.AsJson = False) -> None:
+    """Pause a job: a queued one at once, a running one at its next step."""
+    with _client() as client:
+        job = client.pause_job(job_id)
+    _print_answer(job, as_json=as_json, view=tables.job_view)
+
+
+@app.command(epilog="Example: losslab resume 3f2a9c51d07e --epochs 100")
+def resume(job_id: arg.JobId, epochs: arg.Epochs = None, as_json: arg.AsJson = False) -> None:
+    """Let a paused, failed or cancelled job go on; a succeeded one needs more --epochs."""
+    with _client() as client:
+        job = client.resume_job(job_id, epochs)
+    _print_answer(job, as_json=as_json, view=tables.job_view)
+
+
 @app.command(epilog="Example: losslab compare --options a,b,c --report out.html")
 def compare(
     job_ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Jobs.")] = None,

@@ -106,12 +106,24 @@ class LosslabClient:
     def cancel_job(self, job_id: str) -> Json:
         return self._request_json("POST", _job_path(job_id, "cancel"))
 
+    def pause_job(self, job_id: str) -> Json:
+        return self._request_json("POST", _job_path(job_id, "pause"))
+
+    def resume_job(self, job_id: str, epochs: int | None = None) -> Json:
+        """Let a job go on; `epochs` is up to which one, for a succeeded one."""
+        body = _without_none({"epochs": epochs})
+        return self._request_json("POST", _job_path(job_id, "resume"), json=body)
+
     def delete_job(self, job_id: str) -> None:
         self._request("DELETE", _job_path(job_id))
 
     def read_metrics(self, job_id: str) -> Json:
         """One row an epoch, oldest first, in `data`."""
         return self._request_json("GET", _job_path(job_id, "metrics"))
+
+    def list_events(self, job_id: str, after: int = 0) -> Json:
+        """What happened to the job after the event `after`, oldest first: `data`, `has_more`."""
+        return self._request_json("GET", _job_path(job_id, "events"), params={"after": after})
 
     def read_log(self, job_id: str, tail: int | None = None) -> str:
         """The run's log, or its last `tail` lines."""
@@ -149,6 +161,9 @@ class LosslabClient:
 
     def list_options(self) -> Json:
         return self._request_json("GET", "/options")
+
+    def list_workers(self) -> Json:
+        return self._request_json("GET", "/workers")
 
     def is_healthy(self) -> bool:
         """Whether a service answers at the URL. Raises nothing."""

@@ -1,17 +1,22 @@
 """The database: engine, sessions and migrations, for SQLite and PostgreSQL alike."""
 
+import logging
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, event, func, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session, create_engine, select
 
 from server.models import utc_now
@@ -21,6 +26,13 @@ _MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 # Any number will do, as long as every Losslab process takes the same.
 _MIGRATION_LOCK = 0x1055_1AB
 _BUSY_TIMEOUT_SECONDS = 30
+_CONNECT_TIMEOUT_SECONDS = 10
+_CHANNEL = "losslab_job"
+
+#: What a database raises that does not answer, is locked or full.
+OUTAGES = (OperationalError, InterfaceError, PoolTimeoutError)
+
+_logger = logging.getLogger(__name__)
 
 
 def open_database(settings: Settings) -> Engine:
@@ -31,7 +43,8 @@ def open_database(settings: Settings) -> Engine:
         engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_SECONDS})
         _configure_sqlite(engine)
     else:
-        engine = create_engine(url, pool_pre_ping=True)
+        timeout = {"connect_timeout": _CONNECT_TIMEOUT_SECONDS}
+        engine = create_engine(url, pool_pre_ping=True, connect_args=timeout)
     _migrate(engine)
     return engine
 
@@ -52,6 +65,56 @@ def database_now(session: Session) -> datetime:
         return utc_now()
     now: datetime = session.exec(select(func.clock_timestamp())).one()
     return now
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the database did not answer, was locked or full, so that the same may work later."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(error, OUTAGES)
+
+
+def ring_doorbell(session: Session) -> None:
+    """Wake idle workers once this transaction has committed. SQLite has nothing to do so."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.connection().exec_driver_sql(f"NOTIFY {_CHANNEL}")
+
+
+class Doorbell:
+    """What an idle worker waits at: on PostgreSQL it hears of a job at once, on SQLite it only
+    sleeps until it is time to look again."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+
+    def wait(self, shutdown: threading.Event, *, poll_seconds: float) -> None:
+        """Return when a job may wait, or the process shall stop, or it is time to look."""
+        if self._engine.dialect.name != "postgresql":
+            shutdown.wait(poll_seconds)
+            return
+        try:
+            driver = self._listen().connection.driver_connection
+            assert isinstance(driver, psycopg.Connection)
+            for _ in driver.notifies(timeout=poll_seconds, stop_after=1):
+                pass
+        except (SQLAlchemyError, psycopg.Error) as error:
+            _logger.warning("cannot listen for jobs, looking for them instead: %s", error)
+            self.close()
+            shutdown.wait(poll_seconds)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = None
+
+    def _listen(self) -> Connection:
+        if self._connection is None:
+            connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            connection.exec_driver_sql(f"LISTEN {_CHANNEL}")
+            self._connection = connection
+        return self._connection
 
 
 def _configure_sqlite(engine: Engine) -> None:

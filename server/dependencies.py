@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from server.artifacts import JobFiles
+from server.event_feed import EventFeed
 from server.models import EpochMetrics, Job
 from server.settings import Settings
 
@@ -22,8 +23,14 @@ def get_engine(request: Request) -> Engine:
     return engine
 
 
+def get_event_feed(request: Request) -> EventFeed:
+    feed: EventFeed = request.app.state.event_feed
+    return feed
+
+
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 EngineDep = Annotated[Engine, Depends(get_engine)]
+EventFeedDep = Annotated[EventFeed, Depends(get_event_feed)]
 
 
 def get_session(engine: EngineDep) -> Iterator[Session]:
@@ -32,7 +39,8 @@ def get_session(engine: EngineDep) -> Iterator[Session]:
         yield session
 
 
-SessionDep = Annotated[Session, Depends(get_session)]
+# Closed before the answer is sent, so that a slow reader or a stream holds no transaction.
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 
 def get_job(job_id: str, session: SessionDep) -> Job:

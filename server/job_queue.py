@@ -1,33 +1,37 @@
-"""Every change of a job's state, and nothing else changes it.
+"""Every change of a job's status, and nothing else changes it.
 
-queued -> running (claim) -> succeeded (finish) | failed (fail) | cancelled (acknowledge_cancel)
-running -> queued (hand_back by its worker, requeue_lost_jobs after its lease ran out)
-queued -> cancelled (cancel)
+queued -> running (claim) -> succeeded (finish) | failed (fail) | cancelled, paused (stop)
+running -> queued (hand_back by its worker, fail of infrastructure, requeue_lost_jobs)
+queued -> cancelled (cancel) | paused (pause); paused -> cancelled (cancel)
+paused, failed, cancelled, and succeeded with more epochs -> queued (resume)
 
-A claim raises `attempt` and sets a lease. Every later write of the worker names job, attempt
-and worker; if no running job matches, the lease is lost and `LeaseLostError` is raised.
+A claim raises `attempt` and sets a lease. Every later write of the worker is made while
+`holding` the lease: the row is locked and matches job, attempt, worker and `running`, or
+`LeaseLostError` is raised. Leases run by the database's clock.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Engine, func
-from sqlmodel import Session, col, delete, select
+from sqlalchemy import Engine, func, or_, update
+from sqlmodel import Session, col, select
 
-from server.database import database_now, write_transaction
+from server.database import database_now, ring_doorbell, write_transaction
+from server.job_events import add_event
 from server.models import (
-    Artifact,
-    EpochMetrics,
+    EventKind,
     FailureKind,
     Job,
-    JobEvent,
     JobPhase,
     JobStatus,
     Option,
     TrainingConfig,
-    Worker,
 )
+from server.worker_registry import touch
 
 
 class LeaseLostError(Exception):
@@ -40,6 +44,13 @@ class JobStateError(Exception):
 
 class QueueFullError(Exception):
     """As many jobs wait as are allowed to."""
+
+
+class StopRequest(StrEnum):
+    """What a running job was asked to become at its next step; a cancel outdoes a pause."""
+
+    cancel = "cancel"
+    pause = "pause"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +83,21 @@ def submit(
         priority=priority,
     )
     with write_transaction(engine) as session:
-        if max_queued_jobs is not None and _count_queued(session) >= max_queued_jobs:
+        if max_queued_jobs is not None and count_queued(session) >= max_queued_jobs:
             raise QueueFullError(f"{max_queued_jobs} jobs wait already; try again later")
         job.created_at = database_now(session)
         session.add(job)
         session.flush()
-        _add_event(session, job, kind="queued", message=f"option {option} queued")
+        _enqueue(session, job, message=f"option {option} queued")
     return job
+
+
+def count_queued(session: Session, *, job_id: str | None = None) -> int:
+    """How many jobs wait, those whose retry is not due yet among them."""
+    waiting = select(func.count()).select_from(Job).where(Job.status == JobStatus.queued)
+    if job_id is not None:
+        waiting = waiting.where(Job.id == job_id)
+    return session.exec(waiting).one()
 
 
 def claim(
@@ -88,137 +107,112 @@ def claim(
 
     With `job_id` only that job is taken.
     """
-    waiting = select(Job).where(Job.status == JobStatus.queued)
-    if job_id is not None:
-        waiting = waiting.where(Job.id == job_id)
-    waiting = waiting.order_by(col(Job.priority).desc(), col(Job.created_at), col(Job.id)).limit(1)
     # A plain look first: idle workers shall not take SQLite's write lock at every poll.
     with Session(engine) as session:
-        if session.exec(waiting).first() is None:
-            return None
-    with write_transaction(engine) as session:
-        job = session.exec(waiting.with_for_update(skip_locked=True)).first()
-        if job is None:
-            return None
         now = database_now(session)
-        job.status = JobStatus.running
-        job.phase = JobPhase.loading_data
-        job.attempt += 1
-        job.worker_id = worker_id
-        job.lease_expires_at = now + timedelta(seconds=lease_seconds)
-        job.started_at = job.started_at or now
-        _add_event(
-            session,
-            job,
-            kind="running",
-            message=f"attempt {job.attempt} started by worker {worker_id}",
-        )
+        due = or_(col(Job.available_at).is_(None), col(Job.available_at) <= now)
+        waiting = select(Job.id).where(Job.status == JobStatus.queued, due)
+        if job_id is not None:
+            waiting = waiting.where(Job.id == job_id)
+        waiting = waiting.order_by(col(Job.priority).desc(), col(Job.created_at), col(Job.id))
+        if session.exec(waiting.limit(1)).first() is None:
+            return None
+    first = waiting.limit(1).with_for_update(skip_locked=True).scalar_subquery()
+    with write_transaction(engine) as session:
+        now = database_now(session)
+        taken = update(Job).where(col(Job.id) == first).values(
+            status=JobStatus.running,
+            phase=JobPhase.loading_data,
+            attempt=col(Job.attempt) + 1,
+            worker_id=worker_id,
+            lease_expires_at=now + timedelta(seconds=lease_seconds),
+            claimed_at=now,
+            claimed_progress=col(Job.progress),
+            progress_at=now,
+            started_at=func.coalesce(col(Job.started_at), now),
+        )  # fmt: skip
+        job = session.scalars(taken.returning(Job)).first()
+        if job is not None:
+            message = f"attempt {job.attempt} started by worker {worker_id}"
+            add_event(session, job, EventKind.running, message=message)
     return job
+
+
+@contextmanager
+def holding(engine: Engine, lease: Lease) -> Iterator[tuple[Session, Job]]:
+    """A transaction during which nobody can take the job from its worker.
+
+    Raises LeaseLostError.
+    """
+    held = select(Job).where(*_fence(lease)).with_for_update()
+    with write_transaction(engine) as session:
+        job = session.exec(held).first()
+        if job is None:
+            raise LeaseLostError(f"job {lease.job_id} was taken from worker {lease.worker_id}")
+        yield session, job
 
 
 def heartbeat(engine: Engine, lease: Lease, *, lease_seconds: float, progress: float) -> None:
     """Renew the lease. Raises LeaseLostError."""
-    with write_transaction(engine) as session:
-        job = _leased_job(session, lease)
+    with holding(engine, lease) as (session, job):
         now = database_now(session)
         job.lease_expires_at = now + timedelta(seconds=lease_seconds)
-        job.progress = progress
-        _touch_worker(session, lease.worker_id, job_id=lease.job_id)
+        if progress > job.progress:
+            job.progress, job.progress_at = progress, now
+        touch(session, lease.worker_id, job_id=lease.job_id)
 
 
-def is_cancel_requested(engine: Engine, lease: Lease) -> bool:
-    """Whether somebody asked this running job to stop. Raises LeaseLostError."""
-    held = select(Job.cancel_requested_at).where(*_fence(lease))
+def read_stop_request(engine: Engine, lease: Lease) -> StopRequest | None:
+    """What this running job was asked to do, if anything. Raises LeaseLostError."""
+    requests = select(Job.cancel_requested_at, Job.pause_requested_at).where(*_fence(lease))
     with Session(engine) as session:
-        row = session.exec(held).all()
-    if not row:
+        row = session.exec(requests).first()
+    if row is None:
         raise LeaseLostError(f"job {lease.job_id} was taken from worker {lease.worker_id}")
-    return row[0] is not None
-
-
-def set_phase(engine: Engine, lease: Lease, phase: JobPhase, **values: Any) -> None:
-    """Say what the worker is busy with, and set other facts that are known by then
-    (`device`, `dataset_summary`). Raises LeaseLostError."""
-    with write_transaction(engine) as session:
-        job = _leased_job(session, lease)
-        job.phase = phase
-        for name, value in values.items():
-            setattr(job, name, value)
-
-
-def record_epoch(
-    engine: Engine,
-    lease: Lease,
-    metrics: EpochMetrics,
-    *,
-    artifacts: list[Artifact],
-    is_best: bool,
-    progress: float,
-) -> list[str]:
-    """Store an epoch with its files in one transaction. Raises LeaseLostError.
-
-    An epoch that an earlier attempt recorded is replaced. Returns the names of checkpoint
-    files that no row names any more: superseded bests off the job's schedule.
-    """
-    with write_transaction(engine) as session:
-        job = _leased_job(session, lease)
-        session.merge(metrics)
-        superseded = _supersede_best(session, job, epoch=metrics.epoch) if is_best else []
-        for artifact in artifacts:
-            session.exec(
-                delete(Artifact).where(
-                    col(Artifact.job_id) == job.id,
-                    col(Artifact.kind) == artifact.kind,
-                    col(Artifact.epoch) == artifact.epoch,
-                )
-            )
-            session.add(artifact)
-        if is_best:
-            job.best_epoch = metrics.epoch
-            job.best_val_recon_loss = metrics.val_recon_loss
-        job.epochs_completed = metrics.epoch
-        job.progress = progress
-        job.train_loss = metrics.train_loss
-        job.train_pixel_accuracy = metrics.train_pixel_accuracy
-        job.val_foreground_recall = metrics.val_foreground_recall
-        job.val_foreground_iou = metrics.val_foreground_iou
-        _add_event(
-            session,
-            job,
-            kind="epoch",
-            message=f"epoch {metrics.epoch}: loss {metrics.train_loss:.5f}, "
-            f"accuracy {metrics.train_pixel_accuracy:.4f}",
-        )
-    return superseded
-
-
-def add_event(engine: Engine, lease: Lease, *, kind: str, message: str) -> None:
-    """Note something about a running job. Raises LeaseLostError."""
-    with write_transaction(engine) as session:
-        _add_event(session, _leased_job(session, lease), kind=kind, message=message)
+    cancelled_at, paused_at = row
+    if cancelled_at is not None:
+        return StopRequest.cancel
+    return StopRequest.pause if paused_at is not None else None
 
 
 def finish(engine: Engine, lease: Lease, *, test_metrics: dict[str, Any]) -> None:
     """End a job whose planned epochs all ran. Raises LeaseLostError."""
-    with write_transaction(engine) as session:
-        job = _leased_job(session, lease)
+    with holding(engine, lease) as (session, job):
         job.test_metrics = test_metrics
         job.progress = 1.0
-        _end(session, job, JobStatus.succeeded, message=f"all {job.epochs_completed} epochs ran")
+        message = f"all {job.epochs_completed} epochs ran"
+        _settle(session, job, JobStatus.succeeded, message=message)
 
 
-def fail(engine: Engine, lease: Lease, *, code: str, message: str, kind: FailureKind) -> None:
-    """End a job by an error. Raises LeaseLostError."""
-    with write_transaction(engine) as session:
-        job = _leased_job(session, lease)
-        _fail(session, job, code=code, message=message, kind=kind)
+def fail(
+    engine: Engine,
+    lease: Lease,
+    *,
+    code: str,
+    message: str,
+    kind: FailureKind,
+    max_attempts: int,
+    retry_seconds: float,
+) -> None:
+    """End an attempt by an error. Raises LeaseLostError.
+
+    A failure of kind `infrastructure` is tried again, first after `retry_seconds` and then
+    each time after twice as long, until `max_attempts` have gone that way.
+    """
+    with holding(engine, lease) as (session, job):
+        if kind is FailureKind.infrastructure:
+            delay = timedelta(seconds=retry_seconds * 2**job.num_lost_attempts)
+            _lose(session, job, code=code, reason=message, max_attempts=max_attempts, delay=delay)
+        else:
+            _fail(session, job, code=code, message=message, kind=kind)
 
 
-def acknowledge_cancel(engine: Engine, lease: Lease) -> None:
-    """End a running job that was asked to stop. Raises LeaseLostError."""
-    with write_transaction(engine) as session:
-        job = _leased_job(session, lease)
-        _end(session, job, JobStatus.cancelled, message="cancelled on request")
+def stop(engine: Engine, lease: Lease) -> None:
+    """End an attempt as its job was asked to. Raises LeaseLostError."""
+    with holding(engine, lease) as (session, job):
+        if not _settle_as_requested(session, job):
+            # The request was withdrawn after the worker had heard of it.
+            _requeue(session, job, reason="asked to stop, and then to go on")
 
 
 def hand_back(engine: Engine, lease: Lease, *, reason: str) -> None:
@@ -226,88 +220,85 @@ def hand_back(engine: Engine, lease: Lease, *, reason: str) -> None:
 
     This does not count as a lost attempt: its worker was told to stop.
     """
-    with write_transaction(engine) as session:
-        _requeue(session, _leased_job(session, lease), reason=reason)
+    with holding(engine, lease) as (session, job):
+        if not _settle_as_requested(session, job):
+            _requeue(session, job, reason=reason)
 
 
-def requeue_lost_jobs(engine: Engine, *, max_attempts: int) -> int:
+def requeue_lost_jobs(engine: Engine, *, max_attempts: int, lease_seconds: float) -> int:
     """Take running jobs whose lease ran out from their workers; any worker may call this.
 
     After `max_attempts` losses a job fails as `infrastructure`. Returns how many were lost.
     """
     with Session(engine) as session:
         expired = select(Job).where(
-            Job.status == JobStatus.running,
-            col(Job.lease_expires_at) < database_now(session),
+            Job.status == JobStatus.running, col(Job.lease_expires_at) < database_now(session)
         )
-        if session.exec(expired).first() is None:
+        if session.exec(expired.limit(1)).first() is None:
             return 0
     with write_transaction(engine) as session:
         jobs = session.exec(expired.with_for_update(skip_locked=True)).all()
         for job in jobs:
-            job.num_lost_attempts += 1
-            reason = f"worker {job.worker_id} gave no sign of life"
-            if job.cancel_requested_at is not None:
-                _end(session, job, JobStatus.cancelled, message=f"cancelled on request; {reason}")
-            elif job.num_lost_attempts >= max_attempts:
-                _fail(
-                    session,
-                    job,
-                    code="worker_lost",
-                    message=f"{reason}, for the {job.num_lost_attempts}. time",
-                    kind=FailureKind.infrastructure,
-                )
-            else:
-                _requeue(session, job, reason=reason)
+            reason = f"worker {job.worker_id} gave no sign of life for {lease_seconds:g} s"
+            _lose(session, job, code="worker_lost", reason=reason, max_attempts=max_attempts)
     return len(jobs)
 
 
 def cancel(engine: Engine, job_id: str) -> Job:
-    """Ask a job to stop: a queued one at once, a running one at its next step.
+    """Ask a job to stop: a queued or paused one at once, a running one at its next step.
 
     A second request changes nothing. Raises JobStateError if the job ended otherwise.
     """
     with write_transaction(engine) as session:
-        job = _locked_job(session, job_id)
-        now = database_now(session)
-        if job.status in (JobStatus.queued, JobStatus.paused):
-            _end(session, job, JobStatus.cancelled, message="cancelled on request")
-        elif job.status == JobStatus.running and job.cancel_requested_at is None:
-            job.cancel_requested_at = now
-            if job.lease_expires_at is not None and job.lease_expires_at < now:
-                _end(session, job, JobStatus.cancelled, message="cancelled; its worker is gone")
-            else:
-                _add_event(session, job, kind="cancel_requested", message="cancel requested")
-        elif job.status in (JobStatus.succeeded, JobStatus.failed):
+        job = _lock(session, job_id)
+        if job.status in (JobStatus.succeeded, JobStatus.failed):
             raise JobStateError(f"job {job.id} has {job.status}; only a live job can be cancelled")
+        if job.status != JobStatus.cancelled and job.cancel_requested_at is None:
+            job.cancel_requested_at = database_now(session)
+            _stop_or_ask(session, job, EventKind.cancel_requested, message="cancel requested")
+    return job
+
+
+def pause(engine: Engine, job_id: str) -> Job:
+    """Ask a job to stop until it is resumed: a queued one at once, a running one at its next
+    step. A second request changes nothing. Raises JobStateError if the job ended."""
+    with write_transaction(engine) as session:
+        job = _lock(session, job_id)
+        if job.status.is_terminal or job.cancel_requested_at is not None:
+            state = f"is {job.status}" if job.status.is_terminal else "is being cancelled"
+            raise JobStateError(f"job {job.id} {state}; only a queued or running job can pause")
+        if job.status != JobStatus.paused and job.pause_requested_at is None:
+            job.pause_requested_at = database_now(session)
+            _stop_or_ask(session, job, EventKind.pause_requested, message="pause requested")
+    return job
+
+
+def resume(engine: Engine, job_id: str, *, num_epochs: int | None = None) -> Job:
+    """Let a paused, failed or cancelled job go on from its last good checkpoint, or a
+    succeeded one up to `num_epochs`; a live job is left alone. Raises JobStateError."""
+    with write_transaction(engine) as session:
+        job = _lock(session, job_id)
+        if job.status in (JobStatus.queued, JobStatus.running):
+            if job.cancel_requested_at is not None or num_epochs is not None:
+                raise JobStateError(f"job {job.id} is {job.status}; wait until it has stopped")
+            job.pause_requested_at = None
+            return job
+        if num_epochs is not None or job.status == JobStatus.succeeded:
+            _extend(job, num_epochs=num_epochs)
+        job.cancel_requested_at = job.pause_requested_at = job.ended_at = None
+        job.error_code = job.error_message = job.failure_kind = None
+        job.num_lost_attempts = 0
+        _enqueue(session, job, message=f"resumed after epoch {job.epochs_completed} on request")
     return job
 
 
 def remove(engine: Engine, job_id: str) -> None:
     """Delete a job with its rows; its files are the caller's. Raises JobStateError."""
     with write_transaction(engine) as session:
-        job = _locked_job(session, job_id)
+        job = _lock(session, job_id)
         if not job.status.is_terminal:
             raise JobStateError(f"job {job.id} is {job.status}; cancel it before deleting it")
         session.delete(job)
-
-
-def register_worker(engine: Engine, worker: Worker) -> None:
-    with write_transaction(engine) as session:
-        worker.started_at = worker.heartbeat_at = database_now(session)
-        session.add(worker)
-
-
-def report_idle(engine: Engine, worker_id: str, *, state: str = "idle") -> None:
-    """An idle worker's sign of life; `stopped` is its last."""
-    with write_transaction(engine) as session:
-        _touch_worker(session, worker_id, job_id=None, state=state)
-
-
-def _count_queued(session: Session) -> int:
-    return session.exec(
-        select(func.count()).select_from(Job).where(Job.status == JobStatus.queued)
-    ).one()
 
 
 def _fence(lease: Lease) -> tuple[Any, ...]:
@@ -319,70 +310,92 @@ def _fence(lease: Lease) -> tuple[Any, ...]:
     )
 
 
-def _leased_job(session: Session, lease: Lease) -> Job:
-    """The job, locked until the transaction ends, if the lease still holds."""
-    job = session.exec(select(Job).where(*_fence(lease)).with_for_update()).first()
-    if job is None:
-        raise LeaseLostError(f"job {lease.job_id} was taken from worker {lease.worker_id}")
-    return job
-
-
-def _locked_job(session: Session, job_id: str) -> Job:
+def _lock(session: Session, job_id: str) -> Job:
     job = session.exec(select(Job).where(Job.id == job_id).with_for_update()).first()
     if job is None:
         raise JobStateError(f"job {job_id} is gone")
     return job
 
 
-def _requeue(session: Session, job: Job, *, reason: str) -> None:
-    job.status = JobStatus.queued
-    job.phase = job.worker_id = job.lease_expires_at = None
-    _add_event(session, job, kind="queued", message=f"requeued: {reason}")
+def _stop_or_ask(session: Session, job: Job, kind: EventKind, *, message: str) -> None:
+    """Do at once what was requested if no worker is at it, else leave it to the worker."""
+    expires_at = job.lease_expires_at  # of running jobs alone
+    if expires_at is not None and expires_at >= database_now(session):
+        add_event(session, job, kind, message=message)
+    else:
+        _settle_as_requested(session, job)
+
+
+def _settle_as_requested(session: Session, job: Job, *, reason: str = "on request") -> bool:
+    if job.cancel_requested_at is not None:
+        _settle(session, job, JobStatus.cancelled, message=f"cancelled {reason}")
+    elif job.pause_requested_at is not None:
+        _settle(session, job, JobStatus.paused, message=f"paused {reason}")
+    else:
+        return False
+    return True
+
+
+def _settle(session: Session, job: Job, status: JobStatus, *, message: str) -> None:
+    """Take a live job out of the workers' reach."""
+    assert not JobStatus(job.status).is_terminal
+    job.status = status
+    job.phase = job.lease_expires_at = job.available_at = job.pause_requested_at = None
+    job.ended_at = database_now(session) if status.is_terminal else None
+    add_event(session, job, EventKind(status), message=message)
+
+
+def _lose(
+    session: Session,
+    job: Job,
+    *,
+    code: str,
+    reason: str,
+    max_attempts: int,
+    delay: timedelta | None = None,
+) -> None:
+    """An attempt ended by no fault of its job: try again, but not for ever."""
+    job.num_lost_attempts += 1
+    if _settle_as_requested(session, job, reason=f"on request; {reason}"):
+        return
+    if job.num_lost_attempts >= max_attempts:
+        message = f"{reason} (attempt {job.num_lost_attempts} of {max_attempts})"
+        _fail(session, job, code=code, message=message, kind=FailureKind.infrastructure)
+    else:
+        _requeue(session, job, reason=reason, delay=delay)
 
 
 def _fail(session: Session, job: Job, *, code: str, message: str, kind: FailureKind) -> None:
-    job.error_code = code
-    job.error_message = message
-    job.failure_kind = kind
-    _end(session, job, JobStatus.failed, message=message)
+    job.error_code, job.error_message, job.failure_kind = code, message, kind
+    _settle(session, job, JobStatus.failed, message=message)
 
 
-def _end(session: Session, job: Job, status: JobStatus, *, message: str) -> None:
-    assert not JobStatus(job.status).is_terminal
-    job.status = status
-    job.phase = job.lease_expires_at = None
-    job.ended_at = database_now(session)
-    _add_event(session, job, kind=status, message=message)
+def _requeue(session: Session, job: Job, *, reason: str, delay: timedelta | None = None) -> None:
+    message = f"requeued: {reason}"
+    available_at: datetime | None = None
+    if delay:
+        available_at = database_now(session) + delay
+        message += f"; next attempt in {delay.total_seconds():g} s"
+    _enqueue(session, job, message=message, available_at=available_at)
 
 
-def _supersede_best(session: Session, job: Job, *, epoch: int) -> list[str]:
-    """Drop the row of the best checkpoint so far, unless the schedule keeps it."""
-    config = job.training_config
-    if job.best_epoch in (None, epoch) or job.best_epoch % config.checkpoint_every == 0:
-        return []
-    rows = session.exec(
-        select(Artifact).where(
-            Artifact.job_id == job.id,
-            Artifact.kind == "checkpoint",
-            Artifact.epoch == job.best_epoch,
-        )
-    ).all()
-    for row in rows:
-        session.delete(row)
-    return [row.file_name for row in rows]
-
-
-def _touch_worker(
-    session: Session, worker_id: str, *, job_id: str | None, state: str = "busy"
+def _enqueue(
+    session: Session, job: Job, *, message: str, available_at: datetime | None = None
 ) -> None:
-    worker = session.get(Worker, worker_id)
-    if worker is not None:
-        worker.heartbeat_at = database_now(session)
-        worker.job_id = job_id
-        worker.state = state
+    job.status = JobStatus.queued
+    job.phase = job.worker_id = job.lease_expires_at = None
+    job.available_at = available_at
+    add_event(session, job, EventKind.queued, message=message)
+    ring_doorbell(session)
 
 
-def _add_event(session: Session, job: Job, *, kind: str, message: str) -> None:
-    session.add(
-        JobEvent(job_id=job.id, kind=kind, message=message, created_at=database_now(session))
-    )
+def _extend(job: Job, *, num_epochs: int | None) -> None:
+    if num_epochs is None or num_epochs <= job.epochs_completed:
+        raise JobStateError(
+            f"job {job.id} has {job.epochs_completed} epochs behind it; "
+            "`epochs` must say up to which later one it shall go on"
+        )
+    config = {**job.config, "epochs": num_epochs}
+    job.config = TrainingConfig.model_validate(config).model_dump(mode="json")
+    job.progress = job.epochs_completed / num_epochs
+    job.test_metrics = None

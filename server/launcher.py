@@ -94,12 +94,12 @@ class ServerThread:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{port}"
         try:
-            app = create_app(settings.model_copy(update={"port": port}))
+            self._app = create_app(settings.model_copy(update={"port": port}))
         except BaseException:
             self._socket.close()
             raise
         config = uvicorn.Config(
-            app,
+            self._app,
             log_config=None,  # as the process logs
             log_level=log_level,
             access_log=False,
@@ -126,6 +126,8 @@ class ServerThread:
             raise StartError("the server ended by itself; its log says why")
 
     def stop(self) -> None:
+        if self._server.started and self._thread.is_alive():
+            self._app.state.event_feed.close()
         self._server.should_exit = True
         self._thread.join(timeout=GRACE_SECONDS)
         self._socket.close()

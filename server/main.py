@@ -1,12 +1,14 @@
 """The HTTP application."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 from fastapi import FastAPI
 
 from server.database import open_database
+from server.event_feed import EventFeed
 from server.problems import install_problem_handlers
 from server.routes import comparisons, jobs, operations
 from server.settings import Settings
@@ -23,7 +25,12 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.engine = open_database(settings)
+        app.state.event_feed = EventFeed(app.state.engine)
+        reader = asyncio.create_task(app.state.event_feed.run())
         yield
+        reader.cancel()
+        with suppress(asyncio.CancelledError):
+            await reader
         app.state.engine.dispose()
 
     app = FastAPI(

@@ -198,11 +198,17 @@ class Job(SQLModel, table=True):
     status: JobStatus = Col(default=JobStatus.queued, sa_column=_text_column(JobStatus))
     phase: JobPhase | None = Col(default=None, sa_column=_text_column(JobPhase, nullable=True))
     progress: float = 0.0  # of all planned steps, 0 to 1
+    progress_at: datetime | None = Col(default=None, sa_type=UTCDateTime)  # when it last rose
     attempt: int = 0  # raised by every claim
-    num_lost_attempts: int = 0  # attempts whose worker gave no sign of life
+    num_lost_attempts: int = 0  # since the last resume, those that ended by no fault of the job
+    available_at: datetime | None = Col(default=None, sa_type=UTCDateTime)  # not claimed before
     worker_id: str | None = None
     lease_expires_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    claimed_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    claimed_progress: float = 0.0  # where the attempt began
+    resume_point: dict[str, Any] | None = Col(default=None, sa_type=JSON)  # a ResumePoint
     cancel_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    pause_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
     started_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
     ended_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
@@ -276,21 +282,52 @@ class EpochMetrics(SQLModel, table=True):
     val_active_units: int
 
 
+class EventKind(StrEnum):
+    """What a JobEvent tells of; those named like a status say that the job took it."""
+
+    queued = "queued"
+    running = "running"
+    paused = "paused"
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+    cancel_requested = "cancel_requested"
+    pause_requested = "pause_requested"
+    resumed = "resumed"  #: an attempt goes on from a checkpoint
+    epoch = "epoch"
+    checkpoint = "checkpoint"
+    warning = "warning"
+
+
 class JobEvent(SQLModel, table=True):
-    """One thing that happened to a job: every transition, every epoch, every warning."""
+    """One thing that happened to a job: every transition, epoch, checkpoint and warning.
+
+    A job's events are written under its row's lock, so their ids rise in the order of commit.
+    """
 
     __tablename__ = "job_event"
+    __table_args__ = (Index("ix_job_event_job_id_id", "job_id", "id"),)
 
     id: int | None = Col(default=None, primary_key=True)
-    job_id: str = Col(sa_column=_job_id_column(index=True))
-    kind: str
+    job_id: str = Col(sa_column=_job_id_column())
+    kind: EventKind = Col(sa_type=String)
     message: str
+    data: dict[str, Any] | None = Col(default=None, sa_type=JSON)  # the figures, for programs
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
 
 
 class ArtifactKind(StrEnum):
     checkpoint = "checkpoint"
     reconstruction = "reconstruction"
+
+
+class ResumePoint(BaseModel):
+    """The rolling file from which a job that stops between its checkpoints goes on."""
+
+    file_name: str
+    sha256: str
+    epoch: int  # epochs completed
+    step: int  # steps done in the epoch after it
 
 
 class Artifact(SQLModel, table=True):
@@ -319,7 +356,9 @@ class Worker(SQLModel, table=True):
     host: str
     pid: int
     device: str
-    state: str  # idle, busy or stopped
+    version: str = ""  # of Losslab
+    torch_version: str = ""
+    state: str  # idle, busy or stopped, as the worker said last
     job_id: str | None = None
     started_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
     heartbeat_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)

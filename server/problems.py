@@ -11,8 +11,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from server.database import OUTAGES
 from server.datasets import DatasetError
 from server.job_queue import JobStateError, QueueFullError
+
+RETRY_AFTER_SECONDS = 5
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": HTTPStatus(status).phrase,
         "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
     }
-    for status in (404, 409, 422)
+    for status in (404, 409, 422, 503)
 }
 
 
@@ -69,6 +72,15 @@ def install_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(QueueFullError)
     def on_full(request: Request, error: QueueFullError) -> JSONResponse:
         return _respond(request, 429, str(error))
+
+    def on_outage(request: Request, error: Exception) -> JSONResponse:
+        _logger.warning("%s %s: the database is away: %s", request.method, request.url.path, error)
+        detail = "the database does not answer, is locked or full; nothing was changed; try again"
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        return _respond(request, 503, detail, headers=headers)
+
+    for outage in OUTAGES:
+        app.add_exception_handler(outage, on_outage)
 
     @app.exception_handler(Exception)
     def on_fault(request: Request, error: Exception) -> JSONResponse:

@@ -11,15 +11,17 @@ from server.models import (
     QUICK_TEST_PRESET,
     Artifact,
     EpochMetrics,
+    EventKind,
     FailureKind,
     Job,
+    JobEvent,
     JobPhase,
     JobStatus,
     Option,
     TrainingConfig,
-    Worker,
     utc_now,
 )
+from server.worker_registry import WorkerState
 
 MAX_METADATA_PAIRS = 16
 
@@ -84,6 +86,8 @@ class JobPublic(BaseModel):
     attempt: int
     worker_id: str | None
     cancel_requested_at: datetime | None
+    pause_requested_at: datetime | None
+    available_at: datetime | None = Field(description="a retry that is not due before this")
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
@@ -119,10 +123,41 @@ class JobPublic(BaseModel):
 
 
 def _estimate_seconds_left(job: Job) -> float | None:
-    if job.status != JobStatus.running or job.started_at is None or not job.progress:
+    """From the pace of the attempt under way."""
+    done = job.progress - job.claimed_progress
+    if job.status != JobStatus.running or job.claimed_at is None or done <= 0:
         return None
-    seconds = (utc_now() - job.started_at).total_seconds()
-    return round(seconds / job.progress * (1 - job.progress), 1)
+    seconds = (utc_now() - job.claimed_at).total_seconds()
+    return round(seconds / done * (1 - job.progress), 1)
+
+
+class ResumeRequest(BaseModel):
+    """What a job shall do beyond what it was asked to do first."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"epochs": 100}]})
+
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="train up to this epoch; β and the learning rate then follow the longer "
+        "schedule. A succeeded job needs it.",
+    )
+
+
+class Event(BaseModel):
+    """One thing that happened to a job; `data` has its figures."""
+
+    id: int
+    job_id: str
+    kind: EventKind
+    message: str
+    data: dict[str, Any] | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, event: JobEvent) -> Self:
+        return cls(**event.model_dump())
 
 
 class Reconstruction(BaseModel):
@@ -200,8 +235,29 @@ class OptionList(BaseModel):
     has_more: bool
 
 
+class EventList(BaseModel):
+    data: list[Event]
+    has_more: bool
+
+
+class WorkerPublic(BaseModel):
+    """A process that claims jobs."""
+
+    id: str
+    host: str
+    pid: int
+    device: str
+    version: str
+    torch_version: str
+    state: WorkerState
+    job_id: str | None
+    started_at: datetime
+    heartbeat_at: datetime
+    progress_at: datetime | None = Field(description="when its job last made progress")
+
+
 class WorkerList(BaseModel):
-    data: list[Worker]
+    data: list[WorkerPublic]
     has_more: bool
 
 

@@ -30,6 +30,20 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         default=3, ge=1, description="how often a job that loses its worker is started"
     )
+    retry_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        description="pause before a job is tried again whose files, device or worker failed; "
+        "doubled each time",
+    )
+    checkpoint_seconds: float = Field(
+        default=60.0, gt=0, description="how often a job saves where it is inside a long epoch"
+    )
+    stall_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        description="without progress for so long a worker that lives is shown as stalled",
+    )
     num_workers: int = Field(default=1, ge=1, description="workers that share this machine's cores")
     wandb_project: str = Field(
         default="", description="also log each run to this Weights & Biases project"

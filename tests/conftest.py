@@ -1,4 +1,4 @@
-"""Real SQLite files, tiny real trainings, a real server; nothing of ours is replaced."""
+"""Real databases, tiny real trainings, a real server; nothing of ours is replaced."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from postgres import Postgres
 from sqlalchemy import Engine
 
 from server import job_queue
@@ -21,12 +23,56 @@ from worker.main import work
 
 TINY = {"num_samples": 200, "epochs": 2, "batch_size": 32, "checkpoint_every": 1}
 
+# The tests run beside each other; more threads than cores would mostly wait for one another.
+torch.set_num_threads(1)
+
 SubmitJob = Callable[..., Job]
+MakeSettings = Callable[..., Settings]
+
+
+#: A module's tests run on both databases with `pytestmark = BOTH_DATABASES`.
+BOTH_DATABASES = pytest.mark.parametrize(
+    "database", ["sqlite", "postgresql"], indirect=True, scope="session"
+)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with Postgres() as postgres:
+        yield postgres
+
+
+@pytest.fixture(scope="session")
+def migrated_url(postgres: Postgres) -> str:
+    """A PostgreSQL database with the schema, to be copied."""
+    url = postgres.create_database()
+    open_database(Settings(database_url=url)).dispose()
+    return url
+
+
+@pytest.fixture(scope="session")
+def database(request: pytest.FixtureRequest) -> str:
+    """Which database the tests run on; SQLite unless the module says otherwise."""
+    return getattr(request, "param", "sqlite")
+
+
+@pytest.fixture(scope="session")
+def make_settings(request: pytest.FixtureRequest, database: str) -> MakeSettings:
+    """Settings with a data directory and an empty database of their own."""
+
+    def make(data_dir: Path, **overrides: Any) -> Settings:
+        url = ""
+        if database == "postgresql":
+            postgres: Postgres = request.getfixturevalue("postgres")
+            url = postgres.create_database(template=request.getfixturevalue("migrated_url"))
+        return Settings(data_dir=data_dir, database_url=url, **{"poll_seconds": 0.02} | overrides)
+
+    return make
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "experiments", poll_seconds=0.02)
+def settings(tmp_path: Path, make_settings: MakeSettings) -> Settings:
+    return make_settings(tmp_path / "experiments", retry_seconds=0.1)
 
 
 @pytest.fixture
@@ -65,10 +111,10 @@ def drain(settings: Settings, engine: Engine) -> None:
 
 @pytest.fixture(scope="session")
 def finished(
-    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path_factory: pytest.TempPathFactory, make_settings: MakeSettings
 ) -> Iterator[tuple[TestClient, dict[str, str]]]:
     """A server on which options a, b and c have run, and their ids by option."""
-    settings = Settings(data_dir=tmp_path_factory.mktemp("finished"))
+    settings = make_settings(tmp_path_factory.mktemp("finished"))
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         ids = {
             option: client.post("/jobs", json={"option": option, "name": f"run {option}", **TINY})

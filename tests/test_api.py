@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import BOTH_DATABASES
 from fastapi.testclient import TestClient
 from httpx2 import Response
 from PIL import Image
+from sqlalchemy import Engine, text
 
 from server.main import create_app
 from server.models import TrainingConfig
 from server.settings import Settings
+
+pytestmark = BOTH_DATABASES
 
 Finished = tuple[TestClient, dict[str, str]]
 
@@ -247,9 +250,9 @@ def test_job_without_epochs_has_empty_lists_and_no_pictures(client: TestClient) 
     assert {criterion["status"] for criterion in verdict["criteria"]} == {"no_data"}
 
 
-def test_full_queue_is_answered_429(tmp_path_factory: pytest.TempPathFactory) -> None:
-    settings = Settings(data_dir=tmp_path_factory.mktemp("full"), max_queued_jobs=1)
-    with TestClient(create_app(settings)) as client:
+def test_full_queue_is_answered_429(settings: Settings) -> None:
+    small = settings.model_copy(update={"max_queued_jobs": 1})
+    with TestClient(create_app(small)) as client:
         client.post("/jobs", json={"option": "a"})
         problem(client.post("/jobs", json={"option": "a"}), 429)
 
@@ -419,15 +422,12 @@ def test_every_example_in_the_openapi_document_works(client: TestClient) -> None
 
 
 def test_fault_of_the_server_is_a_problem_without_traceback(
-    client: TestClient, settings: Settings, caplog: pytest.LogCaptureFixture
+    client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client.app.state.engine.dispose()  # type: ignore[attr-defined]
-    for path in settings.data_dir.glob("losslab.db*"):
-        path.unlink()
+    client.post("/jobs", json={"option": "a"})
+    engine: Engine = client.app.state.engine  # type: ignore[attr-defined]
+    with engine.begin() as connection:
+        connection.execute(text('UPDATE job SET config = \'{"epochs": "many"}\''))
     answer = problem(client.get("/jobs"), 500)
     assert "Traceback" not in str(answer)
     assert answer["request_id"] in caplog.text
-
-
-def test_tiny_configuration_is_within_the_bounds() -> None:
-    TrainingConfig.model_validate(TINY)

@@ -17,16 +17,20 @@ def files(tmp_path: Path) -> JobFiles:
     return files
 
 
-def test_file_is_written_under_its_name_with_its_hash(files: JobFiles) -> None:
-    stored = files.write(
+def test_file_gets_its_name_once_it_is_whole(files: JobFiles) -> None:
+    written = files.write(
         ArtifactKind.checkpoint,
         epoch=3,
         write_to=lambda path: path.write_bytes(b"weights") and None,
     )
-    assert stored.file_name == "checkpoint_epoch_3.safetensors"
-    path = files.path(stored.file_name)
+    assert written.file_name == "checkpoint_epoch_3.safetensors"
+    with pytest.raises(FileNotFoundError):
+        files.path(written.file_name)
+    written.publish()
+    written.publish()
+    path = files.path(written.file_name)
     assert path.read_bytes() == b"weights"
-    assert (stored.size_bytes, stored.sha256) == (7, compute_sha256(path))
+    assert (written.size_bytes, written.sha256) == (7, compute_sha256(path))
 
 
 def test_writer_that_raises_leaves_no_file(files: JobFiles) -> None:
@@ -39,18 +43,21 @@ def test_writer_that_raises_leaves_no_file(files: JobFiles) -> None:
     assert list(files.checkpoints_dir.iterdir()) == []
 
 
-def test_best_is_linked_anew_and_again(files: JobFiles) -> None:
-    for epoch in (1, 2):
-        files.write(
+def test_sweep_removes_what_no_row_names_and_renews_the_best(files: JobFiles) -> None:
+    for epoch in (1, 2, 3):
+        written = files.write(
             ArtifactKind.reconstruction,
             epoch=epoch,
             write_to=lambda path, epoch=epoch: path.write_text(str(epoch)) and None,  # type: ignore[misc]
         )
-        files.link_best(ArtifactKind.reconstruction, epoch=epoch)
-        files.link_best(ArtifactKind.reconstruction, epoch=epoch)
+        written.publish()
+    (files.checkpoints_dir / ".half.png").write_text("of a killed worker")
+    named = {"reconstructions_epoch_1.png", "reconstructions_epoch_2.png"}
+    for best_epoch in (1, 2, 2):
+        files.sweep(named, best_epoch)
         best = files.checkpoints_dir / "reconstructions_best.png"
-        assert best.read_text() == str(epoch)
-    assert len(list(files.checkpoints_dir.iterdir())) == 3
+        assert best.read_text() == str(best_epoch)
+        assert {path.name for path in files.checkpoints_dir.iterdir()} == {*named, best.name}
 
 
 @pytest.mark.parametrize("name", ["../job.log", "/etc/passwd", "..", "", "missing.png", "a/../b"])

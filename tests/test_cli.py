@@ -33,7 +33,8 @@ T = TypeVar("T")
 
 def make_environment(**changes: str) -> dict[str, str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("LOSSLAB_")}
-    return clean | {"COLUMNS": "200", "LOSSLAB_POLL_SECONDS": "0.05"} | changes
+    quick = {"LOSSLAB_POLL_SECONDS": "0.05", "LOSSLAB_RETRY_SECONDS": "0.1"}
+    return clean | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"} | quick | changes
 
 
 def run(*arguments: str, **environment: str) -> Finished:

@@ -1,17 +1,29 @@
-"""Every transition of a job."""
+"""Every transition of a job, on both databases."""
 
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from conftest import SubmitJob
+from conftest import BOTH_DATABASES, SubmitJob
 from sqlalchemy import Engine
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select
 
-from server import job_queue
+from server import job_queue, job_records
 from server.database import write_transaction
-from server.job_queue import JobStateError, Lease, LeaseLostError, QueueFullError
-from server.models import FailureKind, Job, JobEvent, JobStatus, Option, TrainingConfig, utc_now
+from server.job_queue import JobStateError, Lease, LeaseLostError, QueueFullError, StopRequest
+from server.models import (
+    EventKind,
+    FailureKind,
+    Job,
+    JobEvent,
+    JobStatus,
+    Option,
+    TrainingConfig,
+    utc_now,
+)
+
+pytestmark = BOTH_DATABASES
 
 
 def claim(engine: Engine, worker_id: str = "w1") -> Job | None:
@@ -31,7 +43,24 @@ def read(engine: Engine, job_id: str) -> Job:
 
 def events(engine: Engine, job_id: str) -> list[str]:
     with Session(engine) as session:
-        return list(session.exec(select(JobEvent.kind).where(JobEvent.job_id == job_id)))
+        kinds = select(JobEvent.kind).where(JobEvent.job_id == job_id)
+        return list(session.exec(kinds.order_by(col(JobEvent.id))))
+
+
+def fail(engine: Engine, lease: Lease, kind: FailureKind, *, retry_seconds: float = 0) -> None:
+    job_queue.fail(
+        engine,
+        lease,
+        code="x",
+        message="because",
+        kind=kind,
+        max_attempts=3,
+        retry_seconds=retry_seconds,
+    )
+
+
+def requeue_lost(engine: Engine) -> int:
+    return job_queue.requeue_lost_jobs(engine, max_attempts=3, lease_seconds=30)
 
 
 def expire_lease(engine: Engine, job_id: str) -> None:
@@ -112,7 +141,7 @@ def test_finished_job_has_succeeded(engine: Engine, submit_job: SubmitJob) -> No
 def test_failed_job_says_why(engine: Engine, submit_job: SubmitJob) -> None:
     submit_job()
     lease = lease_of(claim(engine))
-    job_queue.fail(engine, lease, code="x", message="because", kind=FailureKind.user)
+    fail(engine, lease, FailureKind.user)
     job = read(engine, lease.job_id)
     assert (job.status, job.error_message) == (JobStatus.failed, "because")
     assert job.failure_kind is FailureKind.user
@@ -124,18 +153,18 @@ def test_lost_job_goes_to_another_worker_and_fences_the_first(
     submit_job()
     zombie = lease_of(claim(engine, "zombie"))
     expire_lease(engine, zombie.job_id)
-    assert job_queue.requeue_lost_jobs(engine, max_attempts=3) == 1
+    assert requeue_lost(engine) == 1
     heir = claim(engine, "heir")
     assert heir is not None
     assert heir.attempt == 2
     for write in (
         lambda: job_queue.heartbeat(engine, zombie, lease_seconds=30, progress=1.0),
-        lambda: job_queue.is_cancel_requested(engine, zombie),
+        lambda: job_queue.read_stop_request(engine, zombie),
         lambda: job_queue.finish(engine, zombie, test_metrics={}),
-        lambda: job_queue.fail(engine, zombie, code="", message="", kind=FailureKind.user),
+        lambda: fail(engine, zombie, FailureKind.user),
         lambda: job_queue.hand_back(engine, zombie, reason=""),
-        lambda: job_queue.acknowledge_cancel(engine, zombie),
-        lambda: job_queue.add_event(engine, zombie, kind="warning", message=""),
+        lambda: job_queue.stop(engine, zombie),
+        lambda: job_records.add_note(engine, zombie, EventKind.warning, message=""),
     ):
         with pytest.raises(LeaseLostError):
             write()
@@ -145,7 +174,7 @@ def test_lost_job_goes_to_another_worker_and_fences_the_first(
 def test_live_lease_is_not_requeued(engine: Engine, submit_job: SubmitJob) -> None:
     submit_job()
     claim(engine)
-    assert job_queue.requeue_lost_jobs(engine, max_attempts=3) == 0
+    assert requeue_lost(engine) == 0
 
 
 def test_job_that_loses_every_worker_fails_in_the_end(
@@ -155,7 +184,7 @@ def test_job_that_loses_every_worker_fails_in_the_end(
     for _ in range(3):
         claim(engine)
         expire_lease(engine, job_id)
-        job_queue.requeue_lost_jobs(engine, max_attempts=3)
+        requeue_lost(engine)
     job = read(engine, job_id)
     assert job.status is JobStatus.failed
     assert job.failure_kind is FailureKind.infrastructure
@@ -182,10 +211,10 @@ def test_queued_job_is_cancelled_at_once_and_twice_is_harmless(
 def test_running_job_is_asked_to_stop(engine: Engine, submit_job: SubmitJob) -> None:
     submit_job()
     lease = lease_of(claim(engine))
-    assert not job_queue.is_cancel_requested(engine, lease)
+    assert job_queue.read_stop_request(engine, lease) is None
     assert job_queue.cancel(engine, lease.job_id).status is JobStatus.running
-    assert job_queue.is_cancel_requested(engine, lease)
-    job_queue.acknowledge_cancel(engine, lease)
+    assert job_queue.read_stop_request(engine, lease) is StopRequest.cancel
+    job_queue.stop(engine, lease)
     assert read(engine, lease.job_id).status is JobStatus.cancelled
 
 
@@ -219,3 +248,132 @@ def test_full_queue_refuses(engine: Engine) -> None:
     submit()
     with pytest.raises(QueueFullError, match="2 jobs wait"):
         submit()
+
+
+def test_failure_of_the_infrastructure_is_tried_again_after_a_pause_that_doubles(
+    engine: Engine, submit_job: SubmitJob
+) -> None:
+    job_id = submit_job().id
+    for pause in (10, 20):
+        fail(engine, lease_of(claim(engine)), FailureKind.infrastructure, retry_seconds=10)
+        job = read(engine, job_id)
+        assert job.status is JobStatus.queued
+        assert job.available_at is not None
+        left = job.available_at - utc_now()
+        assert timedelta(seconds=pause - 5) < left <= timedelta(seconds=pause)
+        assert claim(engine) is None
+        with write_transaction(engine) as session:
+            session.get_one(Job, job_id).available_at = utc_now()
+    fail(engine, lease_of(claim(engine)), FailureKind.infrastructure)
+    job = read(engine, job_id)
+    assert (job.status, job.error_code) == (JobStatus.failed, "x")
+
+
+@pytest.mark.parametrize("kind", [FailureKind.user, FailureKind.oom, FailureKind.numeric])
+def test_other_failures_are_not_tried_again(
+    engine: Engine, submit_job: SubmitJob, kind: FailureKind
+) -> None:
+    job_id = submit_job().id
+    fail(engine, lease_of(claim(engine)), kind)
+    assert read(engine, job_id).status is JobStatus.failed
+
+
+def test_event_of_a_lost_job_names_the_worker_and_the_time(
+    engine: Engine, submit_job: SubmitJob
+) -> None:
+    job_id = submit_job().id
+    claim(engine, "host-3/1234")
+    expire_lease(engine, job_id)
+    requeue_lost(engine)
+    with Session(engine) as session:
+        messages = session.exec(select(JobEvent.message).where(JobEvent.job_id == job_id)).all()
+    assert "requeued: worker host-3/1234 gave no sign of life for 30 s" in messages
+
+
+def test_queued_job_is_paused_at_once_and_goes_on_when_resumed(
+    engine: Engine, submit_job: SubmitJob
+) -> None:
+    job_id = submit_job().id
+    assert job_queue.pause(engine, job_id).status is JobStatus.paused
+    assert job_queue.pause(engine, job_id).status is JobStatus.paused
+    assert claim(engine) is None
+    assert job_queue.resume(engine, job_id).status is JobStatus.queued
+    assert job_queue.resume(engine, job_id).status is JobStatus.queued
+    assert lease_of(claim(engine)).job_id == job_id
+
+
+def test_running_job_pauses_when_its_worker_has_heard(
+    engine: Engine, submit_job: SubmitJob
+) -> None:
+    submit_job()
+    lease = lease_of(claim(engine))
+    assert job_queue.pause(engine, lease.job_id).status is JobStatus.running
+    assert job_queue.read_stop_request(engine, lease) is StopRequest.pause
+    job_queue.stop(engine, lease)
+    job = read(engine, lease.job_id)
+    assert (job.status, job.ended_at) == (JobStatus.paused, None)
+
+
+def test_pause_that_is_withdrawn_in_time_changes_nothing(
+    engine: Engine, submit_job: SubmitJob
+) -> None:
+    submit_job()
+    lease = lease_of(claim(engine))
+    job_queue.pause(engine, lease.job_id)
+    assert job_queue.resume(engine, lease.job_id).status is JobStatus.running
+    assert job_queue.read_stop_request(engine, lease) is None
+    job_queue.stop(engine, lease)  # the worker had heard of it before
+    assert read(engine, lease.job_id).status is JobStatus.queued
+
+
+def test_cancel_outdoes_a_pause(engine: Engine, submit_job: SubmitJob) -> None:
+    submit_job()
+    lease = lease_of(claim(engine))
+    job_queue.pause(engine, lease.job_id)
+    job_queue.cancel(engine, lease.job_id)
+    with pytest.raises(JobStateError, match="is being cancelled"):
+        job_queue.pause(engine, lease.job_id)
+    with pytest.raises(JobStateError, match="wait until it has stopped"):
+        job_queue.resume(engine, lease.job_id)
+    assert job_queue.read_stop_request(engine, lease) is StopRequest.cancel
+
+
+@pytest.mark.parametrize("request_stop", [job_queue.cancel, job_queue.pause])
+def test_request_to_stop_outlives_the_worker_and_a_hand_back(
+    engine: Engine, submit_job: SubmitJob, request_stop: Callable[[Engine, str], Job]
+) -> None:
+    expected = {job_queue.cancel: JobStatus.cancelled, job_queue.pause: JobStatus.paused}
+    lost, handed_back = submit_job(), submit_job()
+    leases = {lease.job_id: lease for lease in (lease_of(claim(engine)), lease_of(claim(engine)))}
+    for job in (lost, handed_back):
+        request_stop(engine, job.id)
+    expire_lease(engine, lost.id)
+    requeue_lost(engine)
+    job_queue.hand_back(engine, leases[handed_back.id], reason="worker was stopped")
+    for job in (lost, handed_back):
+        assert read(engine, job.id).status is expected[request_stop]
+
+
+def test_failed_and_cancelled_jobs_can_be_resumed_with_a_clean_slate(
+    engine: Engine, submit_job: SubmitJob
+) -> None:
+    failed, cancelled = submit_job(), submit_job()
+    fail(engine, lease_of(claim(engine)), FailureKind.numeric)
+    job_queue.cancel(engine, cancelled.id)
+    for job_id in (failed.id, cancelled.id):
+        job = job_queue.resume(engine, job_id)
+        assert job.status is JobStatus.queued
+        assert (job.error_code, job.error_message, job.failure_kind) == (None, None, None)
+        assert (job.cancel_requested_at, job.ended_at, job.num_lost_attempts) == (None, None, 0)
+
+
+def test_succeeded_job_goes_on_for_more_epochs_only(engine: Engine, submit_job: SubmitJob) -> None:
+    job_id = submit_job(epochs=2).id
+    with write_transaction(engine) as session:
+        session.get_one(Job, job_id).epochs_completed = 2
+    job_queue.finish(engine, lease_of(claim(engine)), test_metrics={})
+    for num_epochs in (None, 1, 2):
+        with pytest.raises(JobStateError, match="has 2 epochs behind it"):
+            job_queue.resume(engine, job_id, num_epochs=num_epochs)
+    job = job_queue.resume(engine, job_id, num_epochs=8)
+    assert (job.status, job.progress, job.config["epochs"]) == (JobStatus.queued, 0.25, 8)

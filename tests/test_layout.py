@@ -9,7 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # What both sides may use: no web framework and no torch in any of it.
-CONTRACT = {"settings", "models", "database", "job_queue", "artifacts", "datasets", "logs"}
+CONTRACT = {
+    "settings",
+    "models",
+    "database",
+    "job_queue",
+    "job_records",
+    "job_events",
+    "worker_registry",
+    "artifacts",
+    "datasets",
+    "logs",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -119,11 +119,11 @@ def test_checkpoint_holds_weights_adam_and_configuration(
     job = submit_job(latent_dim=3)
     drain(settings, engine)
     path = checkpoints_dir(settings, job) / "checkpoint_epoch_2.safetensors"
-    state, config, epoch = load_checkpoint(path)
-    assert epoch == 2
+    state, config = load_checkpoint(path)
+    assert (state.epoch, state.step) == (2, 0)
     assert config == job.training_config
-    assert state["model.to_mu.weight"].shape == (3, 128)
-    assert {name.rpartition(".")[2] for name in state if name.startswith("optimizer.")} == {
+    assert state.tensors["model.to_mu.weight"].shape == (3, 128)
+    assert {name.rpartition(".")[2] for name in state.tensors if name.startswith("optimizer.")} == {
         "step",
         "exp_avg",
         "exp_avg_sq",
@@ -211,10 +211,10 @@ def test_infinite_loss_fails_the_job_with_its_epoch_and_step(
 def _make_weights_infinite(settings: Settings, engine: Engine, submitted: Job) -> None:
     """Queue the job again behind epoch 2, from a checkpoint at the end of what floats hold."""
     path = checkpoints_dir(settings, submitted) / "checkpoint_epoch_2.safetensors"
-    state, config, epoch = load_checkpoint(path)
-    state["model.to_mu.weight"].fill_(torch.inf)
+    state, config = load_checkpoint(path)
+    state.tensors["model.to_mu.weight"].fill_(torch.inf)
     path.unlink()  # best.safetensors may be another name of it
-    save_checkpoint(path, state, config=config, epoch=epoch)
+    save_checkpoint(path, state, config=config)
     with Session(engine) as session:
         job = session.get_one(Job, submitted.id)
         job.status, job.epochs_completed = JobStatus.queued, 2

@@ -2,6 +2,7 @@
 
 import inspect
 import pathlib
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ from server.models import TrainingConfig
 from worker.atomic import generate_atomic
 from worker.data import Dataset
 from worker.model import BetaVAE
-from worker.training import EpochResult, NonFiniteLossError, Trainer, TrainingStopped
+from worker.training import (
+    EpochResult,
+    NonFiniteLossError,
+    Trainer,
+    TrainingState,
+    TrainingStopped,
+)
 
 CPU = torch.device("cpu")
 
@@ -74,23 +81,55 @@ def test_the_same_seed_gives_the_same_curve_and_another_seed_another(dataset: Da
     assert first != curve(list(make_trainer(dataset, seed=1).epochs()))
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(dataset: Dataset) -> None:
+@pytest.mark.parametrize("num_steps", [1, 7, 10, 13, 29])
+def test_a_run_resumed_after_any_step_is_the_uninterrupted_one_to_the_last_bit(
+    dataset: Dataset, num_steps: int
+) -> None:
     whole = list(make_trainer(dataset).epochs())
-    interrupted = make_trainer(dataset)
-    next(interrupted.epochs())
-    state = interrupted.state_dict()
+    state = run_steps(dataset, num_steps)
     resumed = make_trainer(dataset)
-    resumed.load_state_dict(state, epoch=1)
-    assert curve(list(resumed.epochs())) == curve(whole[1:])
+    resumed.load_state(state)
+    results = list(resumed.epochs())
+    assert [numbers(r) for r in results] == [numbers(r) for r in whole[state.epoch :]]
+
+
+def run_steps(dataset: Dataset, num_steps: int) -> TrainingState:
+    """The state of a run that was stopped after so many of its steps, 10 an epoch."""
+    num_done = 0
+
+    def on_step(_trainer: Trainer) -> None:
+        nonlocal num_done
+        num_done += 1
+
+    config = TrainingConfig(epochs=3, batch_size=32)
+    trainer = Trainer(
+        config,
+        dataset,
+        device=CPU,
+        should_stop=lambda: num_done >= num_steps,
+        on_step=on_step,
+    )
+    with pytest.raises(TrainingStopped):
+        list(trainer.epochs())
+    state = trainer.copy_state()
+    # After the tenth step the epoch's validation is still to come.
+    assert state.epoch * 10 + state.step == num_steps
+    return state
+
+
+def numbers(result: EpochResult) -> dict[str, object]:
+    measured = asdict(result)
+    del measured["seconds"], measured["grids_per_second"]
+    return measured
 
 
 def test_a_non_finite_loss_stops_before_the_weights_move(dataset: Dataset) -> None:
     trainer = make_trainer(dataset, beta_schedule="constant")
-    before = trainer.state_dict()
+    before = trainer.copy_state().tensors
     trainer.class_weights[0] = torch.nan
     with pytest.raises(NonFiniteLossError, match="epoch 1, step 1"):
         next(trainer.epochs())
-    after = trainer.state_dict()
+    after = trainer.copy_state().tensors
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 

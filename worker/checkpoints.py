@@ -1,50 +1,71 @@
-"""Checkpoints: one safetensors file with weights, Adam's state and, as its metadata, the
-configuration and the epoch. Nothing in it can be code."""
+"""Checkpoints: one safetensors file with everything that a run needs to go on and, as its
+metadata, the configuration and the position. Nothing in it can be code."""
 
 import json
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from server.artifacts import JobFiles, compute_sha256
-from server.models import Artifact, TrainingConfig
+from server.models import Artifact, ResumePoint, TrainingConfig
+from worker.training import TrainingState
+
+_FORMAT = "losslab-1"
 
 _logger = logging.getLogger(__name__)
 
 
-def save_checkpoint(
-    path: Path, state: dict[str, Tensor], *, config: TrainingConfig, epoch: int
-) -> None:
-    metadata = {"config": config.model_dump_json(), "epoch": str(epoch), "format": "losslab-1"}
-    save_file(state, path, metadata=metadata)
+class _Candidate(NamedTuple):
+    epoch: int
+    step: int
+    file_name: str
+    sha256: str
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], TrainingConfig, int]:
-    """Return state, configuration and epoch. Raises SafetensorError."""
+def save_checkpoint(path: Path, state: TrainingState, *, config: TrainingConfig) -> None:
+    metadata = {
+        "config": config.model_dump_json(),
+        "epoch": str(state.epoch),
+        "step": str(state.step),
+        "format": _FORMAT,
+    }
+    # Written by Python, so that a full disk is an OSError like any other.
+    path.write_bytes(save(state.tensors, metadata=metadata))
+
+
+def load_checkpoint(path: Path) -> tuple[TrainingState, TrainingConfig]:
+    """Raises SafetensorError, also for a file of another program."""
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        metadata = file.metadata() or {}
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    if metadata.get("format") != _FORMAT:
+        raise SafetensorError(f"{path.name} is no checkpoint of Losslab")
     config = TrainingConfig.model_validate(json.loads(metadata["config"]))
-    return state, config, int(metadata["epoch"])
+    state = TrainingState(tensors, epoch=int(metadata["epoch"]), step=int(metadata["step"]))
+    return state, config
 
 
-def load_newest_checkpoint(
-    files: JobFiles, rows: list[Artifact]
-) -> tuple[dict[str, Tensor], int] | None:
-    """The newest of the checkpoints named by `rows` that is as it was written, with its epoch.
+def load_newest_state(
+    files: JobFiles, rows: list[Artifact], *, resume_point: ResumePoint | None = None
+) -> TrainingState | None:
+    """The newest of the states that `rows` and `resume_point` name and that is as written.
 
     One that is missing or whose hash differs is skipped, with a warning, for the one before.
     """
-    for row in sorted(rows, key=lambda row: row.epoch, reverse=True):
+    named = [_Candidate(row.epoch, 0, row.file_name, row.sha256) for row in rows]
+    if resume_point is not None:
+        point = resume_point
+        named.append(_Candidate(point.epoch, point.step, point.file_name, point.sha256))
+    for candidate in sorted(named, reverse=True):
         try:
-            path = files.path(row.file_name)
-            if compute_sha256(path) == row.sha256:
-                state, _, epoch = load_checkpoint(path)
-                return state, epoch
-            _logger.warning("%s does not match its sha256 and is skipped", row.file_name)
-        except (FileNotFoundError, SafetensorError) as error:
-            _logger.warning("%s cannot be loaded and is skipped: %s", row.file_name, error)
+            path = files.path(candidate.file_name)
+            if compute_sha256(path) == candidate.sha256:
+                return load_checkpoint(path)[0]
+            _logger.warning("%s does not match its sha256 and is skipped", candidate.file_name)
+        except (OSError, SafetensorError) as error:
+            _logger.warning("%s cannot be loaded and is skipped: %s", candidate.file_name, error)
     return None

@@ -15,6 +15,7 @@ from server.job_queue import Lease, LeaseLostError
 from server.settings import Settings
 
 _LISTEN_SECONDS = 0.5
+_OUTAGE_PAUSE_SECONDS = 1.0
 
 _logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ _logger = logging.getLogger(__name__)
 class StopReason(StrEnum):
     """Why training shall end before its last epoch; each ends differently."""
 
-    cancelled = "cancelled"
+    requested = "requested"  #: a cancel or a pause; which of them stands in the database
     shutdown = "shutdown"
     lease_lost = "lease_lost"
 
@@ -72,8 +73,8 @@ class Heartbeat:
         beat_at = time.monotonic() + self._settings.heartbeat_seconds
         while not self._ended.wait(_LISTEN_SECONDS) and self.stop_reason is None:
             try:
-                if job_queue.is_cancel_requested(self._engine, self._lease):
-                    self.stop_reason = StopReason.cancelled
+                if job_queue.read_stop_request(self._engine, self._lease):
+                    self.stop_reason = StopReason.requested
                 if time.monotonic() >= beat_at:
                     self._beat()
                     beat_at = time.monotonic() + self._settings.heartbeat_seconds
@@ -83,6 +84,7 @@ class Heartbeat:
             except SQLAlchemyError as error:
                 # The lease outlives a short loss of the database; the next beat tries again.
                 _logger.warning("heartbeat failed and will be tried again: %s", error)
+                self._ended.wait(_OUTAGE_PAUSE_SECONDS)
 
     def _beat(self) -> None:
         job_queue.heartbeat(
@@ -90,4 +92,10 @@ class Heartbeat:
             self._lease,
             lease_seconds=self._settings.lease_seconds,
             progress=self.progress,
+        )
+        # While every worker is busy, nobody else looks after the jobs of the dead.
+        job_queue.requeue_lost_jobs(
+            self._engine,
+            max_attempts=self._settings.max_attempts,
+            lease_seconds=self._settings.lease_seconds,
         )

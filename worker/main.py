@@ -5,21 +5,25 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
+from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import Session
 
-from server import job_queue
-from server.database import open_database
+from server import job_queue, worker_registry
+from server.database import Doorbell, is_outage, open_database
 from server.logs import configure_logging
-from server.models import Worker
+from server.models import Job, Worker
 from server.settings import Settings
 from worker.device import choose_device, describe_device, take_share_of_cores
-from worker.runner import run_job
+from worker.runner import DeviceBrokenError, run_job
 
 _PARENT_CHECK_SECONDS = 1.0
 
@@ -44,6 +48,9 @@ def main() -> None:
             is_drain=arguments.drain or arguments.job is not None,
             job_id=arguments.job,
         )
+    except DeviceBrokenError as error:
+        _logger.critical("%s; this worker ends, and another must be started", error)
+        sys.exit(1)
     finally:
         engine.dispose()
 
@@ -56,33 +63,57 @@ def work(
     is_drain: bool = False,
     job_id: str | None = None,
 ) -> None:
-    """Claim and run jobs until `shutdown`; with `is_drain`, until no job waits."""
+    """Claim and run jobs until `shutdown`; with `is_drain`, until no job waits.
+
+    With `job_id` only that job is run. Raises DeviceBrokenError.
+    """
     worker = _register(engine)
-    next_report_at = 0.0
-    while not shutdown.is_set():
-        try:
-            if time.monotonic() >= next_report_at:
-                job_queue.report_idle(engine, worker.id)
-                job_queue.requeue_lost_jobs(engine, max_attempts=settings.max_attempts)
-                next_report_at = time.monotonic() + settings.heartbeat_seconds
-            job = job_queue.claim(
-                engine,
-                worker_id=worker.id,
-                lease_seconds=settings.lease_seconds,
-                job_id=job_id,
-            )
-            if job is not None:
-                run_job(job, settings=settings, engine=engine, shutdown=shutdown)
-                next_report_at = 0.0
-            elif is_drain:
-                break
-            else:
-                shutdown.wait(settings.poll_seconds)
-        except SQLAlchemyError:
-            # The database may come back; a job under way keeps its lease until it runs out.
-            _logger.exception("the database does not answer; trying again")
-            shutdown.wait(settings.heartbeat_seconds)
-    job_queue.report_idle(engine, worker.id, state="stopped")
+    doorbell = Doorbell(engine)
+    try:
+        while not shutdown.is_set():
+            try:
+                job = _look_for_job(settings, engine=engine, worker_id=worker.id, job_id=job_id)
+                if job is not None:
+                    run_job(job, settings=settings, engine=engine, shutdown=shutdown)
+                elif is_drain and not _is_any_queued(engine, job_id=job_id):
+                    break
+                else:
+                    doorbell.wait(shutdown, poll_seconds=settings.poll_seconds)
+            except SQLAlchemyError as error:
+                if not is_outage(error):
+                    raise
+                _logger.warning("the database does not answer; trying again: %s", error)
+                shutdown.wait(settings.heartbeat_seconds)
+    finally:
+        doorbell.close()
+        _sign_off(engine, worker.id)
+
+
+def _look_for_job(
+    settings: Settings, *, engine: Engine, worker_id: str, job_id: str | None
+) -> Job | None:
+    """Claim a job. An idle worker also says that it lives, and takes jobs from the dead."""
+    lease_seconds = settings.lease_seconds
+    job = job_queue.claim(engine, worker_id=worker_id, lease_seconds=lease_seconds, job_id=job_id)
+    if job is None and worker_registry.report_idle(
+        engine, worker_id, every_seconds=settings.heartbeat_seconds
+    ):
+        job_queue.requeue_lost_jobs(
+            engine, max_attempts=settings.max_attempts, lease_seconds=lease_seconds
+        )
+    return job
+
+
+def _is_any_queued(engine: Engine, *, job_id: str | None) -> bool:
+    with Session(engine) as session:
+        return job_queue.count_queued(session, job_id=job_id) > 0
+
+
+def _sign_off(engine: Engine, worker_id: str) -> None:
+    try:
+        worker_registry.sign_off(engine, worker_id)
+    except SQLAlchemyError as error:
+        _logger.warning("the database did not hear that worker %s ends: %s", worker_id, error)
 
 
 def _register(engine: Engine) -> Worker:
@@ -93,9 +124,11 @@ def _register(engine: Engine) -> Worker:
         host=host,
         pid=pid,
         device=describe_device(choose_device()),
+        version=version("losslab"),
+        torch_version=torch.__version__,
         state="idle",
     )
-    job_queue.register_worker(engine, worker)
+    worker_registry.register(engine, worker)
     _logger.info("worker %s waits for jobs on %s", worker.id, worker.device)
     return worker
 

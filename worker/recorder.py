@@ -2,81 +2,96 @@
 the epoch and names both. All of it happens on a thread of its own."""
 
 import logging
+import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from sqlalchemy import Engine
 from torch import Tensor
 
-from server import job_queue
-from server.artifacts import JobFiles, StoredFile
-from server.job_queue import Lease
-from server.models import Artifact, ArtifactKind, EpochMetrics, Job
+from server import job_records
+from server.artifacts import WrittenFile
+from server.models import Artifact, ArtifactKind, EpochMetrics, EventKind, ResumePoint
+from worker.attempt import Attempt
 from worker.checkpoints import save_checkpoint
 from worker.metrics import SplitMetrics
 from worker.trackers import Tracker
-from worker.training import EpochResult, Trainer
+from worker.training import EpochResult, Trainer, TrainingState
 from worker.visualization import Reconstruction, reconstruct, render_reconstructions
 
 NUM_RECONSTRUCTIONS = 10
+#: Epochs that training may be ahead of the database, as while it is away.
+MAX_PENDING = 8
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    """The model at the end of an epoch, copied before the next epoch changes it."""
+    """An epoch's end, copied before the next epoch changes the model. Without
+    reconstructions it is kept as the point to resume from only."""
 
-    state: dict[str, Tensor]
-    reconstructions: list[Reconstruction]
+    result: EpochResult
+    state: TrainingState
+    reconstructions: list[Reconstruction] | None
+    is_best: bool
 
 
 class EpochRecorder:
-    """Stores a job's epochs in order, one behind the training thread at most."""
+    """Stores a job's epochs in order, MAX_PENDING behind the training thread at most."""
 
-    def __init__(
-        self,
-        job: Job,
-        lease: Lease,
-        *,
-        engine: Engine,
-        files: JobFiles,
-        tracker: Tracker,
-        sample_batches: list[Tensor],
-    ) -> None:
-        self._job_id = job.id
+    def __init__(self, attempt: Attempt, *, tracker: Tracker, sample_batches: list[Tensor]) -> None:
+        job = attempt.job
+        self._attempt = attempt
         self._title = f"{job.name or job.id} · option {job.option}"
         self._config = job.training_config
         self._best_epoch = job.best_epoch
         self._best_val_recon_loss = job.best_val_recon_loss
-        self._lease = lease
-        self._engine = engine
-        self._files = files
         self._tracker = tracker
         self._sample_batches = sample_batches
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder")
-        self._pending: Future[None] | None = None
+        self._pending: deque[Future[None]] = deque()
+        self._saved_at = time.monotonic()
 
     def record(self, result: EpochResult, trainer: Trainer) -> None:
-        """Take what the epoch left behind and return; raises what the epoch before it met."""
+        """Take what the epoch left behind and return; raises what an epoch before it met."""
+        self._make_room(MAX_PENDING - 1)
         is_best = self._is_best(result)
         if is_best:
             self._best_epoch = result.epoch
             self._best_val_recon_loss = result.val.recon_loss
-        snapshot = self._take_snapshot(trainer) if is_best or self._is_kept(result.epoch) else None
-        self.wait()
-        self._pending = self._executor.submit(self._store, result, snapshot, is_best=is_best)
+        is_kept = is_best or self._is_scheduled(result.epoch)
+        snapshot = _Snapshot(
+            result,
+            trainer.copy_state(),
+            self._reconstruct(trainer) if is_kept else None,
+            is_best,
+        )
+        self._saved_at = time.monotonic()
+        self._pending.append(self._executor.submit(self._store, snapshot))
+
+    def save(self, trainer: Trainer) -> None:
+        """Let a later attempt go on from here, inside an epoch."""
+        self._make_room(MAX_PENDING - 1)
+        self._saved_at = time.monotonic()
+        self._pending.append(self._executor.submit(self._store_state, trainer.copy_state()))
+
+    def save_if_due(self, trainer: Trainer) -> None:
+        """As `save`, if nothing was stored for `checkpoint_seconds`."""
+        if time.monotonic() - self._saved_at > self._attempt.settings.checkpoint_seconds:
+            self.save(trainer)
 
     def wait(self) -> None:
-        """Return once every epoch given so far is stored; raises what went wrong."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+        """Return once everything given so far is stored; raises what went wrong."""
+        self._make_room(0)
 
     def close(self) -> None:
-        """End the thread; what it is busy with is finished first."""
-        self._executor.shutdown(wait=True)
+        """End the thread; what it is busy with is finished first, the rest is dropped."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _make_room(self, num_pending: int) -> None:
+        while self._pending and (self._pending[0].done() or len(self._pending) > num_pending):
+            self._pending.popleft().result()
 
     def _is_best(self, result: EpochResult) -> bool:
         # An epoch that an earlier attempt recorded as the best is so again.
@@ -86,77 +101,128 @@ class EpochRecorder:
             or result.epoch == self._best_epoch
         )
 
-    def _is_kept(self, epoch: int) -> bool:
+    def _is_scheduled(self, epoch: int) -> bool:
         return epoch % self._config.checkpoint_every == 0 or epoch == self._config.epochs
 
-    def _take_snapshot(self, trainer: Trainer) -> _Snapshot:
-        reconstructions = reconstruct(
+    def _reconstruct(self, trainer: Trainer) -> list[Reconstruction]:
+        return reconstruct(
             trainer.model,
             self._sample_batches,
             device=trainer.device,
             num_samples=NUM_RECONSTRUCTIONS,
         )
-        return _Snapshot(trainer.state_dict(), reconstructions)
 
-    def _store(self, result: EpochResult, snapshot: _Snapshot | None, *, is_best: bool) -> None:
-        artifacts = []
-        if snapshot is not None:
-            artifacts.append(self._save_checkpoint(snapshot, epoch=result.epoch))
-            artifacts += self._save_picture(snapshot, epoch=result.epoch, is_best=is_best)
-        superseded = job_queue.record_epoch(
-            self._engine,
-            self._lease,
-            make_row(result, job_id=self._job_id, attempt=self._lease.attempt),
-            artifacts=artifacts,
-            is_best=is_best,
-            progress=result.epoch / self._config.epochs,
-        )
-        if is_best:
-            for artifact in artifacts:
-                self._files.link_best(artifact.kind, epoch=result.epoch)
-        for file_name in superseded:
-            self._files.remove(file_name)
-        _log_epoch(result, num_epochs=self._config.epochs)
-        self._tracker.log_epoch(result)
-
-    def _save_checkpoint(self, snapshot: _Snapshot, *, epoch: int) -> Artifact:
-        def write_to(path: Path) -> None:
-            save_checkpoint(path, snapshot.state, config=self._config, epoch=epoch)
-
-        stored = self._files.write(ArtifactKind.checkpoint, epoch=epoch, write_to=write_to)
-        return self._make_artifact(ArtifactKind.checkpoint, stored, epoch=epoch)
-
-    def _save_picture(self, snapshot: _Snapshot, *, epoch: int, is_best: bool) -> list[Artifact]:
-        """No row if the picture cannot be written: that costs an event, never the training."""
-        title = f"{self._title} · epoch {epoch} of {self._config.epochs}"
-
-        def write_to(path: Path) -> None:
-            render_reconstructions(
-                snapshot.reconstructions, path, title=title + " · best so far" * is_best
-            )
-
+    def _store(self, snapshot: _Snapshot) -> None:
+        state = self._write_state(snapshot)
+        picture = self._write_picture(snapshot)
         try:
-            stored = self._files.write(ArtifactKind.reconstruction, epoch=epoch, write_to=write_to)
+            self._attempt.write(
+                job_records.record_epoch,
+                make_row(snapshot.result, attempt=self._attempt),
+                publish=lambda: self._publish(snapshot, state, picture),
+                resume_point=_describe_resume_point(state, snapshot.state)
+                if snapshot.reconstructions is None
+                else None,
+                is_best=snapshot.is_best,
+                progress=snapshot.result.epoch / self._config.epochs,
+            )
+        finally:
+            state.discard()
+            if picture is not None:
+                picture.discard()
+        self._attempt.write(job_records.keep_named_files, sweep=self._attempt.files.sweep)
+        _log_epoch(snapshot.result, num_epochs=self._config.epochs)
+        self._tracker.log_epoch(snapshot.result)
+
+    def _publish(
+        self, snapshot: _Snapshot, state: WrittenFile, picture: WrittenFile | None
+    ) -> list[Artifact]:
+        """Give the epoch's files their names; a resume point has no row of its own."""
+        state.publish()
+        if snapshot.reconstructions is None:
+            return []
+        epoch = snapshot.result.epoch
+        artifacts = [self._make_artifact(ArtifactKind.checkpoint, state, epoch=epoch)]
+        if picture is not None:
+            picture.publish()
+            _logger.info("[VISUALIZATION] Saved: %s", picture.file_name)
+            artifact = self._make_artifact(ArtifactKind.reconstruction, picture, epoch=epoch)
+            artifact.samples = [sample.figures() for sample in snapshot.reconstructions]
+            artifacts.append(artifact)
+        return artifacts
+
+    def _store_state(self, state: TrainingState) -> None:
+        written = self._write_resume_point(state)
+        try:
+            self._attempt.write(
+                job_records.record_resume_point,
+                _describe_resume_point(written, state),
+                publish=written.publish,
+            )
+        finally:
+            written.discard()
+        self._attempt.write(job_records.keep_named_files, sweep=self._attempt.files.sweep)
+
+    def _write_state(self, snapshot: _Snapshot) -> WrittenFile:
+        if snapshot.reconstructions is None:
+            return self._write_resume_point(snapshot.state)
+        return self._attempt.files.write(
+            ArtifactKind.checkpoint,
+            epoch=snapshot.state.epoch,
+            write_to=lambda path: save_checkpoint(path, snapshot.state, config=self._config),
+        )
+
+    def _write_resume_point(self, state: TrainingState) -> WrittenFile:
+        return self._attempt.files.write_resume_point(
+            attempt=self._attempt.lease.attempt,
+            epoch=state.epoch,
+            step=state.step,
+            write_to=lambda path: save_checkpoint(path, state, config=self._config),
+        )
+
+    def _write_picture(self, snapshot: _Snapshot) -> WrittenFile | None:
+        """None if there is nothing to draw, or if it cannot be drawn: that costs an event,
+        never the training."""
+        reconstructions, epoch = snapshot.reconstructions, snapshot.result.epoch
+        if reconstructions is None:
+            return None
+        title = f"{self._title} · epoch {epoch} of {self._config.epochs}"
+        title += " · best so far" * snapshot.is_best
+        try:
+            return self._attempt.files.write(
+                ArtifactKind.reconstruction,
+                epoch=epoch,
+                write_to=lambda path: render_reconstructions(reconstructions, path, title=title),
+            )
         except Exception as error:
             message = f"the picture of epoch {epoch} could not be written: {error}"
             _logger.exception(message)
-            job_queue.add_event(self._engine, self._lease, kind="warning", message=message)
-            return []
-        _logger.info("[VISUALIZATION] Saved: %s", stored.file_name)
-        artifact = self._make_artifact(ArtifactKind.reconstruction, stored, epoch=epoch)
-        artifact.samples = [sample.figures() for sample in snapshot.reconstructions]
-        return [artifact]
+            self._attempt.write(job_records.add_note, EventKind.warning, message=message)
+            return None
 
-    def _make_artifact(self, kind: ArtifactKind, stored: StoredFile, *, epoch: int) -> Artifact:
-        return Artifact(job_id=self._job_id, kind=kind, epoch=epoch, **asdict(stored))
+    def _make_artifact(self, kind: ArtifactKind, file: WrittenFile, *, epoch: int) -> Artifact:
+        return Artifact(
+            job_id=self._attempt.job.id,
+            kind=kind,
+            epoch=epoch,
+            file_name=file.file_name,
+            size_bytes=file.size_bytes,
+            sha256=file.sha256,
+        )
 
 
-def make_row(result: EpochResult, *, job_id: str, attempt: int) -> EpochMetrics:
+def _describe_resume_point(file: WrittenFile, state: TrainingState) -> ResumePoint:
+    return ResumePoint(
+        file_name=file.file_name, sha256=file.sha256, epoch=state.epoch, step=state.step
+    )
+
+
+def make_row(result: EpochResult, *, attempt: Attempt) -> EpochMetrics:
     """The epoch as its row: each split's figures under the split's prefix."""
     values = asdict(result)
     for split in ("train", "val"):
         values |= {f"{split}_{name}": value for name, value in values.pop(split).items()}
-    return EpochMetrics(job_id=job_id, attempt=attempt, **values)
+    return EpochMetrics(job_id=attempt.job.id, attempt=attempt.lease.attempt, **values)
 
 
 def _log_epoch(result: EpochResult, *, num_epochs: int) -> None:

@@ -12,23 +12,37 @@ import torch
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
-from server import job_queue
+from server import job_queue, job_records
 from server.artifacts import JobFiles
+from server.database import is_outage
 from server.datasets import DatasetError
-from server.job_queue import Lease, LeaseLostError
-from server.models import Artifact, ArtifactKind, FailureKind, Job, JobPhase
+from server.job_queue import LeaseLostError
+from server.models import (
+    Artifact,
+    ArtifactKind,
+    EventKind,
+    FailureKind,
+    Job,
+    JobPhase,
+    ResumePoint,
+)
 from server.settings import Settings
-from worker.checkpoints import load_newest_checkpoint
+from worker.attempt import Attempt, open_attempt
+from worker.checkpoints import load_newest_state
 from worker.data import Dataset, DeviceGrids, draw_reconstruction_batches, load_dataset
 from worker.device import choose_device, describe_device
-from worker.heartbeat import Heartbeat, StopReason
+from worker.heartbeat import StopReason
 from worker.metrics import SplitMetrics
 from worker.recorder import NUM_RECONSTRUCTIONS, EpochRecorder
-from worker.trackers import open_tracker
+from worker.trackers import Tracker, open_tracker
 from worker.training import NonFiniteLossError, Trainer, TrainingStopped
 
 _logger = logging.getLogger(__name__)
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class DeviceBrokenError(Exception):
+    """The accelerator failed; this process cannot use it any more and must be replaced."""
 
 
 class Failure(NamedTuple):
@@ -44,28 +58,21 @@ def run_job(
 ) -> None:
     """Run a job that this worker has claimed until it ends, is handed back or is lost.
 
-    Setting `shutdown` hands it back after the step under way. Raises nothing that the job
-    did; what the database does is the caller's.
+    Setting `shutdown` hands it back after the step under way. Raises DeviceBrokenError once
+    the job has been told; raises nothing else that the job or the database did.
     """
-    assert job.worker_id is not None, "the job was not claimed"
-    lease = Lease(job.id, job.attempt, job.worker_id)
-    files = JobFiles(settings.runs_dir, job.id)
-    heartbeat = Heartbeat(
-        lease, engine=engine, settings=settings, shutdown=shutdown or threading.Event()
+    attempt = open_attempt(
+        job, settings=settings, engine=engine, shutdown=shutdown or threading.Event()
     )
-    with heartbeat:
+    with attempt.heartbeat:
         try:
-            files.create()
-            with _job_log(files):
-                _run_logged(job, lease, settings=settings, engine=engine, heartbeat=heartbeat)
+            _run_to_its_end(attempt)
         except LeaseLostError as error:
             _logger.warning("%s; nothing more is written", error)
-        except TrainingStopped:
-            _stop(lease, engine=engine, reason=heartbeat.stop_reason)
         except Exception as error:
-            failure = describe_failure(error, job=job)
-            _logger.error("job %s failed: %s", job.id, failure.message)
-            job_queue.fail(engine, lease, **failure._asdict())
+            if not is_outage(error):
+                raise
+            _logger.error("the database is away; job %s is left to its lease: %s", job.id, error)
 
 
 def describe_failure(error: Exception, *, job: Job) -> Failure:
@@ -75,14 +82,17 @@ def describe_failure(error: Exception, *, job: Job) -> Failure:
             return Failure("bad_dataset", str(error), FailureKind.user)
         case NonFiniteLossError():
             return Failure("non_finite_loss", str(error), FailureKind.numeric)
-        case torch.OutOfMemoryError() | MemoryError():
+        case _ if _is_out_of_memory(error):
             message = (
                 f"out of memory with batch_size {job.config['batch_size']}; "
                 "a smaller batch_size or num_samples helps"
             )
             return Failure("out_of_memory", message, FailureKind.oom)
+        case torch.AcceleratorError():
+            message = f"the device failed: {str(error).partition(chr(10))[0]}"
+            return Failure("device_failed", message, FailureKind.infrastructure)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            message = f"no space left for the job's files: {error}"
+            message = f"no space left for the job's files: {error}; resume the job once there is"
             return Failure("disk_full", message, FailureKind.infrastructure)
         case OSError():
             message = f"the job's files cannot be read or written: {error}"
@@ -92,15 +102,47 @@ def describe_failure(error: Exception, *, job: Job) -> Failure:
             return Failure("internal_error", message, FailureKind.infrastructure)
 
 
-def _run_logged(
-    job: Job, lease: Lease, *, settings: Settings, engine: Engine, heartbeat: Heartbeat
-) -> None:
+def _is_out_of_memory(error: Exception) -> bool:
+    # The allocator of the CPU has no exception type of its own.
+    is_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return is_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def _run_to_its_end(attempt: Attempt) -> None:
+    """Run the attempt and leave the job in the status that follows. Raises LeaseLostError, what
+    an outage raises, and DeviceBrokenError."""
+    try:
+        attempt.files.create()
+        with _job_log(attempt.files):
+            _run_logged(attempt)
+    except TrainingStopped:
+        _stop(attempt)
+    except LeaseLostError:
+        raise
+    except Exception as error:
+        if is_outage(error):
+            raise
+        failure = describe_failure(error, job=attempt.job)
+        _logger.error("job %s failed: %s", attempt.job.id, failure.message)
+        settings = attempt.settings
+        attempt.write(
+            job_queue.fail,
+            **failure._asdict(),
+            max_attempts=settings.max_attempts,
+            retry_seconds=settings.retry_seconds,
+        )
+        if isinstance(error, torch.AcceleratorError):
+            raise DeviceBrokenError(failure.message) from error
+
+
+def _run_logged(attempt: Attempt) -> None:
     """Train with the job's log open, so that a failure's traceback ends up in it."""
+    job = attempt.job
     _logger.info("[JOB] %s: option %s, attempt %d, %s", job.id, job.option, job.attempt, job.config)
     try:
-        _train(job, lease, settings=settings, engine=engine, heartbeat=heartbeat)
+        _run(attempt)
     except (TrainingStopped, LeaseLostError):
-        _logger.info("[JOB] stopped: %s", heartbeat.stop_reason or StopReason.lease_lost)
+        _logger.info("[JOB] stopped: %s", attempt.heartbeat.stop_reason or StopReason.lease_lost)
         raise
     except (DatasetError, NonFiniteLossError) as error:
         _logger.error("[JOB] failed: %s", error)
@@ -110,78 +152,100 @@ def _run_logged(
         raise
 
 
-def _train(
-    job: Job, lease: Lease, *, settings: Settings, engine: Engine, heartbeat: Heartbeat
-) -> None:
-    config, device = job.training_config, choose_device()
-    files = JobFiles(settings.runs_dir, job.id)
+def _run(attempt: Attempt) -> None:
+    """Everything a job does, in order."""
+    # What a killed worker was writing when it ended goes first.
+    attempt.write(job_records.keep_named_files, sweep=attempt.files.sweep)
+    config, settings, job = attempt.job.training_config, attempt.settings, attempt.job
     dataset = load_dataset(config, datasets_dir=settings.datasets_dir, cache_dir=settings.cache_dir)
-    trainer = Trainer(
-        config,
-        dataset,
-        device=device,
-        should_stop=heartbeat.should_stop,
-        on_step=heartbeat.set_progress,
-    )
-    _resume(trainer, job, engine=engine, files=files)
-    job_queue.set_phase(
-        engine,
-        lease,
-        JobPhase.training,
-        device=describe_device(device),
-        dataset_summary=_summarise(dataset, trainer=trainer),
-    )
     tracker = open_tracker(job, wandb_project=settings.wandb_project)
-    recorder = EpochRecorder(
-        job,
-        lease,
-        engine=engine,
-        files=files,
-        tracker=tracker,
-        sample_batches=draw_reconstruction_batches(
-            dataset.train,
-            num_samples=NUM_RECONSTRUCTIONS,
-            batch_size=config.batch_size,
-            seed=config.seed,
-        ),
-    )
     try:
-        for result in trainer.epochs():
-            recorder.record(result, trainer)
-        job_queue.set_phase(engine, lease, JobPhase.saving)
-        recorder.wait()
+        trainer = _train(attempt, dataset, tracker=tracker)
     finally:
-        recorder.close()
         tracker.close()
-    job_queue.set_phase(engine, lease, JobPhase.evaluating)
-    test_metrics = _evaluate_best(trainer, dataset, job=job, engine=engine, files=files)
-    job_queue.finish(engine, lease, test_metrics=asdict(test_metrics))
+    attempt.write(job_records.set_phase, JobPhase.evaluating)
+    test_metrics = _evaluate_best(trainer, dataset, attempt=attempt)
+    attempt.write(job_queue.finish, test_metrics=asdict(test_metrics))
     _logger.info("[JOB] succeeded")
 
 
-def _resume(trainer: Trainer, job: Job, *, engine: Engine, files: JobFiles) -> None:
-    """Go on from the newest good checkpoint, if an earlier attempt left one."""
-    loaded = load_newest_checkpoint(files, _checkpoint_rows(engine, job.id))
-    if loaded is not None:
-        state, epoch = loaded
-        trainer.load_state_dict(state, epoch=epoch)
-        _logger.info("[JOB] resumed after epoch %d", epoch)
-
-
-def _evaluate_best(
-    trainer: Trainer, dataset: Dataset, *, job: Job, engine: Engine, files: JobFiles
-) -> SplitMetrics:
-    """Measure the test split with the weights of the best epoch."""
-    with Session(engine) as session:
-        best_epoch = session.exec(select(Job.best_epoch).where(Job.id == job.id)).one()
-    rows = [row for row in _checkpoint_rows(engine, job.id) if row.epoch == best_epoch]
-    loaded = load_newest_checkpoint(files, rows)
-    if loaded is None:
-        raise FileNotFoundError(f"the best checkpoint, of epoch {best_epoch}, cannot be loaded")
-    trainer.load_state_dict(loaded[0], epoch=trainer.epoch)
-    return trainer.evaluate(
-        DeviceGrids(dataset.test, device=trainer.device), beta=job.training_config.beta
+def _train(attempt: Attempt, dataset: Dataset, *, tracker: Tracker) -> Trainer:
+    """Run the epochs that are left; all of them are stored on return."""
+    config, device = attempt.job.training_config, choose_device()
+    samples = draw_reconstruction_batches(
+        dataset.train,
+        num_samples=NUM_RECONSTRUCTIONS,
+        batch_size=config.batch_size,
+        seed=config.seed,
     )
+    recorder = EpochRecorder(attempt, tracker=tracker, sample_batches=samples)
+
+    def on_step(trainer: Trainer) -> None:
+        attempt.heartbeat.set_progress(trainer.progress)
+        recorder.save_if_due(trainer)
+
+    should_stop = attempt.heartbeat.should_stop
+    try:
+        trainer = Trainer(config, dataset, device=device, should_stop=should_stop, on_step=on_step)
+        _resume(trainer, attempt)
+        attempt.write(
+            job_records.record_start,
+            device=describe_device(device),
+            dataset_summary=_summarise(dataset, trainer=trainer),
+        )
+        _record_epochs(trainer, recorder, attempt=attempt)
+    finally:
+        recorder.close()
+    return trainer
+
+
+def _record_epochs(trainer: Trainer, recorder: EpochRecorder, *, attempt: Attempt) -> None:
+    try:
+        for result in trainer.epochs():
+            recorder.record(result, trainer)
+    except TrainingStopped:
+        if attempt.heartbeat.stop_reason is not StopReason.lease_lost:
+            recorder.save(trainer)
+            recorder.wait()
+        raise
+    attempt.write(job_records.set_phase, JobPhase.saving)
+    recorder.wait()
+
+
+def _resume(trainer: Trainer, attempt: Attempt) -> None:
+    """Go on from the newest good state, if an earlier attempt left one."""
+    job = attempt.job
+    point = ResumePoint.model_validate(job.resume_point) if job.resume_point else None
+    rows = attempt.retrying(_checkpoint_rows, attempt.engine, job.id)
+    state = load_newest_state(attempt.files, rows, resume_point=point)
+    if state is None:
+        return
+    trainer.load_state(state)
+    message = f"resumed after epoch {state.epoch}"
+    if state.step:
+        message += f", step {state.step} of {trainer.steps_per_epoch}"
+    _logger.info("[JOB] %s", message)
+    attempt.write(job_records.add_note, EventKind.resumed, message=message)
+
+
+def _evaluate_best(trainer: Trainer, dataset: Dataset, *, attempt: Attempt) -> SplitMetrics:
+    """Measure the test split with the weights of the best epoch."""
+    job_id = attempt.job.id
+    best_epoch = attempt.retrying(_read_best_epoch, attempt.engine, job_id)
+    rows = attempt.retrying(_checkpoint_rows, attempt.engine, job_id)
+    best = [row for row in rows if row.epoch == best_epoch]
+    state = load_newest_state(attempt.files, best)
+    if state is None:
+        raise FileNotFoundError(f"the best checkpoint, of epoch {best_epoch}, cannot be loaded")
+    trainer.load_weights(state)
+    return trainer.evaluate(
+        DeviceGrids(dataset.test, device=trainer.device), beta=attempt.job.training_config.beta
+    )
+
+
+def _read_best_epoch(engine: Engine, job_id: str) -> int | None:
+    with Session(engine) as session:
+        return session.exec(select(Job.best_epoch).where(Job.id == job_id)).one()
 
 
 def _checkpoint_rows(engine: Engine, job_id: str) -> list[Artifact]:
@@ -206,14 +270,16 @@ def _summarise(dataset: Dataset, *, trainer: Trainer) -> dict[str, object]:
     }
 
 
-def _stop(lease: Lease, *, engine: Engine, reason: StopReason | None) -> None:
-    match reason:
-        case StopReason.cancelled:
-            job_queue.acknowledge_cancel(engine, lease)
+def _stop(attempt: Attempt) -> None:
+    """Leave a job whose state is saved to whoever goes on with it, or to nobody."""
+    worker_id = attempt.lease.worker_id
+    match attempt.heartbeat.stop_reason:
+        case StopReason.requested:
+            attempt.write(job_queue.stop)
         case StopReason.shutdown:
-            job_queue.hand_back(engine, lease, reason=f"worker {lease.worker_id} was stopped")
+            attempt.write(job_queue.hand_back, reason=f"worker {worker_id} was stopped")
         case StopReason.lease_lost | None:
-            _logger.warning("job %s belongs to another worker now", lease.job_id)
+            _logger.warning("job %s belongs to another worker now", attempt.job.id)
 
 
 @contextmanager

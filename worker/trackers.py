@@ -1,13 +1,10 @@
 """Where else a run's curves go: an optional Weights & Biases project."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from server.models import Job
 from worker.training import EpochResult
-
-if TYPE_CHECKING:
-    pass
 
 
 class Tracker(Protocol):

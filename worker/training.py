@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,16 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class TrainingStopped(Exception):  # noqa: N818 - not an error: somebody asked for it
-    """`should_stop` said yes; the step under way was finished."""
+    """`should_stop` said yes; the step under way was finished, and its state can be saved."""
+
+
+class TrainingState(NamedTuple):
+    """All that a later process needs to go on exactly: weights, Adam's state and, inside an
+    epoch, its sums, its losses and its random generator. On the host."""
+
+    tensors: dict[str, Tensor]
+    epoch: int  # epochs completed
+    step: int  # steps done in the epoch after it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +64,22 @@ class EpochResult:
     grids_per_second: float
 
 
+@dataclass(slots=True)
+class _EpochUnderWay:
+    """What an epoch has gathered up to its step; all of it is in the state that is saved."""
+
+    order: Tensor  # of the training grids; follows from the seed and is not saved
+    sums: MetricSums
+    step_losses: Tensor
+    step: int = 0
+    seconds: float = 0.0  # of the steps before the last resume
+
+
 class Trainer:
     """Trains one β-VAE as its configuration says, on one device.
 
     Everything random in an epoch comes from one generator that is seeded by the job's seed and
-    the epoch, and β and the learning rate are functions of the step. The weights, Adam's
-    state and the epoch are therefore all that a later process needs to go on exactly.
+    the epoch, and β and the learning rate are functions of the step.
     """
 
     def __init__(
@@ -70,13 +89,14 @@ class Trainer:
         *,
         device: torch.device,
         should_stop: Callable[[], bool] = lambda: False,
-        on_step: Callable[[float], None] = lambda _progress: None,
+        on_step: Callable[["Trainer"], None] = lambda _trainer: None,
     ) -> None:
         self.config = config
         self.device = device
         self._should_stop = should_stop
         self._on_step = on_step
         self.epoch = 0  # epochs completed
+        self._under_way: _EpochUnderWay | None = None
         self._train_grids = DeviceGrids(dataset.train, device=device)
         self._val_grids = DeviceGrids(dataset.val, device=device)
         self.batch_size = min(config.batch_size, self._train_grids.num_grids)
@@ -88,7 +108,6 @@ class Trainer:
         self.class_weights = compute_class_weights(counts, weighting=config.class_weighting).to(
             device
         )
-        self._learning_rate = config.learning_rate
         self._generator = torch.Generator(device=device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -105,89 +124,137 @@ class Trainer:
         self._non_finite = torch.zeros((), device=device)
         self._optimizer.found_inf = self._non_finite  # type: ignore[attr-defined]
 
+    @property
+    def progress(self) -> float:
+        """Share of all planned steps that is done."""
+        step = self._under_way.step if self._under_way else 0
+        return (self.epoch * self.steps_per_epoch + step) / self.num_steps
+
     def epochs(self) -> Iterator[EpochResult]:
         """Train the remaining epochs. Raises NonFiniteLossError and TrainingStopped."""
         while self.epoch < self.config.epochs:
             yield self._run_epoch()
 
     def evaluate(self, grids: DeviceGrids, *, beta: float) -> SplitMetrics:
-        """Measure a split in eval mode; the model is left in the mode it was in."""
+        """Measure a split in eval mode; the model is left in the mode it was in.
+
+        Raises TrainingStopped.
+        """
         was_training = self.model.training
         self.model.eval()
         sums = MetricSums(latent_dim=self.config.latent_dim, device=self.device)
-        with torch.inference_mode():
-            for batch in grids.batches(_EVALUATION_BATCH_SIZE):
-                output, loss = self._forward(batch, beta=beta)
-                sums.add(loss, logits=output.logits, grids=batch)
-        self.model.train(was_training)
+        try:
+            with torch.inference_mode():
+                for batch in grids.batches(_EVALUATION_BATCH_SIZE):
+                    if self._should_stop():
+                        raise TrainingStopped
+                    output, loss = self._forward(batch, beta=beta)
+                    sums.add(loss, logits=output.logits, grids=batch)
+        finally:
+            self.model.train(was_training)
         return sums.compute()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Weights and Adam's state by name, copied to the host."""
-        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+    def copy_state(self) -> TrainingState:
+        """The state after the last step, as a copy on the host."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self._optimizer.state.get(parameter, {}).items():
-                state[f"optimizer.{name}.{key}"] = value
-        return {
+                tensors[f"optimizer.{name}.{key}"] = value
+        under_way = self._under_way
+        if under_way is not None:
+            tensors |= {f"sums.{name}": t for name, t in under_way.sums.state_dict().items()}
+            tensors["step_losses"] = under_way.step_losses
+            tensors["generator"] = self._generator.get_state()
+            tensors["seconds"] = torch.tensor(under_way.seconds, dtype=torch.float64)
+        on_host = {
             name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in state.items()
+            for name, tensor in tensors.items()
         }
+        return TrainingState(on_host, self.epoch, under_way.step if under_way else 0)
 
-    def load_state_dict(self, state: dict[str, Tensor], *, epoch: int) -> None:
-        """Go on after `epoch`, as if this trainer had run it."""
-        prefix = "model."
-        self.model.load_state_dict(
-            {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-        )
+    def load_state(self, state: TrainingState) -> None:
+        """Go on where `state` was copied, as if this trainer had come there itself."""
+        self.load_weights(state)
         for name, parameter in self.model.named_parameters():
-            prefix = f"optimizer.{name}."
-            loaded = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
             self._optimizer.state[parameter] = {
                 key: value.to(self.device, copy=True, memory_format=_memory_format(value))
-                for key, value in loaded.items()
+                for key, value in _select(state.tensors, prefix=f"optimizer.{name}.").items()
             }
-        self.epoch = epoch
+        self.epoch = state.epoch
+        self._under_way = None
+        if "generator" in state.tensors:
+            under_way = self._begin_epoch()
+            under_way.sums.load_state_dict(_select(state.tensors, prefix="sums."))
+            under_way.step_losses.copy_(state.tensors["step_losses"])
+            under_way.step = state.step
+            under_way.seconds = state.tensors["seconds"].item()
+            self._generator.set_state(state.tensors["generator"])
+            self._under_way = under_way
+
+    def load_weights(self, state: TrainingState) -> None:
+        """Take the model's weights alone, to evaluate with them."""
+        self.model.load_state_dict(_select(state.tensors, prefix="model."))
+
+    def _begin_epoch(self) -> _EpochUnderWay:
+        self._generator.manual_seed(self.config.seed * 1_000_003 + self.epoch)
+        return _EpochUnderWay(
+            order=torch.randperm(
+                self._train_grids.num_grids, generator=self._generator, device=self.device
+            ),
+            sums=MetricSums(latent_dim=self.config.latent_dim, device=self.device),
+            step_losses=torch.zeros(self.steps_per_epoch, device=self.device),
+        )
 
     def _run_epoch(self) -> EpochResult:
+        if self._under_way is None:
+            self._under_way = self._begin_epoch()
+        under_way, seconds_before = self._under_way, self._under_way.seconds
         started = time.perf_counter()
-        config, first_step = self.config, self.epoch * self.steps_per_epoch
-        self._generator.manual_seed(config.seed * 1_000_003 + self.epoch)
-        self.model.train()
-        order = torch.randperm(
-            self._train_grids.num_grids, generator=self._generator, device=self.device
-        )
-        sums = MetricSums(latent_dim=config.latent_dim, device=self.device)
-        step_losses = torch.zeros(self.steps_per_epoch, device=self.device)
-        for step in range(self.steps_per_epoch):
-            if self._should_stop():
-                raise TrainingStopped
-            beta = compute_beta(config, step=first_step + step, num_steps=self.num_steps)
-            self._set_learning_rate(first_step + step)
-            indices = order[step * self.batch_size : (step + 1) * self.batch_size]
-            step_losses[step] = self._train_step(self._draw(indices), beta=beta, sums=sums)
-            self._on_step((first_step + step + 1) / self.num_steps)
+        self._run_steps(under_way)
         # Reading the losses is where the host waits for the device, once an epoch.
-        losses = step_losses.cpu().numpy()
+        losses = under_way.step_losses.cpu().numpy()
         if not np.isfinite(losses).all():
             raise NonFiniteLossError(
                 epoch=self.epoch + 1, step=int(np.flatnonzero(~np.isfinite(losses))[0]) + 1
             )
-        train = sums.compute()
-        seconds = time.perf_counter() - started
+        train = under_way.sums.compute()
+        train_seconds = seconds_before + time.perf_counter() - started
+        last_step = (self.epoch + 1) * self.steps_per_epoch - 1
+        beta = compute_beta(self.config, step=last_step, num_steps=self.num_steps)
         val = self.evaluate(self._val_grids, beta=beta)
         self.epoch += 1
+        self._under_way = None
         ratios = compute_spike_ratios(losses)
         return EpochResult(
             epoch=self.epoch,
             train=train,
             val=val,
             beta=beta,
-            learning_rate=self._learning_rate,
+            learning_rate=compute_learning_rate(
+                self.config, step=last_step, num_steps=self.num_steps
+            ),
             num_loss_spikes=int((ratios > SPIKE_RATIO).sum()),
             max_spike_ratio=float(ratios.max()) if ratios.size else None,
-            seconds=time.perf_counter() - started,
-            grids_per_second=self.steps_per_epoch * self.batch_size / seconds,
+            seconds=seconds_before + time.perf_counter() - started,
+            grids_per_second=self.steps_per_epoch * self.batch_size / train_seconds,
         )
+
+    def _run_steps(self, epoch: _EpochUnderWay) -> None:
+        """The rest of an epoch's steps; stopping between two of them loses nothing."""
+        self.model.train()
+        seconds_before, started = epoch.seconds, time.perf_counter()
+        first_step = self.epoch * self.steps_per_epoch
+        while epoch.step < self.steps_per_epoch:
+            if self._should_stop():
+                raise TrainingStopped
+            beta = compute_beta(self.config, step=first_step + epoch.step, num_steps=self.num_steps)
+            self._set_learning_rate(first_step + epoch.step)
+            indices = epoch.order[epoch.step * self.batch_size :][: self.batch_size]
+            loss = self._train_step(self._draw(indices), beta=beta, sums=epoch.sums)
+            epoch.step_losses[epoch.step] = loss
+            epoch.step += 1
+            epoch.seconds = seconds_before + time.perf_counter() - started
+            self._on_step(self)
 
     def _train_step(self, grids: Tensor, *, beta: float, sums: MetricSums) -> Tensor:
         """One step of Adam; returns the batch's mean loss, NaN if it or a gradient is not
@@ -226,9 +293,12 @@ class Trainer:
 
     def _set_learning_rate(self, step: int) -> None:
         rate = compute_learning_rate(self.config, step=step, num_steps=self.num_steps)
-        self._learning_rate = rate
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+
+
+def _select(tensors: dict[str, Tensor], *, prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

@@ -1,10 +1,13 @@
 """Jobs: post one, follow it, look at its pictures, stop it."""
 
+import json
 import re
+from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.sse import EventSourceResponse, format_sse_event
 from sqlmodel import Session, col, select, tuple_
 
 from server import job_queue
@@ -13,6 +16,7 @@ from server.criteria import Thresholds, Verdict, judge
 from server.datasets import check_dataset
 from server.dependencies import (
     EngineDep,
+    EventFeedDep,
     JobDep,
     JobFilesDep,
     SessionDep,
@@ -20,21 +24,27 @@ from server.dependencies import (
     find_job,
     read_epochs,
 )
+from server.event_feed import EventFeed, read_events
 from server.models import Artifact, ArtifactKind, Job, JobStatus, Option
 from server.problems import PROBLEM_RESPONSES
 from server.schemas import (
     Checkpoint,
     CheckpointList,
+    EventList,
     JobList,
     JobPublic,
     JobRequest,
     MetricsList,
     Reconstruction,
     ReconstructionList,
+    ResumeRequest,
 )
 
 MAX_PAGE_SIZE = 100
 MAX_LOG_LINES = 10_000
+MAX_EVENTS = 1000
+MAX_ID = 2**31 - 1
+_STREAM_RESPONSE = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 _METADATA_PARAMETER = re.compile(r"metadata\[(.{1,64})\]")
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEM_RESPONSES)
@@ -109,10 +119,49 @@ def cancel_job(job: JobDep, *, engine: EngineDep) -> JobPublic:
     return JobPublic.of(job_queue.cancel(engine, job.id))
 
 
+@router.post("/{job_id}/pause")
+def pause_job(job: JobDep, *, engine: EngineDep) -> JobPublic:
+    """Stop a job until it is resumed: a queued one at once, a running one at its next step."""
+    return JobPublic.of(job_queue.pause(engine, job.id))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(
+    job: JobDep, *, engine: EngineDep, request: ResumeRequest | None = None
+) -> JobPublic:
+    """Let a paused, failed or cancelled job go on from its last good checkpoint, or a succeeded
+    one up to more `epochs`. A job that waits or runs is left alone."""
+    num_epochs = request.epochs if request is not None else None
+    return JobPublic.of(job_queue.resume(engine, job.id, num_epochs=num_epochs))
+
+
 @router.get("/{job_id}/metrics")
 def read_metrics(job: JobDep, *, session: SessionDep) -> MetricsList:
     """One row an epoch, oldest first."""
     return MetricsList(data=read_epochs(session, [job.id])[job.id], has_more=False)
+
+
+@router.get("/{job_id}/events", response_model=EventList, responses={200: _STREAM_RESPONSE})
+def list_events(
+    job: JobDep,
+    *,
+    request: Request,
+    session: SessionDep,
+    feed: EventFeedDep,
+    after: Annotated[int, Query(ge=0, le=MAX_ID, description="the id of the last event seen")] = 0,
+    limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
+    last_event_id: Annotated[int | None, Header(ge=0, le=MAX_ID)] = None,
+) -> EventList | EventSourceResponse:
+    """What happened to the job, oldest first. With `Accept: text/event-stream` a live stream,
+    which closes after an event `end` when the job has ended."""
+    after = after if last_event_id is None else last_event_id
+    if "text/event-stream" in request.headers.get("Accept", ""):
+        return EventSourceResponse(
+            _encode_events(feed, job.id, after=after),
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+    events = read_events(session, job.id, after=after, limit=limit + 1)
+    return EventList(data=events[:limit], has_more=len(events) > limit)
 
 
 @router.get("/{job_id}/log", response_class=PlainTextResponse)
@@ -168,6 +217,18 @@ def read_checkpoint(
     """Download the checkpoint of an epoch, or of `best` or `latest`, as safetensors."""
     artifact = _find_artifact(session, job, kind=ArtifactKind.checkpoint, epoch=epoch)
     return _send_file(request, files, artifact, media_type="application/octet-stream")
+
+
+async def _encode_events(feed: EventFeed, job_id: str, *, after: int) -> AsyncIterator[bytes]:
+    """Server-sent events (WHATWG HTML, 9.2); comments keep the connection alive."""
+    async for event in feed.follow(job_id, after=after):
+        if event is None:
+            yield format_sse_event(comment="ping")
+        else:
+            data = event.model_dump_json()
+            yield format_sse_event(data_str=data, event=event.kind, id=str(event.id))
+    if not feed.is_closed:
+        yield format_sse_event(data_str=json.dumps({"job_id": job_id}), event="end")
 
 
 def _read_artifacts(session: Session, job: Job, *, kind: ArtifactKind) -> list[Artifact]:

@@ -5,9 +5,20 @@ from importlib.metadata import version
 from fastapi import APIRouter
 from sqlmodel import col, select
 
-from server.dependencies import SessionDep
-from server.models import OPTION_SUMMARIES, Option, Worker
-from server.schemas import Health, OptionList, OptionPublic, WorkerList, resolve_config
+from server.database import database_now
+from server.dependencies import SessionDep, SettingsDep
+from server.models import OPTION_SUMMARIES, Job, Option, Worker
+from server.schemas import (
+    Health,
+    OptionList,
+    OptionPublic,
+    WorkerList,
+    WorkerPublic,
+    resolve_config,
+)
+from server.worker_registry import describe_state
+
+MAX_WORKERS = 100
 
 router = APIRouter(tags=["operations"])
 
@@ -27,10 +38,21 @@ def list_options() -> OptionList:
 
 
 @router.get("/workers")
-def list_workers(session: SessionDep) -> WorkerList:
+def list_workers(session: SessionDep, *, settings: SettingsDep) -> WorkerList:
     """Workers with device, current job and last heartbeat; the newest first."""
-    workers = session.exec(select(Worker).order_by(col(Worker.heartbeat_at).desc()).limit(100))
-    return WorkerList(data=list(workers), has_more=False)
+    newest = col(Worker.heartbeat_at).desc()
+    rows = select(Worker, Job).join(Job, col(Worker.job_id) == Job.id, isouter=True)
+    pairs = session.exec(rows.order_by(newest).limit(MAX_WORKERS + 1)).all()
+    now = database_now(session)
+    workers = [
+        WorkerPublic(
+            **worker.model_dump(exclude={"state"}),
+            state=describe_state(worker, job=job, now=now, settings=settings),
+            progress_at=job.progress_at if job else None,
+        )
+        for worker, job in pairs[:MAX_WORKERS]
+    ]
+    return WorkerList(data=workers, has_more=len(pairs) > MAX_WORKERS)
 
 
 @router.get("/healthz")

@@ -1,0 +1,159 @@
+"""Live events of jobs: one reader of the database for however many streams."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine, and_, or_
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import Session, col, select
+
+from server.models import TERMINAL_STATUSES, JobEvent
+from server.schemas import Event
+
+_POLL_SECONDS = 0.25
+_KEEP_ALIVE_SECONDS = 15.0
+_PAGE_SIZE = 500
+_TAIL_LENGTH = 1000
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Tail:
+    """The newest events of a job that somebody watches: all of those after `since`."""
+
+    since: int
+    last_kind: str | None
+    events: deque[Event] = field(default_factory=deque)
+    num_streams: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def last_id(self) -> int:
+        return self.events[-1].id if self.events else self.since
+
+    def append(self, event: Event) -> None:
+        self.events.append(event)
+        self.last_kind = event.kind
+        if len(self.events) > _TAIL_LENGTH:
+            self.since = self.events.popleft().id
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class EventFeed:
+    """Reads the new events of all watched jobs together and hands them to their streams.
+
+    `run` does the reading. No stream holds a transaction, or a connection while it waits.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._tails: dict[str, _Tail] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.is_closed = False
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            positions = {job_id: tail.last_id for job_id, tail in self._tails.items()}
+            if not positions:
+                continue
+            try:
+                events = await asyncio.to_thread(self._read_new, positions)
+            except SQLAlchemyError as error:
+                _logger.warning("events cannot be read and will be tried again: %s", error)
+                await asyncio.sleep(1.0)
+                continue
+            self._hand_out(events)
+
+    def close(self) -> None:
+        """End all streams, so that the server can stop; their clients come back for the rest.
+
+        May be called from any thread.
+        """
+        self.is_closed = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._wake_all)
+
+    def _wake_all(self) -> None:
+        for tail in self._tails.values():
+            tail.wake()
+
+    async def follow(self, job_id: str, *, after: int) -> AsyncIterator[Event | None]:
+        """Yield the events after id `after`, old ones first, then new ones as they come; None
+        now and then, to keep the connection alive. Ends when the job has ended."""
+        first = await asyncio.to_thread(self._read_last, job_id)
+        with self._watch(job_id, last=first) as tail:
+            position = after
+            while not self.is_closed:
+                changed = tail.changed
+                if position < tail.since:
+                    events = await asyncio.to_thread(self._read_page, job_id, position)
+                    position = position if events else tail.since
+                else:
+                    events = [event for event in tail.events if event.id > position]
+                for event in events:
+                    yield event
+                    position = event.id
+                if events or position < tail.last_id:
+                    continue
+                if tail.last_kind in TERMINAL_STATUSES:
+                    return
+                try:
+                    await asyncio.wait_for(changed.wait(), _KEEP_ALIVE_SECONDS)
+                except TimeoutError:
+                    yield None
+
+    @contextmanager
+    def _watch(self, job_id: str, *, last: JobEvent | None) -> Iterator[_Tail]:
+        since, kind = (last.id or 0, last.kind) if last is not None else (0, None)
+        tail = self._tails.setdefault(job_id, _Tail(since, kind))
+        tail.num_streams += 1
+        try:
+            yield tail
+        finally:
+            tail.num_streams -= 1
+            if not tail.num_streams:
+                del self._tails[job_id]
+
+    def _hand_out(self, events: list[Event]) -> None:
+        for event in events:
+            tail = self._tails.get(event.job_id)
+            if tail is not None and event.id > tail.last_id:
+                tail.append(event)
+        for job_id in {event.job_id for event in events} & self._tails.keys():
+            self._tails[job_id].wake()
+
+    def _read_new(self, positions: dict[str, int]) -> list[Event]:
+        newer = [
+            and_(col(JobEvent.job_id) == job_id, col(JobEvent.id) > last_id)
+            for job_id, last_id in positions.items()
+        ]
+        with Session(self._engine) as session:
+            rows = session.exec(select(JobEvent).where(or_(*newer)).order_by(col(JobEvent.id)))
+            return [Event.of(row) for row in rows]
+
+    def _read_last(self, job_id: str) -> JobEvent | None:
+        rows = select(JobEvent).where(JobEvent.job_id == job_id)
+        with Session(self._engine) as session:
+            return session.exec(rows.order_by(col(JobEvent.id).desc()).limit(1)).first()
+
+    def _read_page(self, job_id: str, after: int) -> list[Event]:
+        with Session(self._engine) as session:
+            return read_events(session, job_id, after=after, limit=_PAGE_SIZE)
+
+
+def read_events(session: Session, job_id: str, *, after: int, limit: int) -> list[Event]:
+    """A job's events after id `after`, oldest first."""
+    rows = select(JobEvent).where(JobEvent.job_id == job_id, col(JobEvent.id) > after)
+    page = session.exec(rows.order_by(col(JobEvent.id)).limit(limit))
+    return [Event.of(row) for row in page]

@@ -1,0 +1,83 @@
+"""The workers that there are, and whether they still give a sign of life."""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from sqlalchemy import Engine
+from sqlmodel import Session, col, delete
+
+from server.database import database_now, write_transaction
+from server.models import Job, Worker
+from server.settings import Settings
+
+FORGET_AFTER = timedelta(days=1)
+
+
+class WorkerState(StrEnum):
+    """What a worker does, or that nobody knows any more."""
+
+    idle = "idle"
+    busy = "busy"
+    stalled = "stalled"  #: gives signs of life, but its job makes no progress
+    stale = "stale"  #: several heartbeats are missing
+    dead = "dead"  #: silent for longer than a lease lasts
+    stopped = "stopped"  #: ended as it should
+
+
+def register(engine: Engine, worker: Worker) -> None:
+    """Enter a worker, and forget those that went silent long ago."""
+    with write_transaction(engine) as session:
+        now = database_now(session)
+        session.exec(delete(Worker).where(col(Worker.heartbeat_at) < now - FORGET_AFTER))
+        worker.started_at = worker.heartbeat_at = now
+        session.add(worker)
+
+
+def report_idle(engine: Engine, worker_id: str, *, every_seconds: float) -> bool:
+    """An idle worker's sign of life, unless it gave one `every_seconds` ago; whether it did."""
+    with Session(engine) as session:
+        worker = session.get(Worker, worker_id)
+        due_at = database_now(session) - timedelta(seconds=every_seconds)
+        if worker is not None and worker.state == "idle" and worker.heartbeat_at > due_at:
+            return False
+    with write_transaction(engine) as session:
+        touch(session, worker_id, job_id=None, state=WorkerState.idle)
+    return True
+
+
+def sign_off(engine: Engine, worker_id: str) -> None:
+    """A worker's last word."""
+    with write_transaction(engine) as session:
+        touch(session, worker_id, job_id=None, state=WorkerState.stopped)
+
+
+def touch(
+    session: Session,
+    worker_id: str,
+    *,
+    job_id: str | None,
+    state: WorkerState = WorkerState.busy,
+) -> None:
+    """Note a sign of life, as part of another change."""
+    worker = session.get(Worker, worker_id)
+    if worker is not None:
+        worker.heartbeat_at = database_now(session)
+        worker.job_id = job_id
+        worker.state = state
+
+
+def describe_state(
+    worker: Worker, *, job: Job | None, now: datetime, settings: Settings
+) -> WorkerState:
+    """What a worker said last, unless too much time has passed since."""
+    if worker.state == WorkerState.stopped:
+        return WorkerState.stopped
+    silent_seconds = (now - worker.heartbeat_at).total_seconds()
+    if silent_seconds > settings.lease_seconds:
+        return WorkerState.dead
+    if silent_seconds > 2 * settings.heartbeat_seconds:
+        return WorkerState.stale
+    progress_at = job.progress_at if job is not None else None
+    if progress_at and (now - progress_at).total_seconds() > settings.stall_seconds:
+        return WorkerState.stalled
+    return WorkerState(worker.state)
