@@ -33,16 +33,10 @@ def register(engine: Engine, worker: Worker) -> None:
         session.add(worker)
 
 
-def report_idle(engine: Engine, worker_id: str, *, every_seconds: float) -> bool:
-    """An idle worker's sign of life, unless it gave one `every_seconds` ago; whether it did."""
-    with Session(engine) as session:
-        worker = session.get(Worker, worker_id)
-        due_at = database_now(session) - timedelta(seconds=every_seconds)
-        if worker is not None and worker.state == "idle" and worker.heartbeat_at > due_at:
-            return False
+def report_idle(engine: Engine, worker_id: str) -> None:
+    """An idle worker's sign of life."""
     with write_transaction(engine) as session:
         touch(session, worker_id, job_id=None, state=WorkerState.idle)
-    return True
 
 
 def sign_off(engine: Engine, worker_id: str) -> None:

@@ -12,11 +12,12 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from postgres import Postgres
 from sqlalchemy import Engine
+from sqlmodel import Session, col, select
 
 from server import job_queue
 from server.database import open_database
 from server.main import create_app
-from server.models import Job, Option
+from server.models import Artifact, EpochMetrics, Job, Option
 from server.schemas import resolve_config
 from server.settings import Settings
 from worker.main import work
@@ -91,6 +92,30 @@ def submit_job(engine: Engine) -> SubmitJob:
         return job_queue.submit(engine, option=Option(option), config=config, priority=priority)
 
     return submit
+
+
+def read(engine: Engine, job: Job) -> Job:
+    with Session(engine) as session:
+        return session.exec(select(Job).where(Job.id == job.id)).one()
+
+
+def read_rows(engine: Engine, job: Job) -> list[EpochMetrics]:
+    with Session(engine) as session:
+        rows = select(EpochMetrics).where(EpochMetrics.job_id == job.id)
+        return list(session.exec(rows.order_by(col(EpochMetrics.epoch))))
+
+
+def read_artifacts(engine: Engine, job: Job) -> list[Artifact]:
+    with Session(engine) as session:
+        return list(session.exec(select(Artifact).where(Artifact.job_id == job.id)))
+
+
+def numbers(row: EpochMetrics) -> dict[str, object]:
+    """What an epoch measured, without when and how fast."""
+    measured = row.model_dump()
+    for key in ("job_id", "attempt", "recorded_at", "seconds", "grids_per_second"):
+        del measured[key]
+    return measured
 
 
 @pytest.fixture

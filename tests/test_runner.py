@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import SubmitJob, drain
+from conftest import SubmitJob, drain, numbers, read, read_artifacts, read_rows
 from safetensors.torch import save_file
 from sqlalchemy import Engine
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from server import job_queue
 from server.artifacts import JobFiles, compute_sha256
@@ -17,22 +17,6 @@ from server.models import Artifact, EpochMetrics, FailureKind, Job, JobEvent, Jo
 from server.settings import Settings
 from worker.checkpoints import load_checkpoint, save_checkpoint
 from worker.runner import run_job
-
-
-def read(engine: Engine, job: Job) -> Job:
-    with Session(engine) as session:
-        return session.exec(select(Job).where(Job.id == job.id)).one()
-
-
-def read_rows(engine: Engine, job: Job) -> list[EpochMetrics]:
-    with Session(engine) as session:
-        rows = select(EpochMetrics).where(EpochMetrics.job_id == job.id)
-        return list(session.exec(rows.order_by(col(EpochMetrics.epoch))))
-
-
-def read_artifacts(engine: Engine, job: Job) -> list[Artifact]:
-    with Session(engine) as session:
-        return list(session.exec(select(Artifact).where(Artifact.job_id == job.id)))
 
 
 def checkpoints_dir(settings: Settings, job: Job) -> Path:
@@ -155,13 +139,6 @@ def _stop_after_epoch(engine: Engine, job: Job, shutdown: threading.Event) -> No
     while read(engine, job).epochs_completed < 1:
         shutdown.wait(0.01)
     shutdown.set()
-
-
-def numbers(row: EpochMetrics) -> dict[str, object]:
-    measured = row.model_dump()
-    for key in ("job_id", "attempt", "recorded_at", "seconds", "grids_per_second"):
-        del measured[key]
-    return measured
 
 
 def test_cancelled_job_stops_and_keeps_what_it_has(

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import uuid
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from sqlmodel import Session
 from server import job_queue, worker_registry
 from server.database import Doorbell, is_outage, open_database
 from server.logs import configure_logging
-from server.models import Job, Worker
+from server.models import Worker
 from server.settings import Settings
 from worker.device import choose_device, describe_device, take_share_of_cores
 from worker.runner import DeviceBrokenError, run_job
@@ -69,12 +70,24 @@ def work(
     """
     worker = _register(engine)
     doorbell = Doorbell(engine)
+    claim = partial(
+        job_queue.claim,
+        engine,
+        worker_id=worker.id,
+        lease_seconds=settings.lease_seconds,
+        job_id=job_id,
+    )
+    beat_at = 0.0
     try:
         while not shutdown.is_set():
             try:
-                job = _look_for_job(settings, engine=engine, worker_id=worker.id, job_id=job_id)
+                if time.monotonic() >= beat_at:
+                    _beat(engine, worker.id, settings=settings)
+                    beat_at = time.monotonic() + settings.heartbeat_seconds
+                job = claim()
                 if job is not None:
                     run_job(job, settings=settings, engine=engine, shutdown=shutdown)
+                    beat_at = 0.0
                 elif is_drain and not _is_any_queued(engine, job_id=job_id):
                     break
                 else:
@@ -89,19 +102,12 @@ def work(
         _sign_off(engine, worker.id)
 
 
-def _look_for_job(
-    settings: Settings, *, engine: Engine, worker_id: str, job_id: str | None
-) -> Job | None:
-    """Claim a job. An idle worker also says that it lives, and takes jobs from the dead."""
-    lease_seconds = settings.lease_seconds
-    job = job_queue.claim(engine, worker_id=worker_id, lease_seconds=lease_seconds, job_id=job_id)
-    if job is None and worker_registry.report_idle(
-        engine, worker_id, every_seconds=settings.heartbeat_seconds
-    ):
-        job_queue.requeue_lost_jobs(
-            engine, max_attempts=settings.max_attempts, lease_seconds=lease_seconds
-        )
-    return job
+def _beat(engine: Engine, worker_id: str, *, settings: Settings) -> None:
+    """An idle worker says that it lives, and returns the jobs of the dead to the queue."""
+    worker_registry.report_idle(engine, worker_id)
+    job_queue.requeue_lost_jobs(
+        engine, max_attempts=settings.max_attempts, lease_seconds=settings.lease_seconds
+    )
 
 
 def _is_any_queued(engine: Engine, *, job_id: str | None) -> bool:
