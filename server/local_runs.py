@@ -72,8 +72,9 @@ def quickstart_service(
     settings: "Settings", *, has_gpu: bool, stop: StopRequest
 ) -> Iterator[Service]:
     """A service whose workers fit this machine and write to `quickstart.log`."""
-    # Two workers of one thread each do more than one of two; a GPU is best left to one.
-    num_workers = 2 if not has_gpu and count_cores() >= 2 else 1
+    # A worker an option with a share of the cores gets more done than one with all of them; a
+    # GPU is best left to one.
+    num_workers = 3 if not has_gpu and count_cores() >= 2 else 1
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with (
         (settings.data_dir / "quickstart.log").open("ab") as output,

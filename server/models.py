@@ -310,7 +310,7 @@ class JobEvent(SQLModel, table=True):
 
     id: int | None = Col(default=None, primary_key=True)
     job_id: str = Col(sa_column=_job_id_column())
-    kind: EventKind = Col(sa_type=String)
+    kind: str  # an EventKind
     message: str
     data: dict[str, Any] | None = Col(default=None, sa_type=JSON)  # the figures, for programs
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)

@@ -6,6 +6,7 @@ Everything takes the API's JSON. Cells are `Text`, so that a job's name is never
 from types import TracebackType
 from typing import Any, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
@@ -80,9 +81,7 @@ class JobProgress:
 
 def jobs_table(page: Json) -> RenderableType:
     """One line a job, newest first."""
-    table = _make_table(
-        "Job", "Name", "Option", "Status", "Epochs", ">Accuracy", ">Recall", "Created"
-    )
+    table = _make_table("Job", "Name", "Option", "Status", "Epochs", ">Accuracy", ">Recall")
     for job in page["data"]:
         table.add_row(
             Text(job["id"]),
@@ -92,7 +91,6 @@ def jobs_table(page: Json) -> RenderableType:
             Text(_describe_epochs(job)),
             Text(format_percent(job["train_pixel_accuracy"])),
             Text(format_number(job["val_foreground_recall"])),
-            Text(job["created_at"][:19].replace("T", " ")),
         )
     if page["has_more"]:
         return Group(table, Text("There are more; raise --limit to see them.", style="dim"))
@@ -154,11 +152,9 @@ def comparison_view(comparison: Json) -> RenderableType:
     """The jobs in the order of their rank, then the recommendation."""
     entries = {entry["job"]["id"]: entry for entry in comparison["jobs"]}
     ranked = [entries.pop(job_id) for job_id in comparison["ranking"] if job_id in entries]
-    table = _make_table(
-        ">Rank", "Option", "Job", ">Accuracy", ">Recall", ">IoU", ">Criteria", "Verdict"
-    )
-    for rank, entry in enumerate([*ranked, *entries.values()], start=1):
-        table.add_row(Text(str(rank)), *_comparison_cells(entry))
+    table = _make_table("Option", "Job", ">Accuracy", ">Recall", ">IoU", ">Criteria", "Verdict")
+    for entry in [*ranked, *entries.values()]:
+        table.add_row(*_comparison_cells(entry))
     return Group(table, _recommendation_text(comparison))
 
 
@@ -175,12 +171,12 @@ def _comparison_cells(entry: Json) -> list[Text]:
     passed = [item["name"] for item in verdict["criteria"] if item["status"] == "passed"]
     return [
         Text(job["option"]),
-        Text(job["id"], no_wrap=True),
+        Text(job["id"]),
         Text(format_percent(job["train_pixel_accuracy"])),
         Text(format_number(job["val_foreground_recall"])),
         Text(format_number(job["val_foreground_iou"])),
         Text(f"{len(passed)} of {len(verdict['criteria'])}"),
-        _verdict_text(verdict),
+        Text(verdict["diagnosis"], style=_OUTCOME_STYLES.get(verdict["outcome"], "")),
     ]
 
 
@@ -234,8 +230,13 @@ def _describe_time_left(job: Json) -> str:
 
 def _make_table(*headings: str) -> Table:
     """A heading that begins with `>` is a column of numbers."""
-    table = Table(header_style="bold")
+    table = Table(header_style="bold", box=SIMPLE_HEAD)
     for heading in headings:
         is_number = heading.startswith(">")
-        table.add_column(heading.removeprefix(">"), justify="right" if is_number else "left")
+        # A figure or an id that wraps cannot be read; words may.
+        table.add_column(
+            heading.removeprefix(">"),
+            justify="right" if is_number else "left",
+            no_wrap=heading not in ("Explanation", "Name"),
+        )
     return table

@@ -1,0 +1,177 @@
+"""The events of a job, as a page and as a live stream that survives the server."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import BOTH_DATABASES, SubmitJob, drain
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine
+
+from server import job_queue
+from server.settings import Settings
+
+pytestmark = BOTH_DATABASES
+
+LOSSLAB = str(Path(sys.executable).with_name("losslab"))
+STREAM = {"Accept": "text/event-stream"}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One server-sent event."""
+
+    id: int | None
+    event: str
+    data: dict[str, object]
+
+
+def parse(lines: Iterator[str]) -> Iterator[Message]:
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line and not line.startswith(":"):
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        elif not line and fields:
+            number = int(fields["id"]) if "id" in fields else None
+            yield Message(number, fields["event"], json.loads(fields["data"]))
+            fields = {}
+
+
+def test_events_tell_a_job_from_its_submission_to_its_end(
+    client: TestClient, settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    job = submit_job(epochs=2)
+    drain(settings, engine)
+    page = client.get(f"/jobs/{job.id}/events").json()
+    kinds = [event["kind"] for event in page["data"]]
+    of_an_epoch = ["epoch", "checkpoint", "checkpoint"]
+    assert kinds == ["queued", "running", *of_an_epoch, *of_an_epoch, "succeeded"]
+    assert not page["has_more"]
+    epoch = page["data"][2]["data"]
+    assert epoch["epoch"] == 1
+    assert len(epoch["val_kl_per_dimension"]) == 10
+
+
+def test_events_come_in_pages(client: TestClient, engine: Engine, submit_job: SubmitJob) -> None:
+    job = submit_job()
+    for _ in range(3):
+        job_queue.pause(engine, job.id)
+        job_queue.resume(engine, job.id)
+    seen: list[str] = []
+    query = {"limit": 2, "after": 0}
+    while True:
+        page = client.get(f"/jobs/{job.id}/events", params=query).json()
+        seen += [event["kind"] for event in page["data"]]
+        if not page["has_more"]:
+            break
+        query["after"] = page["data"][-1]["id"]
+    assert seen == ["queued", *["paused", "queued"] * 3]
+
+
+def test_stream_of_an_ended_job_replays_it_and_closes(
+    client: TestClient, engine: Engine, submit_job: SubmitJob
+) -> None:
+    job = submit_job()
+    job_queue.cancel(engine, job.id)
+    answer = client.get(f"/jobs/{job.id}/events", headers=STREAM)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    first, second, end = parse(iter(answer.text.splitlines()))
+    assert [first.event, second.event, end.event] == ["queued", "cancelled", "end"]
+    assert end.id is None
+    missed = client.get(f"/jobs/{job.id}/events", headers=STREAM | {"Last-Event-ID": str(first.id)})
+    assert list(parse(iter(missed.text.splitlines()))) == [second, end]
+
+
+@pytest.mark.parametrize("number", ["x", "-1", "1e3", str(2**40)])
+def test_last_event_id_that_is_none_is_refused(
+    client: TestClient, submit_job: SubmitJob, number: str
+) -> None:
+    answer = client.get(
+        f"/jobs/{submit_job().id}/events", headers=STREAM | {"Last-Event-ID": number}
+    )
+    assert answer.status_code == 422
+
+
+def test_stream_of_an_unknown_job_is_a_problem(client: TestClient) -> None:
+    assert client.get("/jobs/000000000000/events", headers=STREAM).status_code == 404
+
+
+def test_stream_survives_a_killed_server_with_no_event_lost_or_doubled(
+    settings: Settings, submit_job: SubmitJob
+) -> None:
+    job = submit_job(epochs=12)
+    port = find_free_port()
+    url = f"http://127.0.0.1:{port}/jobs/{job.id}/events"
+    seen: list[Message] = []
+    with running(settings, "worker", "--drain"):
+        with running(settings, "serve", "--port", str(port)) as server:
+            wait_until_it_answers(url)
+            seen += follow(url, seen, until=10)
+            server.send_signal(signal.SIGKILL)
+            server.wait()
+        assert seen[-1].event != "end"
+        with running(settings, "serve", "--port", str(port)):
+            wait_until_it_answers(url)
+            seen += follow(url, seen)
+            page = httpx.get(url, params={"limit": 1000}).json()["data"]
+    assert seen[-1].event == "end"
+    assert [message.data for message in seen[:-1]] == page
+    assert all(before < after for before, after in pairwise(m.id or 0 for m in seen[:-1]))
+    assert page[-1]["kind"] == "succeeded"
+
+
+def follow(url: str, seen: list[Message], *, until: int | None = None) -> list[Message]:
+    """What the stream says beyond `seen`, to its end or to so many messages in all."""
+    headers = STREAM | ({"Last-Event-ID": str(seen[-1].id)} if seen else {})
+    messages = []
+    with httpx.stream("GET", url, headers=headers, timeout=60) as answer:
+        for message in parse(answer.iter_lines()):
+            messages.append(message)
+            if len(seen) + len(messages) == until:
+                break
+    return messages
+
+
+@contextmanager
+def running(settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of Losslab's, ended with the block."""
+    environment = os.environ | {
+        "LOSSLAB_DATA_DIR": str(settings.data_dir),
+        "LOSSLAB_DATABASE_URL": settings.database_url,
+        "OMP_NUM_THREADS": "1",
+    }
+    process = subprocess.Popen([LOSSLAB, *arguments], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=40)
+
+
+def wait_until_it_answers(url: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(url, timeout=10).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise TimeoutError(f"{url} does not answer")
+
+
+def find_free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
