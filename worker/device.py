@@ -24,6 +24,14 @@ def take_share_of_cores(*, num_workers: int) -> None:
     torch.set_num_threads(max(1, count_cores() // num_workers))
 
 
+def warm_up() -> None:
+    """Make the first job of this process begin as quickly as the later ones.
+
+    The first optimizer imports torch's compiler, which takes a second.
+    """
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+
+
 def count_cores(*, quota_path: Path = _CGROUP_QUOTA_PATH) -> int:
     """Cores that this process may use: its affinity, or a container's quota if that is less."""
     cores = len(os.sched_getaffinity(0))

@@ -23,7 +23,7 @@ from server.database import Doorbell, is_outage, open_database
 from server.logs import configure_logging
 from server.models import Worker
 from server.settings import Settings
-from worker.device import choose_device, describe_device, take_share_of_cores
+from worker.device import choose_device, describe_device, take_share_of_cores, warm_up
 from worker.runner import DeviceBrokenError, run_job
 
 _PARENT_CHECK_SECONDS = 1.0
@@ -40,6 +40,7 @@ def main() -> None:
     if arguments.with_parent:
         _watch_parent(shutdown)
     take_share_of_cores(num_workers=settings.num_workers)
+    warm_up()
     engine = open_database(settings)
     try:
         work(
