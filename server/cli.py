@@ -62,9 +62,15 @@ def serve(host: arg.Host = None, port: arg.Port = None, data_dir: arg.DataDir = 
 @app.command(epilog="Example: losslab worker --drain")
 def worker(
     drain: Annotated[bool, typer.Option("--drain", help="End when no job waits.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether a worker of this host lives.")
+    ] = False,
     data_dir: arg.DataDir = None,
 ) -> None:
     """Run one worker until Ctrl-C; it then hands its job back."""
+    if check:
+        with _reported():
+            raise typer.Exit(not launcher.count_live_workers(_settings(data_dir=data_dir)))
     launcher.become_worker(_settings(data_dir=data_dir), *(["--drain"] if drain else []))
 
 
@@ -260,7 +266,10 @@ def _run_service(settings: "Settings", *, num_workers: int) -> None:
         launcher.StopRequest() as stop,
         launcher.Service(settings, num_workers=num_workers, stop=stop) as service,
     ):
-        _print_welcome(service.url, settings=settings, num_workers=num_workers)
+        welcome = tables.welcome_text(
+            service.url, data_dir=settings.data_dir, num_workers=num_workers
+        )
+        _console.print(welcome, soft_wrap=True)
         service.run()
 
 
@@ -342,20 +351,6 @@ def _report_format(path: Path) -> "ReportFormat":
 def _exit_unless_succeeded(ended: list[Json]) -> None:
     if any(job["status"] != "succeeded" for job in ended):
         raise typer.Exit(1)
-
-
-def _print_welcome(url: str, *, settings: "Settings", num_workers: int) -> None:
-    post = """curl -H 'Content-Type: application/json' -d '{"option":"b","quick_test":true}'"""
-    set_url = "" if url == "http://127.0.0.1:8000" else f"LOSSLAB_URL={url} "
-    lines = [
-        f"Losslab   {url}  with {num_workers} worker{'' if num_workers == 1 else 's'}",
-        f"API docs  {url}/docs",
-        f"Data      {settings.data_dir.absolute()}",
-        f"Try       {set_url}losslab submit --option b --quick-test --wait",
-        f"or        {post} {url}/jobs",
-        "Ctrl-C stops all of it.",
-    ]
-    _console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
 def _print_run(answer: Json, *, settings: "Settings", log: Path | None) -> None:

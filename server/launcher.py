@@ -1,6 +1,5 @@
 """The processes behind the command line: a server, its workers, and how they all stop."""
 
-import ipaddress
 import logging
 import os
 import signal
@@ -89,7 +88,7 @@ class ServerThread:
 
         from server.main import create_app  # noqa: PLC0415
 
-        self._socket = _bind(settings.host, port=settings.port)
+        self._socket = _bind(settings)
         port = self._socket.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{port}"
@@ -258,6 +257,21 @@ def become_worker(settings: "Settings", *arguments: str) -> None:
     os.execve(sys.executable, command, worker_environment(settings))
 
 
+def count_live_workers(settings: "Settings") -> int:
+    """How many workers of this host give signs of life. Raises SQLAlchemyError."""
+    from sqlmodel import Session  # noqa: PLC0415
+
+    from server.database import open_database  # noqa: PLC0415
+    from server.worker_registry import count_live  # noqa: PLC0415
+
+    engine = open_database(settings)
+    with Session(engine) as session:
+        host = socket.gethostname()
+        num_live = count_live(session, lease_seconds=settings.lease_seconds, host=host)
+    engine.dispose()
+    return num_live
+
+
 def stop_processes(processes: Sequence[Process], *, stop: StopRequest) -> None:
     """SIGTERM, then SIGKILL after GRACE_SECONDS or at the user's second request."""
     for process in processes:
@@ -293,11 +307,12 @@ def _kill(processes: Sequence[Process]) -> None:
             process.wait()
 
 
-def _bind(host: str, *, port: int) -> socket.socket:
-    if not _is_loopback(host):
+def _bind(settings: "Settings") -> socket.socket:
+    host, port = settings.host, settings.port
+    if not settings.is_guarded:
         raise StartError(
-            f"refusing to listen on {host}: without a token anybody who reaches it could use "
-            "the service; choose --host 127.0.0.1"
+            f"refusing to listen on {settings.published_host or host}: without a token anybody who "
+            "reaches it could use the service; set LOSSLAB_API_TOKEN, or choose --host 127.0.0.1"
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -307,10 +322,3 @@ def _bind(host: str, *, port: int) -> socket.socket:
             f"cannot listen on {host} port {port} ({error.strerror}); stop what listens there, "
             "or choose another with --port"
         ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

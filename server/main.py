@@ -11,6 +11,7 @@ from server.database import open_database
 from server.event_feed import EventFeed
 from server.problems import install_problem_handlers
 from server.routes import comparisons, jobs, operations
+from server.security import BearerAuthentication
 from server.settings import Settings
 
 _DESCRIPTION = """\
@@ -37,6 +38,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="Losslab", version=version("losslab"), description=_DESCRIPTION, lifespan=lifespan
     )
     app.state.settings = settings
+    if token := settings.api_token.get_secret_value():
+        app.add_middleware(BearerAuthentication, token=token)
     install_problem_handlers(app)
     for router in (jobs.router, comparisons.router, operations.router):
         app.include_router(router)

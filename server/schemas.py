@@ -1,7 +1,7 @@
 """What the API takes and gives."""
 
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -264,6 +264,15 @@ class WorkerList(BaseModel):
 class Health(BaseModel):
     status: str
     version: str
+
+
+class Readiness(BaseModel):
+    """Whether a job that is posted now would be kept, and whether somebody would run it."""
+
+    status: Literal["ready", "not_ready"]
+    database: bool
+    disk: bool = Field(description="the data directory can be written to")
+    num_workers: int = Field(description="that give signs of life; jobs wait while there is none")
 
 
 class ComparedJob(BaseModel):

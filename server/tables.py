@@ -3,6 +3,7 @@
 Everything takes the API's JSON. Cells are `Text`, so that a job's name is never read as markup.
 """
 
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -156,6 +157,21 @@ def comparison_view(comparison: Json) -> RenderableType:
     for entry in [*ranked, *entries.values()]:
         table.add_row(*_comparison_cells(entry))
     return Group(table, _recommendation_text(comparison))
+
+
+def welcome_text(url: str, *, data_dir: Path, num_workers: int) -> Text:
+    """Where a service that has just started is, and how to post a job to it."""
+    post = """curl -H 'Content-Type: application/json' -d '{"option":"b","quick_test":true}'"""
+    set_url = "" if url == "http://127.0.0.1:8000" else f"LOSSLAB_URL={url} "
+    lines = [
+        f"Losslab   {url}  with {num_workers} worker{'' if num_workers == 1 else 's'}",
+        f"API docs  {url}/docs",
+        f"Data      {data_dir.absolute()}",
+        f"Try       {set_url}losslab submit --option b --quick-test --wait",
+        f"or        {post} {url}/jobs",
+        "Ctrl-C stops all of it.",
+    ]
+    return Text("\n".join(lines))
 
 
 def format_percent(share: float | None) -> str:

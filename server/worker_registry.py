@@ -3,8 +3,8 @@
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from sqlalchemy import Engine
-from sqlmodel import Session, col, delete
+from sqlalchemy import Engine, func
+from sqlmodel import Session, col, delete, select
 
 from server.database import database_now, write_transaction
 from server.models import Job, Worker
@@ -58,6 +58,14 @@ def touch(
         worker.heartbeat_at = database_now(session)
         worker.job_id = job_id
         worker.state = state
+
+
+def count_live(session: Session, *, lease_seconds: float, host: str | None = None) -> int:
+    """How many workers, of one host or of all, gave a sign of life within a lease's time."""
+    since = database_now(session) - timedelta(seconds=lease_seconds)
+    live = select(func.count()).select_from(Worker)
+    live = live.where(col(Worker.heartbeat_at) >= since, Worker.state != WorkerState.stopped)
+    return session.exec(live if host is None else live.where(Worker.host == host)).one()
 
 
 def describe_state(

@@ -1,24 +1,32 @@
 """What surrounds the jobs: presets, workers, health."""
 
+import logging
+import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
-from fastapi import APIRouter
-from sqlmodel import col, select
+from fastapi import APIRouter, Response
+from sqlalchemy import Engine
+from sqlmodel import Session, col, select
 
-from server.database import database_now
-from server.dependencies import SessionDep, SettingsDep
+from server.database import OUTAGES, database_now
+from server.dependencies import EngineDep, SessionDep, SettingsDep
 from server.models import OPTION_SUMMARIES, Job, Option, Worker
 from server.schemas import (
     Health,
     OptionList,
     OptionPublic,
+    Readiness,
     WorkerList,
     WorkerPublic,
     resolve_config,
 )
-from server.worker_registry import describe_state
+from server.settings import Settings
+from server.worker_registry import count_live, describe_state
 
 MAX_WORKERS = 100
+
+_logger = logging.getLogger(__name__)
 
 router = APIRouter(tags=["operations"])
 
@@ -59,3 +67,40 @@ def list_workers(session: SessionDep, *, settings: SettingsDep) -> WorkerList:
 def read_health() -> Health:
     """Answers as long as the process lives; asks nothing of the database."""
     return Health(status="ok", version=version("losslab"))
+
+
+@router.get("/readyz", responses={503: {"model": Readiness}})
+def read_readiness(*, engine: EngineDep, settings: SettingsDep, response: Response) -> Readiness:
+    """Whether jobs can be taken: 503 while the database or the disk fails. Tells how many workers
+    live."""
+    num_workers = _count_live_workers(engine, settings=settings)
+    is_writable = _is_writable(settings.data_dir)
+    is_ready = num_workers is not None and is_writable
+    response.status_code = 200 if is_ready else 503
+    return Readiness(
+        status="ready" if is_ready else "not_ready",
+        database=num_workers is not None,
+        disk=is_writable,
+        num_workers=num_workers or 0,
+    )
+
+
+def _count_live_workers(engine: Engine, *, settings: Settings) -> int | None:
+    """None if the database does not answer."""
+    try:
+        with Session(engine) as session:
+            return count_live(session, lease_seconds=settings.lease_seconds)
+    except OUTAGES as error:
+        _logger.warning("not ready: %s", error)
+        return None
+
+
+def _is_writable(directory: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"0")
+            file.flush()
+    except OSError as error:
+        _logger.warning("not ready: %s", error)
+        return False
+    return True
