@@ -19,6 +19,9 @@ test: $(VENV)/.developer  ## lint, type-check and test
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
 
+test-docker: $(VENV)/.developer  ## build the images and use the CPU stack in a container engine
+	docker/tests/run.sh $(BIN)/python
+
 table: $(VENV)/.user  ## measure a, b and c on the full corpus, three seeds each
 	$(BIN)/python benchmarks/abc.py
 
@@ -37,4 +40,4 @@ $(VENV)/.developer: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(INSTALL) -e '.[worker,dev]'
 	touch $@ $(VENV)/.user
 
-.PHONY: help quickstart up test table clean
+.PHONY: help quickstart up test test-docker table clean

@@ -1,0 +1,40 @@
+# The HTTP server: no torch, no compiler, no root.
+# Both stages need the same Python, so that the environment can be moved from one to the other.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+FROM ${BASE_IMAGE} AS build
+ARG PIP_NO_INDEX=
+ARG PIP_INDEX_URL=
+WORKDIR /build
+COPY docker/wheels/ wheels/
+COPY constraints.txt pyproject.toml README.md ./
+COPY server/ server/
+COPY worker/ worker/
+# Empty arguments must not reach pip: it would take them for a setting.
+RUN for name in PIP_NO_INDEX PIP_INDEX_URL; do [ -n "$(printenv $name)" ] || unset $name; done \
+    && python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/losslab \
+    && /opt/pip/bin/pip --python /opt/losslab/bin/python install --no-cache-dir --no-compile \
+        --find-links wheels -c constraints.txt . \
+    && find /opt/losslab -name tests -type d -prune -exec rm -r {} + \
+    && find /opt/losslab -type f -regex '.*[.]\(pyi\|pyx\|pxd\|a\|h\|c\|cpp\)' -delete
+
+FROM ${BASE_IMAGE}
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Losslab server" \
+      org.opencontainers.image.description="Takes training jobs over HTTP and judges them" \
+      org.opencontainers.image.revision="${REVISION}"
+RUN groupadd --gid 10001 losslab \
+    && useradd --uid 10001 --gid losslab --no-create-home --shell /usr/sbin/nologin losslab \
+    && install -d -o losslab -g losslab /data
+COPY --from=build /opt/losslab /opt/losslab
+ENV PATH=/opt/losslab/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    LOSSLAB_DATA_DIR=/data \
+    LOSSLAB_HOST=0.0.0.0
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
+CMD ["losslab", "serve"]

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Build both images and use the CPU stack as a user would, on a machine that may have no engine.
+# LOSSLAB_SKIP_DOCKER=1 leaves it out.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+python=${1:-python3}
+
+if [ -n "${LOSSLAB_SKIP_DOCKER:-}" ]; then
+    echo "docker tests: SKIPPED, as LOSSLAB_SKIP_DOCKER asks"
+    exit 0
+fi
+fail() { echo "docker tests: $1; set LOSSLAB_SKIP_DOCKER=1 to leave them out" >&2; exit 1; }
+
+missing=()
+for program in docker:docker.io dockerd:docker.io docker-compose:docker-compose debootstrap:debootstrap; do
+    command -v "${program%%:*}" > /dev/null || missing+=("${program##*:}")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    [ "$(id -u)" = 0 ] || fail "${missing[*]} missing, and only root can install them"
+    apt-get update -q && apt-get install -qy --no-install-recommends "${missing[@]}" iptables \
+        || fail "${missing[*]} cannot be installed"
+fi
+
+if ! docker info > /dev/null 2>&1; then
+    [ "$(id -u)" = 0 ] || fail "no engine answers, and only root can start one"
+    scratch=$(mktemp -d)
+    dockerd --storage-driver vfs --data-root "$scratch/data" --exec-root "$scratch/exec" \
+        --pidfile "$scratch/pid" > "$scratch/log" 2>&1 &
+    engine=$!
+    trap 'kill $engine; wait $engine || true; rm -rf "$scratch"' EXIT
+    for _ in $(seq 60); do docker info > /dev/null 2>&1 && break; sleep 1; done
+    docker info > /dev/null || { tail -20 "$scratch/log" >&2; fail "the engine does not start"; }
+fi
+
+for image in python:3.11-slim-bookworm postgres:17-bookworm; do
+    docker image inspect "$image" > /dev/null 2>&1 || timeout 120 docker pull -q "$image" \
+        || echo "docker tests: $image cannot be pulled, a stand-in takes its place"
+done
+docker/tests/stand_ins.sh python:3.11-slim-bookworm postgres:17-bookworm
+"$python" -m pip download --quiet --disable-pip-version-check -d docker/wheels -c constraints.txt \
+    torch '.[worker]' 'setuptools>=77'
+"$python" -m pytest -x -v -p no:cacheprovider docker/tests/test_stack.py

@@ -1,0 +1,42 @@
+# A worker. With the default arguments PyTorch comes with CUDA; the host needs NVIDIA's driver and
+# container toolkit. For a smaller image without CUDA set TORCH_INDEX_URL, as docker/compose.cpu.yml
+# does.
+ARG BASE_IMAGE=python:3.11-slim-bookworm
+
+FROM ${BASE_IMAGE} AS build
+ARG PIP_NO_INDEX=
+ARG PIP_INDEX_URL=
+ARG TORCH_INDEX_URL=
+WORKDIR /build
+COPY docker/wheels/ wheels/
+COPY constraints.txt pyproject.toml README.md ./
+COPY server/ server/
+COPY worker/ worker/
+# Empty arguments must not reach pip: it would take them for a setting.
+RUN for name in PIP_NO_INDEX PIP_INDEX_URL; do [ -n "$(printenv $name)" ] || unset $name; done \
+    && python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/losslab \
+    && install="/opt/pip/bin/pip --python /opt/losslab/bin/python install --no-cache-dir \
+        --no-compile --find-links wheels -c constraints.txt" \
+    && $install ${TORCH_INDEX_URL:+--index-url $TORCH_INDEX_URL} torch \
+    && $install '.[worker]'
+
+FROM ${BASE_IMAGE}
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Losslab worker" \
+      org.opencontainers.image.description="Trains the jobs that the server takes" \
+      org.opencontainers.image.revision="${REVISION}"
+RUN groupadd --gid 10001 losslab \
+    && useradd --uid 10001 --gid losslab --no-create-home --shell /usr/sbin/nologin losslab \
+    && install -d -o losslab -g losslab /data
+COPY --from=build /opt/losslab /opt/losslab
+ENV PATH=/opt/losslab/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    LOSSLAB_DATA_DIR=/data
+USER 10001:10001
+HEALTHCHECK --interval=60s --timeout=20s --start-period=60s --retries=3 \
+    CMD ["losslab", "worker", "--check"]
+# The grace time in which a job is handed back is the engine's stop timeout.
+STOPSIGNAL SIGTERM
+CMD ["losslab", "worker"]
