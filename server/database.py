@@ -27,6 +27,7 @@ _MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 0x1055_1AB
 _BUSY_TIMEOUT_SECONDS = 30
 _CONNECT_TIMEOUT_SECONDS = 10
+_IDLE_TRANSACTION_SECONDS = 10
 _CHANNEL = "losslab_job"
 
 #: What a database raises that does not answer, is locked or full.
@@ -43,8 +44,11 @@ def open_database(settings: Settings) -> Engine:
         engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_SECONDS})
         _configure_sqlite(engine)
     else:
-        timeout = {"connect_timeout": _CONNECT_TIMEOUT_SECONDS}
-        engine = create_engine(url, pool_pre_ping=True, connect_args=timeout)
+        # A worker that is frozen, or whose machine is lost, inside a transaction would keep the
+        # job's row locked, and so keep others from taking the job over.
+        idle = f"-c idle_in_transaction_session_timeout={_IDLE_TRANSACTION_SECONDS}s"
+        arguments = {"connect_timeout": _CONNECT_TIMEOUT_SECONDS, "options": idle}
+        engine = create_engine(url, pool_pre_ping=True, connect_args=arguments)
     _migrate(engine)
     return engine
 
