@@ -6,15 +6,13 @@ FROM ${BASE_IMAGE} AS build
 ARG PIP_NO_INDEX=
 ARG PIP_INDEX_URL=
 WORKDIR /build
-COPY docker/wheels/ wheels/
-COPY constraints.txt pyproject.toml README.md ./
-COPY server/ server/
-COPY worker/ worker/
+# .dockerignore lets in what the packages are made of, and docker/wheels.
+COPY . .
 # Empty arguments must not reach pip: it would take them for a setting.
 RUN for name in PIP_NO_INDEX PIP_INDEX_URL; do [ -n "$(printenv $name)" ] || unset $name; done \
     && python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/losslab \
     && /opt/pip/bin/pip --python /opt/losslab/bin/python install --no-cache-dir --no-compile \
-        --find-links wheels -c constraints.txt . \
+        --find-links docker/wheels -c constraints.txt . \
     && find /opt/losslab -name tests -type d -prune -exec rm -r {} + \
     && find /opt/losslab -type f -regex '.*[.]\(pyi\|pyx\|pxd\|a\|h\|c\|cpp\)' -delete
 

@@ -8,15 +8,13 @@ ARG PIP_NO_INDEX=
 ARG PIP_INDEX_URL=
 ARG TORCH_INDEX_URL=
 WORKDIR /build
-COPY docker/wheels/ wheels/
-COPY constraints.txt pyproject.toml README.md ./
-COPY server/ server/
-COPY worker/ worker/
+# .dockerignore lets in what the packages are made of, and docker/wheels.
+COPY . .
 # Empty arguments must not reach pip: it would take them for a setting.
 RUN for name in PIP_NO_INDEX PIP_INDEX_URL; do [ -n "$(printenv $name)" ] || unset $name; done \
     && python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/losslab \
     && install="/opt/pip/bin/pip --python /opt/losslab/bin/python install --no-cache-dir \
-        --no-compile --find-links wheels -c constraints.txt" \
+        --no-compile --find-links docker/wheels -c constraints.txt" \
     && $install ${TORCH_INDEX_URL:+--index-url $TORCH_INDEX_URL} torch \
     && $install '.[worker]'
 
