@@ -1,142 +1,278 @@
-"""Up from every released schema, with data in the tables, on both databases."""
+"""What any older version has stored outlives the upgrade, on both databases."""
 
-import json
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from conftest import BOTH_DATABASES
+from fastapi.testclient import TestClient
 from postgres import Postgres
-from sqlalchemy import JSON, Connection, Engine, MetaData, create_engine, insert
-from sqlalchemy.types import TypeEngine
-from sqlmodel import Session, SQLModel, col, select
+from sqlalchemy import Column, Connection, Engine, MetaData, Table, func, insert, inspect
+from sqlmodel import Session, SQLModel, create_engine, select
 
-import server.database
+from server import database as database_module
 from server import job_queue
-from server.database import open_database, upgrade
+from server.database import open_database
+from server.job_queue import Lease
 from server.models import (
     Artifact,
     EpochMetrics,
     Job,
     JobEvent,
     JobStatus,
-    Option,
     TrainingConfig,
     Worker,
+    utc_now,
 )
 from server.settings import Settings
 
-pytestmark = BOTH_DATABASES
+MIGRATIONS_DIR = Path(database_module.__file__).parent / "migrations"
+LONG_AGO = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+WORKER_ID = "host/1/abc"
+JOB_IDS = {status: f"{number:012x}" for number, status in enumerate(JobStatus, 1)}
+#: Columns that may be empty and whose value would make a job another than it shall be.
+EMPTY = (
+    "phase",
+    "worker_id",
+    "available_at",
+    "lease_expires_at",
+    "cancel_requested_at",
+    "pause_requested_at",
+    "resume_point",
+    "ended_at",
+    "error_code",
+    "error_message",
+    "failure_kind",
+)
 
-AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-SCRIPTS = ScriptDirectory(str(server.database._MIGRATIONS_DIR))
-HEAD = SCRIPTS.get_current_head()
-RELEASED = [script.revision for script in SCRIPTS.walk_revisions() if script.revision != HEAD]
-JOB_IDS = {status: f"{number:012x}" for number, status in enumerate(JobStatus)}
-
-
-@pytest.fixture(params=RELEASED)
-def old_settings(
-    request: pytest.FixtureRequest, database: str, settings: Settings
-) -> Iterator[Settings]:
-    """Settings of a database of an older release, with rows in every table."""
-    if database == "postgresql":
-        postgres: Postgres = request.getfixturevalue("postgres")
-        settings = settings.model_copy(update={"database_url": postgres.create_database()})
-    settings.data_dir.mkdir(parents=True)
-    engine = create_engine(settings.resolved_database_url)
-    with engine.begin() as connection:
-        upgrade(connection, revision=request.param)
-        fill(connection)
-    engine.dispose()
-    yield settings
+Values = dict[str, Any]
 
 
-def fill(connection: Connection) -> None:
-    """A job of each status, and one row in each of the other tables, as the old schema has them."""
+class Stored(NamedTuple):
+    """A row as an older version has written it."""
+
+    model: type[SQLModel]
+    key: tuple[Any, ...]
+    values: Values
+
+
+def configure(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS_DIR))
+    config.attributes["connection"] = connection
+    return config
+
+
+def list_old_revisions() -> list[str]:
+    """All that were released before the newest, oldest first."""
+    script = ScriptDirectory.from_config(configure())
+    revisions = [each.revision for each in script.walk_revisions()]
+    return revisions[:0:-1]
+
+
+pytestmark = [BOTH_DATABASES, pytest.mark.parametrize("revision", list_old_revisions())]
+
+
+def make_value(column: Column[Any], number: int) -> Any:
+    """Each column has a value of its own, so that none can take another's place."""
+    values: dict[type, Any] = {
+        bool: True,
+        int: number,
+        float: number + 0.25,
+        str: column.name,
+        object: {column.name: str(number)},  # JSON
+        datetime: LONG_AGO + timedelta(seconds=number),
+    }
+    return values[column.type.python_type]
+
+
+def make_values(table: Table, **given: Any) -> Values:
+    """A row of the table as it was; keyword arguments that it had no column for are dropped."""
+    made = {column.name: make_value(column, number) for number, column in enumerate(table.columns)}
+    return {name: given.get(name, value) for name, value in made.items()}
+
+
+def make_job(table: Table, status: JobStatus) -> Values:
+    given: Values = dict.fromkeys(EMPTY) | {
+        "id": JOB_IDS[status],
+        "option": "b",
+        "config": TrainingConfig(epochs=3).model_dump(mode="json"),
+        "status": status.value,
+        "epochs_completed": 2,
+    }
+    if status is JobStatus.running:
+        given |= {"phase": "training", "worker_id": WORKER_ID}
+        given["lease_expires_at"] = utc_now() + timedelta(hours=1)
+    if status is JobStatus.cancelled:
+        given["cancel_requested_at"] = LONG_AGO
+    if status is JobStatus.failed:
+        given |= {"error_code": "x", "error_message": "because", "failure_kind": "numeric"}
+    if status.is_terminal:
+        given["ended_at"] = LONG_AGO
+    return make_values(table, **given)
+
+
+def make_epoch(table: Table, job_id: str, epoch: int) -> Values:
+    lists = {
+        f"{split}_{name}": value
+        for split in ("train", "val")
+        for name, value in {
+            "recall_per_colour": [0.5, None],
+            "kl_per_dimension": [0.5, epoch],
+        }.items()
+    }
+    given = lists | {"job_id": job_id, "epoch": epoch, "max_spike_ratio": None}
+    return make_values(table, **given)
+
+
+def make_rows(tables: Mapping[str, Table]) -> Iterator[tuple[type[SQLModel], Values]]:
+    """A worker, and a job in each status with two epochs and what belongs to them."""
+    yield Worker, make_values(tables["worker"], id=WORKER_ID, state="busy")
     for status, job_id in JOB_IDS.items():
-        put(connection, "job", id=job_id, status=status, config=TrainingConfig().model_dump(),
-            metadata={"study": "old"}, option="b", name=f"a job that is {status}")  # fmt: skip
-    job_id = JOB_IDS[JobStatus.succeeded]
-    put(connection, "epoch_metrics", job_id=job_id, epoch=1, train_loss=0.25)
-    put(connection, "job_event", job_id=job_id, kind="queued", message="option b queued")
-    put(connection, "artifact", job_id=job_id, kind="checkpoint", epoch=1, file_name="x")
-    put(connection, "worker", id="host/1", host="host", pid=1, device="cpu", state="stopped")
+        yield Job, make_job(tables["job"], status)
+        for epoch in (1, 2):
+            yield EpochMetrics, make_epoch(tables["epoch_metrics"], job_id, epoch)
+            yield JobEvent, make_values(tables["job_event"], job_id=job_id, kind="epoch")
+            checkpoint = {"kind": "checkpoint", "samples": [{"accuracy": 0.5}]}
+            given = {"job_id": job_id, "epoch": epoch} | checkpoint
+            yield Artifact, make_values(tables["artifact"], **given)
 
 
-def put(connection: Connection, table_name: str, **values: object) -> None:
-    """Insert a row; a column that must have a value and is not named gets a plain one."""
+def store(connection: Connection, table: Table, model: type[SQLModel], values: Values) -> Stored:
+    if model in (JobEvent, Artifact):
+        del values["id"]  # the database counts these itself
+    key = connection.execute(insert(table).values(values)).inserted_primary_key
+    assert key is not None
+    return Stored(model, tuple(key), values)
+
+
+def fill(connection: Connection) -> list[Stored]:
     metadata = MetaData()
-    metadata.reflect(connection, only=[table_name])
-    table = metadata.tables[table_name]
-    row = dict(values)
-    for column in table.columns:
-        is_needed = not column.nullable and column.server_default is None
-        is_counted = column.primary_key and column.name == "id" and column.name not in values
-        if column.name not in row and is_needed and not is_counted:
-            row[column.name] = _plain_value(column.type)
-    connection.execute(insert(table).values(row))
-
-
-def _plain_value(kind: TypeEngine[Any]) -> object:
-    if isinstance(kind, JSON):
-        return []
-    plain: dict[type, object] = {int: 0, float: 0.5, str: "x", bool: False, datetime: AT}
-    return plain[kind.python_type]
+    metadata.reflect(connection)
+    return [
+        store(connection, metadata.tables[str(model.__tablename__)], model, values)
+        for model, values in make_rows(metadata.tables)
+    ]
 
 
 @pytest.fixture
-def upgraded(old_settings: Settings) -> Iterator[Engine]:
-    engine = open_database(old_settings)
+def settings(tmp_path: Path, database: str, request: pytest.FixtureRequest) -> Settings:
+    """Settings with a database that has no schema yet."""
+    url = ""
+    if database == "postgresql":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        url = postgres.create_database()
+    return Settings(data_dir=tmp_path, database_url=url)
+
+
+@pytest.fixture
+def stored(settings: Settings, revision: str) -> list[Stored]:
+    """What the older version leaves behind."""
+    engine = create_engine(settings.resolved_database_url)
+    with engine.begin() as connection:
+        command.upgrade(configure(connection), revision)
+        rows = fill(connection)
+    engine.dispose()
+    return rows
+
+
+@pytest.fixture
+def engine(stored: list[Stored], settings: Settings) -> Iterator[Engine]:
+    """The database after the upgrade."""
+    engine = open_database(settings)
     yield engine
     engine.dispose()
 
 
-def test_upgraded_schema_is_that_of_the_models(upgraded: Engine) -> None:
-    with upgraded.connect() as connection:
+def read_row(session: Session, row: Stored) -> Values:
+    """The same row by the names of its columns today."""
+    found = session.get_one(row.model, row.key)
+    mapper = inspect(row.model)
+    return {
+        column.name: getattr(found, mapper.get_property_by_column(column).key)
+        for column in mapper.columns
+    }
+
+
+def test_upgrade_keeps_every_row_and_value(stored: list[Stored], engine: Engine) -> None:
+    with Session(engine) as session:
+        for row in stored:
+            now = read_row(session, row)
+            kept = {name: value for name, value in row.values.items() if name in now}
+            assert {name: now[name] for name in kept} == kept
+        for model in {row.model for row in stored}:
+            num_rows = session.exec(select(func.count()).select_from(model)).one()
+            assert num_rows == sum(row.model is model for row in stored)
+
+
+def test_columns_that_came_later_are_as_in_a_new_row(stored: list[Stored], engine: Engine) -> None:
+    with Session(engine) as session:
+        for row in stored:
+            made = row.model()
+            later = read_row(session, row).keys() - row.values.keys() - {"id"}
+            for name in later:
+                assert read_row(session, row)[name] == getattr(made, name), name
+
+
+def test_upgraded_schema_is_that_of_the_models(stored: list[Stored], engine: Engine) -> None:
+    with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert context.get_current_revision() == HEAD
         assert compare_metadata(context, SQLModel.metadata) == []
 
 
-def test_upgrade_keeps_every_row_and_reads_it(upgraded: Engine) -> None:
-    with Session(upgraded) as session:
-        jobs = {job.status: job for job in session.exec(select(Job))}
-        (epoch,) = session.exec(select(EpochMetrics)).all()
-        (event,) = session.exec(select(JobEvent)).all()
-        (artifact,) = session.exec(select(Artifact)).all()
-        (worker,) = session.exec(select(Worker)).all()
-    assert {status: job.id for status, job in jobs.items()} == JOB_IDS
-    for status, job in jobs.items():
-        assert (job.name, job.labels) == (f"a job that is {status}", {"study": "old"})
-        assert job.training_config == TrainingConfig()
-        assert (job.option, job.created_at) == (Option.b, AT)
-        assert (job.resume_point, job.pause_requested_at, job.claimed_progress) == (None, None, 0)
-    assert (epoch.epoch, epoch.train_loss, epoch.recorded_at) == (1, 0.25, AT)
-    assert (event.kind, event.data) == ("queued", None)
-    assert (artifact.file_name, artifact.epoch) == ("x", 1)
-    assert (worker.host, worker.version, worker.torch_version) == ("host", "", "")
-
-
-def test_queue_works_on_upgraded_rows(upgraded: Engine) -> None:
-    for status in (JobStatus.paused, JobStatus.failed, JobStatus.cancelled):
-        assert job_queue.resume(upgraded, JOB_IDS[status]).status is JobStatus.queued
-    assert job_queue.pause(upgraded, JOB_IDS[JobStatus.queued]).status is JobStatus.paused
-    claimed = [job_queue.claim(upgraded, worker_id="host/2", lease_seconds=30) for _ in range(4)]
-    assert [job is not None for job in claimed] == [True, True, True, False]
-
-
-def test_lost_job_of_the_old_release_is_taken_up_again(upgraded: Engine) -> None:
-    with upgraded.begin() as connection:
-        running = col(Job.id) == JOB_IDS[JobStatus.running]
-        connection.execute(Job.__table__.update().where(running).values(lease_expires_at=AT))  # type: ignore[attr-defined]
-    assert job_queue.requeue_lost_jobs(upgraded, max_attempts=3, lease_seconds=30) == 1
-    job = job_queue.claim(
-        upgraded, worker_id="host/2", lease_seconds=30, job_id=JOB_IDS[JobStatus.running]
-    )
+def test_queued_job_is_claimed_after_the_upgrade(stored: list[Stored], engine: Engine) -> None:
+    job = job_queue.claim(engine, worker_id="new", lease_seconds=30)
     assert job is not None
-    assert json.loads(json.dumps(job.config)) == TrainingConfig().model_dump(mode="json")
+    assert job.id == JOB_IDS[JobStatus.queued]
+    job_queue.finish(engine, Lease(job.id, job.attempt, "new"), test_metrics={})
+    assert job_queue.claim(engine, worker_id="new", lease_seconds=30) is None
+
+
+def test_running_job_stays_with_its_worker_during_the_upgrade(
+    stored: list[Stored], engine: Engine
+) -> None:
+    assert job_queue.requeue_lost_jobs(engine, max_attempts=3, lease_seconds=30) == 0
+    with Session(engine) as session:
+        job = session.get_one(Job, JOB_IDS[JobStatus.running])
+    lease = Lease(job.id, job.attempt, WORKER_ID)
+    job_queue.heartbeat(engine, lease, lease_seconds=30, progress=1.0)
+    job_queue.finish(engine, lease, test_metrics={})
+
+
+@pytest.mark.parametrize("status", [JobStatus.paused, JobStatus.failed, JobStatus.cancelled])
+def test_stopped_job_is_resumed_after_the_upgrade(
+    stored: list[Stored], engine: Engine, status: JobStatus
+) -> None:
+    job_queue.resume(engine, JOB_IDS[status])
+    job = job_queue.claim(engine, worker_id="new", lease_seconds=30, job_id=JOB_IDS[status])
+    assert job is not None
+    assert job.epochs_completed == 2
+
+
+def test_job_is_removed_with_all_its_rows_after_the_upgrade(
+    stored: list[Stored], engine: Engine
+) -> None:
+    job_id = JOB_IDS[JobStatus.succeeded]
+    job_queue.remove(engine, job_id)
+    with Session(engine) as session:
+        for model in (EpochMetrics, JobEvent, Artifact):
+            assert session.exec(select(model).where(model.job_id == job_id)).all() == []
+
+
+def test_api_shows_what_an_older_version_has_stored(
+    stored: list[Stored], client: TestClient
+) -> None:
+    listed = client.get("/jobs").raise_for_status().json()["data"]
+    assert {job["id"] for job in listed} == set(JOB_IDS.values())
+    for job_id in JOB_IDS.values():
+        for path in ("", "/metrics", "/events"):
+            client.get(f"/jobs/{job_id}{path}").raise_for_status()
+    workers = client.get("/workers").raise_for_status().json()["data"]
+    assert [worker["id"] for worker in workers] == [WORKER_ID]
