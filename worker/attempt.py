@@ -69,11 +69,13 @@ def open_attempt(
         settings=settings,
         engine=engine,
         heartbeat=Heartbeat(lease, engine=engine, settings=settings, shutdown=shutdown),
-        retrying=_outlast_outages(shutdown),
+        retrying=outlast_outages(shutdown),
     )
 
 
-def _outlast_outages(shutdown: threading.Event) -> Retrying:
+def outlast_outages(shutdown: threading.Event) -> Retrying:
+    """Calls a function again and again while the database is away, until it is told to stop."""
+
     def is_given_up(state: RetryCallState) -> bool:
         return shutdown.is_set() and (state.seconds_since_start or 0.0) > GIVE_UP_SECONDS
 

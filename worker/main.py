@@ -23,6 +23,7 @@ from server.database import Doorbell, is_outage, open_database
 from server.logs import configure_logging
 from server.models import Worker
 from server.settings import Settings
+from worker.attempt import outlast_outages
 from worker.device import choose_device, describe_device, take_share_of_cores, warm_up
 from worker.runner import DeviceBrokenError, run_job
 
@@ -41,7 +42,7 @@ def main() -> None:
         _watch_parent(shutdown)
     take_share_of_cores(num_workers=settings.num_workers)
     warm_up()
-    engine = open_database(settings)
+    engine = outlast_outages(shutdown)(open_database, settings)
     try:
         work(
             settings,
@@ -69,7 +70,7 @@ def work(
 
     With `job_id` only that job is run. Raises DeviceBrokenError.
     """
-    worker = _register(engine)
+    worker = outlast_outages(shutdown)(_register, engine)
     doorbell = Doorbell(engine)
     claim = partial(
         job_queue.claim,

@@ -1,0 +1,254 @@
+"""Jobs outlast a database that crashes or is full, and a disk that is."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from conftest import numbers, read, read_artifacts, read_rows
+from fastapi.testclient import TestClient
+from fault_worker import QUICK, SHORT_JOB, WorkerProcess, run_worker, wait_for
+from httpx2 import Response
+from postgres import Postgres
+from sqlalchemy import Engine
+
+from server import job_queue
+from server.artifacts import JobFiles, compute_sha256
+from server.database import open_database
+from server.main import create_app
+from server.models import FailureKind, Job, JobStatus, Option
+from server.schemas import resolve_config
+from server.settings import Settings
+
+OUTAGE_SECONDS = 3.0
+TRIES_AGAIN = re.compile("(Retrying|will be tried again).*database or disk is full")
+
+OpenSettings = Callable[..., Settings]
+
+
+def submit(engine: Engine, **overrides: object) -> Job:
+    config = resolve_config(
+        Option.b, quick_test=False, overrides=SHORT_JOB | {"checkpoint_every": 1} | overrides
+    )
+    return job_queue.submit(engine, option=Option.b, config=config)
+
+
+def read_numbers(engine: Engine, job: Job) -> list[dict[str, object]]:
+    return [numbers(row) for row in read_rows(engine, job)]
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Engine]:
+    engine = open_database(settings)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    """What a job that nothing disturbs measures."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("reference"), **QUICK)
+    with opened(settings) as engine:
+        job = submit(engine)
+        assert run_worker(settings, "--drain") == 0
+        return read_numbers(engine, job)
+
+
+@pytest.fixture(scope="module")
+def fragile_postgres() -> Iterator[Postgres]:
+    """A server that may be crashed without disturbing other tests."""
+    with Postgres() as postgres:
+        yield postgres
+
+
+@pytest.fixture
+def postgres_settings(tmp_path: Path, fragile_postgres: Postgres) -> OpenSettings:
+    """Settings with a database that keeps what it has committed, as a real one would."""
+
+    def open_settings(**overrides: float) -> Settings:
+        url = fragile_postgres.create_database()
+        with psycopg.connect(url, autocommit=True) as connection:
+            name = connection.info.dbname
+            connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = on".encode())
+        return Settings(data_dir=tmp_path, database_url=url, **QUICK | overrides)
+
+    return open_settings
+
+
+@contextmanager
+def crashed(postgres: Postgres) -> Iterator[None]:
+    postgres.stop(signal.SIGQUIT)
+    try:
+        yield
+    finally:
+        postgres.start()
+
+
+@contextmanager
+def tmpfs(path: Path, *, megabytes: int) -> Iterator[None]:
+    """A disk of that size at the path; only root may mount one."""
+    path.mkdir(parents=True)
+    mounted = mount("-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path))
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def mount(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+
+
+def assert_problem(response: Response, *, status: int) -> None:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["status"] == status
+
+
+def assert_succeeded(
+    settings: Settings, engine: Engine, job: Job, *, reference: list[dict[str, object]]
+) -> None:
+    ended = read(engine, job)
+    assert ended.status is JobStatus.succeeded, ended.error_message
+    assert read_numbers(engine, job) == reference
+    assert_files_verify(settings, engine, job)
+
+
+def assert_files_verify(settings: Settings, engine: Engine, job: Job) -> None:
+    files = JobFiles(settings.runs_dir, job.id)
+    for artifact in read_artifacts(engine, job):
+        assert compute_sha256(files.path(artifact.file_name)) == artifact.sha256
+
+
+@pytest.mark.parametrize("lease_seconds", [10 * OUTAGE_SECONDS, OUTAGE_SECONDS / 2])
+def test_job_outlasts_a_crash_of_its_database_shorter_or_longer_than_its_lease(
+    fragile_postgres: Postgres,
+    postgres_settings: OpenSettings,
+    reference: list[dict[str, object]],
+    lease_seconds: float,
+) -> None:
+    settings = postgres_settings(lease_seconds=lease_seconds)
+    with opened(settings) as engine:
+        job = submit(engine)
+        with WorkerProcess(settings, "--drain", point="paced") as process:
+            wait_for(lambda: read(engine, job).resume_point)
+            with crashed(fragile_postgres):
+                time.sleep(OUTAGE_SECONDS)
+            assert process.wait() == 0, process.log
+        assert_succeeded(settings, engine, job, reference=reference)
+
+
+def test_server_says_that_its_database_is_away_and_comes_back_with_it(
+    fragile_postgres: Postgres, postgres_settings: OpenSettings
+) -> None:
+    app = create_app(postgres_settings())
+    with TestClient(app, raise_server_exceptions=False) as client:
+        assert client.get("/jobs").status_code == 200
+        with crashed(fragile_postgres):
+            assert_problem(client.get("/jobs"), status=503)
+        assert client.get("/jobs").status_code == 200
+
+
+def test_worker_that_freezes_inside_a_transaction_does_not_keep_its_job(
+    postgres_settings: OpenSettings, reference: list[dict[str, object]]
+) -> None:
+    settings = postgres_settings()
+    with opened(settings) as engine:
+        job = submit(engine)
+        with WorkerProcess(settings, "--job", job.id, point="frozen_transaction") as frozen:
+            frozen.wait_until_frozen()
+            with WorkerProcess(settings):
+                wait_for(lambda: read(engine, job).status is JobStatus.succeeded)
+            frozen.thaw()
+            assert frozen.wait() == 0, frozen.log
+            assert re.search("taken from worker|belongs to another worker", frozen.log)
+        assert_succeeded(settings, engine, job, reference=reference)
+
+
+def test_full_disk_fails_the_job_which_goes_on_once_there_is_room(
+    tmp_path: Path, reference: list[dict[str, object]]
+) -> None:
+    # A checkpoint is 9.5 MB, and a job that saves only these comes to the third.
+    settings = Settings(data_dir=tmp_path, **QUICK | {"checkpoint_seconds": 1000})
+    with tmpfs(settings.runs_dir, megabytes=24), opened(settings) as engine:
+        job = submit(engine)
+        assert run_worker(settings, "--drain") == 0
+        assert_failed_of_full_disk(settings, engine, job)
+        assert mount("-o", "remount,size=100m", str(settings.runs_dir)).returncode == 0
+        job_queue.resume(engine, job.id)
+        assert run_worker(settings, "--drain") == 0
+        assert_succeeded(settings, engine, job, reference=reference)
+
+
+def assert_failed_of_full_disk(settings: Settings, engine: Engine, submitted: Job) -> None:
+    job = read(engine, submitted)
+    assert (job.status, job.error_code) == (JobStatus.failed, "disk_full")
+    assert job.failure_kind is FailureKind.infrastructure
+    assert [row.epoch for row in read_rows(engine, job)] == [1, 2]
+    assert_files_verify(settings, engine, job)
+    folder = JobFiles(settings.runs_dir, job.id).checkpoints_dir
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+def test_full_database_refuses_new_jobs_and_keeps_the_one_that_runs(
+    tmp_path: Path, reference: list[dict[str, object]]
+) -> None:
+    disk = tmp_path / "database"
+    url = f"sqlite:///{disk / 'losslab.db'}"
+    settings = Settings(data_dir=tmp_path / "data", database_url=url, **QUICK)
+    with (
+        tmpfs(disk, megabytes=8),
+        TestClient(create_app(settings), raise_server_exceptions=False) as client,
+        opened(settings) as engine,
+    ):
+        job = submit(engine)
+        with WorkerProcess(settings, "--drain", point="paced") as process:
+            wait_for(lambda: read(engine, job).resume_point)
+            with ballast(disk / "ballast"):
+                assert_problem(client.post("/jobs", json={"option": "b"}), status=503)
+                wait_for(lambda: TRIES_AGAIN.search(process.log))
+                assert client.get(f"/jobs/{job.id}").json()["status"] == "running"
+            assert process.wait() == 0, process.log
+        assert [other["id"] for other in client.get("/jobs").json()["data"]] == [job.id]
+        assert_succeeded(settings, engine, job, reference=reference)
+
+
+@contextmanager
+def ballast(path: Path) -> Iterator[None]:
+    """What takes all the room on the path's disk."""
+    with closing(os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY), "wb", buffering=0)) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+def test_worker_that_starts_while_its_database_is_away_waits_for_it(
+    fragile_postgres: Postgres,
+    postgres_settings: OpenSettings,
+    reference: list[dict[str, object]],
+) -> None:
+    settings = postgres_settings()
+    with opened(settings) as engine:
+        job = submit(engine)
+        fragile_postgres.stop(signal.SIGQUIT)
+        with WorkerProcess(settings, "--drain") as process:
+            wait_for(lambda: "Retrying" in process.log)
+            fragile_postgres.start()
+            assert process.wait() == 0, process.log
+        assert_succeeded(settings, engine, job, reference=reference)
