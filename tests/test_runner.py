@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import SubmitJob, drain, numbers, read, read_artifacts, read_rows
 from safetensors.torch import save_file
@@ -16,7 +17,7 @@ from server.artifacts import JobFiles, compute_sha256
 from server.models import Artifact, EpochMetrics, FailureKind, Job, JobEvent, JobStatus
 from server.settings import Settings
 from worker.checkpoints import load_checkpoint, save_checkpoint
-from worker.runner import run_job
+from worker.runner import describe_failure, run_job
 
 
 def checkpoints_dir(settings: Settings, job: Job) -> Path:
@@ -253,3 +254,19 @@ def test_corrupt_checkpoint_is_skipped_for_the_one_before(
     assert "does not match its sha256" in JobFiles(settings.runs_dir, submitted.id).read_log()
     assert read(engine, submitted).status is JobStatus.succeeded
     assert [numbers(row) for row in read_rows(engine, submitted)] == whole
+
+
+def test_too_little_memory_is_its_own_kind_of_failure(submit_job: SubmitJob) -> None:
+    with pytest.raises(RuntimeError) as of_the_processor:
+        torch.empty(2**55)
+    errors = [of_the_processor.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory")]
+    for error in errors:
+        failure = describe_failure(error, job=submit_job())
+        assert (failure.code, failure.kind) == ("out_of_memory", FailureKind.oom)
+        assert "batch_size 32" in failure.message
+
+
+def test_unforeseen_error_is_named_and_may_be_tried_again(submit_job: SubmitJob) -> None:
+    failure = describe_failure(ZeroDivisionError("by zero"), job=submit_job())
+    assert failure.kind is FailureKind.infrastructure
+    assert failure.message == "ZeroDivisionError: by zero; the job's log has the traceback"
