@@ -23,7 +23,7 @@ test-docker: $(VENV)/.developer  ## build the images and use the CPU stack in a 
 	docker/tests/run.sh $(BIN)/python
 
 table: $(VENV)/.user  ## measure a, b and c on the full corpus, three seeds each
-	$(BIN)/python benchmarks/abc.py
+	$(BIN)/python -m benchmarks.abc
 
 clean:  ## remove what make made; experiments/ stays
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -3,7 +3,7 @@
 Runs the jobs through the real queue and worker processes, writes `results/abc.json` and puts the
 table into the README. About two minutes an option and seed on two cores with bf16:
 
-    python benchmarks/abc.py
+    python -m benchmarks.abc
 """
 
 import argparse
