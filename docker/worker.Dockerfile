@@ -7,16 +7,14 @@ FROM ${BASE_IMAGE} AS build
 ARG PIP_NO_INDEX=
 ARG PIP_INDEX_URL=
 ARG TORCH_INDEX_URL=
+ENV PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_CONSTRAINT=/build/constraints.txt PIP_FIND_LINKS=/build/docker/wheels
 WORKDIR /build
-# .dockerignore lets in what the packages are made of, and docker/wheels.
+COPY docker/ docker/
+COPY constraints.txt pyproject.toml ./
+# What the package needs comes first, so that a change of the sources does not fetch it again.
+RUN docker/install.sh dependencies worker
 COPY . .
-# Empty arguments must not reach pip: it would take them for a setting.
-RUN for name in PIP_NO_INDEX PIP_INDEX_URL; do [ -n "$(printenv $name)" ] || unset $name; done \
-    && python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/losslab \
-    && install="/opt/pip/bin/pip --python /opt/losslab/bin/python install --no-cache-dir \
-        --no-compile --find-links docker/wheels -c constraints.txt" \
-    && $install ${TORCH_INDEX_URL:+--index-url $TORCH_INDEX_URL} torch \
-    && $install '.[worker]'
+RUN docker/install.sh package
 
 FROM ${BASE_IMAGE}
 ARG REVISION=unknown
