@@ -4,7 +4,7 @@
 #     install.sh dependencies [EXTRA]    what pyproject.toml asks for
 #     install.sh package                 Losslab itself, once those are there
 set -eu
-pip="/opt/pip/bin/pip --python /opt/losslab/bin/python install"
+pip="/opt/pip/bin/pip --python /opt/losslab/bin/python install --no-compile --no-cache-dir"
 # Empty arguments of the build must not reach pip: it would take them for a setting.
 for name in PIP_NO_INDEX PIP_INDEX_URL; do
     [ -n "$(printenv "$name")" ] || unset "$name"

@@ -5,7 +5,7 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE} AS build
 ARG PIP_NO_INDEX=
 ARG PIP_INDEX_URL=
-ENV PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_CONSTRAINT=/build/constraints.txt PIP_FIND_LINKS=/build/docker/wheels
+ENV PIP_CONSTRAINT=/build/constraints.txt PIP_FIND_LINKS=/build/docker/wheels
 WORKDIR /build
 COPY docker/ docker/
 COPY constraints.txt pyproject.toml ./
@@ -24,7 +24,6 @@ LABEL org.opencontainers.image.title="Losslab server" \
 RUN groupadd --gid 10001 losslab \
     && useradd --uid 10001 --gid losslab --no-create-home --shell /usr/sbin/nologin losslab \
     && install -d -o losslab -g losslab /data
-COPY --from=build /opt/losslab /opt/losslab
 ENV PATH=/opt/losslab/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -36,3 +35,5 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
 CMD ["losslab", "serve"]
+# Last, so that nothing copies it once more.
+COPY --from=build /opt/losslab /opt/losslab

@@ -7,7 +7,7 @@ FROM ${BASE_IMAGE} AS build
 ARG PIP_NO_INDEX=
 ARG PIP_INDEX_URL=
 ARG TORCH_INDEX_URL=
-ENV PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_CONSTRAINT=/build/constraints.txt PIP_FIND_LINKS=/build/docker/wheels
+ENV PIP_CONSTRAINT=/build/constraints.txt PIP_FIND_LINKS=/build/docker/wheels
 WORKDIR /build
 COPY docker/ docker/
 COPY constraints.txt pyproject.toml ./
@@ -24,7 +24,6 @@ LABEL org.opencontainers.image.title="Losslab worker" \
 RUN groupadd --gid 10001 losslab \
     && useradd --uid 10001 --gid losslab --no-create-home --shell /usr/sbin/nologin losslab \
     && install -d -o losslab -g losslab /data
-COPY --from=build /opt/losslab /opt/losslab
 ENV PATH=/opt/losslab/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -36,3 +35,5 @@ HEALTHCHECK --interval=60s --timeout=20s --start-period=60s --retries=3 \
 # The grace time in which a job is handed back is the engine's stop timeout.
 STOPSIGNAL SIGTERM
 CMD ["losslab", "worker"]
+# Last, so that nothing copies it once more.
+COPY --from=build /opt/losslab /opt/losslab

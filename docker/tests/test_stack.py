@@ -122,6 +122,7 @@ def stack(environment: dict[str, str]) -> Iterator[Stack]:
     finally:
         print(stack.compose("logs", "--no-color", "--tail", "40"))
         stack.compose("down", "-v")
+        stack.http.close()
 
 
 @pytest.fixture(scope="session")
