@@ -1,16 +1,23 @@
 """What routes ask for: settings, engine, a session, the job that the path names."""
 
+import re
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any, Final, NoReturn
 
 from fastapi import Depends, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from server.artifacts import JobFiles
 from server.event_feed import EventFeed
 from server.models import EpochMetrics, Job
+from server.schemas import Labels
 from server.settings import Settings
+
+_LABELS: Final = TypeAdapter(Labels)
+_LABEL_PARAMETER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
 
 def get_settings(request: Request) -> Settings:
@@ -64,6 +71,42 @@ def get_job_files(job: JobDep, settings: SettingsDep) -> JobFiles:
 
 
 JobFilesDep = Annotated[JobFiles, Depends(get_job_files)]
+
+
+def get_labels(request: Request) -> dict[str, str]:
+    """The labels to filter by. FastAPI itself reads no deep object from a query."""
+    labels: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name != "metadata" and not name.startswith("metadata["):
+            continue
+        match = _LABEL_PARAMETER.fullmatch(name)
+        if match is None or match[1] in labels:
+            refuse_query(name, "give a label once, as metadata[key]=value")
+        labels[match[1]] = value
+    try:
+        return _LABELS.validate_python(labels)
+    except ValidationError as error:
+        errors = [each | {"loc": ("query", "metadata", *each["loc"])} for each in error.errors()]
+        raise RequestValidationError(errors) from None
+
+
+LabelsDep = Annotated[dict[str, str], Depends(get_labels)]
+
+#: What `get_labels` reads, for the API's description.
+LABELS_PARAMETER: Final[dict[str, Any]] = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "labels that the jobs have, as `metadata[study]=x`; all of them, if several",
+    "schema": _LABELS.json_schema(),
+}
+
+
+def refuse_query(name: str, message: str) -> NoReturn:
+    """Answer 422 for a query parameter."""
+    error: dict[str, Any] = {"type": "value_error", "loc": ("query", name), "msg": message}
+    raise RequestValidationError([error])
 
 
 def read_epochs(session: Session, job_ids: list[str]) -> dict[str, list[EpochMetrics]]:
