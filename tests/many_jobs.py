@@ -66,7 +66,7 @@ def fill(engine: Engine, *, num_jobs: int, num_epochs: int) -> None:
 
 def make_job(chance: random.Random, number: int, *, num_jobs: int, num_epochs: int) -> Values:
     """The oldest is number 0; the newest wait or run."""
-    option = chance.choice(list(Option))
+    option = chance.choices(list(Option), weights=[50, 49, 1])[0]
     num_younger = num_jobs - 1 - number
     created_at = FIRST_CREATED_AT + timedelta(minutes=5 * number, seconds=chance.random())
     is_active = num_younger < NUM_ACTIVE and number >= NUM_MODELS

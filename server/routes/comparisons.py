@@ -9,7 +9,8 @@ from sqlmodel import Session, col, select
 
 from server.artifacts import JobFiles
 from server.criteria import Thresholds, find_differences, judge, rank
-from server.dependencies import SessionDep, SettingsDep, find_job, read_epochs, refuse_query
+from server.curves import read_curve_points
+from server.dependencies import SessionDep, SettingsDep, find_jobs, refuse_query
 from server.models import Artifact, ArtifactKind, Job, JobStatus, Option
 from server.problems import PROBLEM_RESPONSES
 from server.reports import ReportEntry, render_curves, render_html, render_markdown
@@ -43,12 +44,12 @@ def find_entries(query: QueryDep, *, session: SessionDep) -> list[ReportEntry]:
     """The jobs that the query names, judged."""
     if bool(query.job_id) == bool(query.options):
         refuse_query("job_id", "name jobs by job_id, or presets by options=a,b,c, and not both")
-    jobs = [find_job(session, job_id) for job_id in dict.fromkeys(query.job_id)]
+    jobs = find_jobs(session, query.job_id)
     jobs += [_find_newest(session, option) for option in _parse_options(query.options)]
-    epochs = read_epochs(session, [job.id for job in jobs])
+    curves = read_curve_points(session, [job.id for job in jobs])
     thresholds = query.thresholds()
     return [
-        ReportEntry(job=job, verdict=judge(job, epochs[job.id], thresholds), metrics=epochs[job.id])
+        ReportEntry(job=job, verdict=judge(job, curves[job.id], thresholds), metrics=curves[job.id])
         for job in jobs
     ]
 

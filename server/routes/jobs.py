@@ -13,6 +13,7 @@ from sqlmodel import Session, col, select
 from server import job_queue
 from server.artifacts import JobFiles
 from server.criteria import Thresholds, Verdict, judge
+from server.curves import read_curve_points
 from server.datasets import check_dataset
 from server.dependencies import (
     LABELS_PARAMETER,
@@ -168,7 +169,7 @@ def read_verdict(
     job: JobDep, *, session: SessionDep, thresholds: Annotated[Thresholds, Query()]
 ) -> Verdict:
     """Judged on the spot; every threshold can be overridden."""
-    return judge(job, read_epochs(session, [job.id])[job.id], thresholds)
+    return judge(job, read_curve_points(session, [job.id])[job.id], thresholds)
 
 
 @router.get("/{job_id}/reconstructions")
