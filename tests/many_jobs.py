@@ -140,7 +140,7 @@ def fill_models(connection: Connection, jobs: list[Values], *, num_epochs: int) 
             [
                 make_artifact(chance, job["id"], epoch, kind=kind)
                 for epoch in epochs
-                if epoch % 5 == 0
+                if epoch % 5 == 0 or epoch == num_epochs
                 for kind in ArtifactKind
             ],
         )
