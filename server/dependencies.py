@@ -1,16 +1,23 @@
 """What routes ask for: settings, engine, a session, the job that the path names."""
 
-from collections.abc import Iterator
-from typing import Annotated
+import re
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Final, NoReturn
 
 from fastapi import Depends, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from server.artifacts import JobFiles
 from server.event_feed import EventFeed
 from server.models import EpochMetrics, Job
+from server.schemas import Labels
 from server.settings import Settings
+
+_LABELS: Final = TypeAdapter(Labels)
+_LABEL_PARAMETER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
 
 def get_settings(request: Request) -> Settings:
@@ -49,11 +56,21 @@ def get_job(job_id: str, session: SessionDep) -> Job:
 
 def find_job(session: Session, job_id: str) -> Job:
     """Raises HTTPException 404."""
+    return find_jobs(session, [job_id])[0]
+
+
+def find_jobs(session: Session, job_ids: Iterable[str]) -> list[Job]:
+    """Each job once, in the order of the ids. Raises HTTPException 404."""
+    wanted = dict.fromkeys(job_ids)
+    if not wanted:
+        return []
     # PostgreSQL takes no NUL in a text; no job has one in its id either.
-    job = session.get(Job, job_id) if job_id.isalnum() else None
-    if job is None:
-        raise HTTPException(404, f"there is no job {job_id!r}; GET /jobs lists those there are")
-    return job
+    rows = select(Job).where(col(Job.id).in_([job_id for job_id in wanted if job_id.isalnum()]))
+    jobs = {job.id: job for job in session.exec(rows)}
+    for job_id in wanted:
+        if job_id not in jobs:
+            raise HTTPException(404, f"there is no job {job_id!r}; GET /jobs lists those there are")
+    return [jobs[job_id] for job_id in wanted]
 
 
 JobDep = Annotated[Job, Depends(get_job)]
@@ -66,10 +83,47 @@ def get_job_files(job: JobDep, settings: SettingsDep) -> JobFiles:
 JobFilesDep = Annotated[JobFiles, Depends(get_job_files)]
 
 
+def get_labels(request: Request) -> dict[str, str]:
+    """The labels to filter by. FastAPI itself reads no deep object from a query."""
+    labels: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name != "metadata" and not name.startswith("metadata["):
+            continue
+        match = _LABEL_PARAMETER.fullmatch(name)
+        if match is None or match[1] in labels:
+            refuse_query(name, "give a label once, as metadata[key]=value")
+        labels[match[1]] = value
+    try:
+        return _LABELS.validate_python(labels)
+    except ValidationError as error:
+        errors = [each | {"loc": ("query", "metadata", *each["loc"])} for each in error.errors()]
+        raise RequestValidationError(errors) from None
+
+
+LabelsDep = Annotated[dict[str, str], Depends(get_labels)]
+
+#: What `get_labels` reads, for the API's description.
+LABELS_PARAMETER: Final[dict[str, Any]] = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "labels that the jobs have, as `metadata[study]=x`; all of them, if several",
+    "schema": _LABELS.json_schema(),
+}
+
+
+def refuse_query(name: str, message: str) -> NoReturn:
+    """Answer 422 for a query parameter."""
+    error: dict[str, Any] = {"type": "value_error", "loc": ("query", name), "msg": message}
+    raise RequestValidationError([error])
+
+
 def read_epochs(session: Session, job_ids: list[str]) -> dict[str, list[EpochMetrics]]:
     """The epochs of several jobs, oldest first, in one query."""
     epochs: dict[str, list[EpochMetrics]] = {job_id: [] for job_id in job_ids}
     rows = select(EpochMetrics).where(col(EpochMetrics.job_id).in_(job_ids))
-    for row in session.exec(rows.order_by(col(EpochMetrics.epoch))):
+    # In the order of the primary key, so that nothing is to be sorted.
+    for row in session.exec(rows.order_by(col(EpochMetrics.job_id), col(EpochMetrics.epoch))):
         epochs[row.job_id].append(row)
     return epochs

@@ -26,6 +26,7 @@ from server.models import (
     EventKind,
     FailureKind,
     Job,
+    JobLabel,
     JobPhase,
     JobStatus,
     Option,
@@ -88,6 +89,10 @@ def submit(
         job.created_at = database_now(session)
         session.add(job)
         session.flush()
+        session.add_all(
+            JobLabel(job_id=job.id, key=key, value=value, created_at=job.created_at)
+            for key, value in job.labels.items()
+        )
         _enqueue(session, job, message=f"option {option} queued")
     return job
 

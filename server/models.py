@@ -182,11 +182,15 @@ class Job(SQLModel, table=True):
     __table_args__ = (
         Index("ix_job_created_at_id", "created_at", "id"),
         Index("ix_job_status_priority", "status", "priority", "created_at"),
-        Index("ix_job_option_status", "option", "status", "created_at"),
+        # Each filter of a list has an index that holds its jobs in the order of the list.
+        Index("ix_job_status_created_at", "status", "created_at", "id"),
+        Index("ix_job_option_created_at", "option", "created_at", "id"),
+        Index("ix_job_option_status_created_at", "option", "status", "created_at", "id"),
+        Index("ix_job_name_created_at", "name", "created_at", "id"),
     )
 
     id: str = Col(default_factory=new_job_id, primary_key=True, max_length=12)
-    name: str | None = Col(default=None, index=True)
+    name: str | None = None
     option: Option = Col(sa_column=_text_column(Option))
     quick_test: bool = False
     labels: dict[str, str] = Col(
@@ -233,6 +237,21 @@ class Job(SQLModel, table=True):
     @property
     def training_config(self) -> TrainingConfig:
         return TrainingConfig.model_validate(self.config)
+
+
+class JobLabel(SQLModel, table=True):
+    """One of a job's labels, to find it by: written with the job and never changed.
+
+    The time of the job is repeated, so that an index has the jobs of a label in order.
+    """
+
+    __tablename__ = "job_label"
+    __table_args__ = (Index("ix_job_label_created_at", "key", "value", "created_at", "job_id"),)
+
+    job_id: str = Col(sa_column=_job_id_column(primary_key=True))
+    key: str = Col(primary_key=True)
+    value: str
+    created_at: datetime = Col(sa_type=UTCDateTime)
 
 
 class EpochMetrics(SQLModel, table=True):

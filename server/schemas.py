@@ -31,8 +31,11 @@ _JOB_EXAMPLES: list[JsonValue] = [
     {"option": "c", "dataset": "arc", "quick_test": True, "metadata": {"study": "arc"}},
 ]
 
-Label = Annotated[str, Field(max_length=512)]
-LabelKey = Annotated[str, Field(min_length=1, max_length=64)]
+#: PostgreSQL has no text with a NUL.
+PlainText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+Label = Annotated[PlainText, Field(max_length=512)]
+LabelKey = Annotated[PlainText, Field(min_length=1, max_length=64)]
+Labels = Annotated[dict[LabelKey, Label], Field(max_length=MAX_METADATA_PAIRS)]
 
 
 class JobRequest(TrainingConfig):
@@ -43,12 +46,8 @@ class JobRequest(TrainingConfig):
 
     option: Option
     quick_test: bool = Field(default=False, description="5 epochs, a checkpoint each epoch")
-    name: str | None = Field(default=None, min_length=1, max_length=200)
-    metadata: dict[LabelKey, Label] = Field(
-        default_factory=dict,
-        max_length=MAX_METADATA_PAIRS,
-        description="labels of your own, to filter by",
-    )
+    name: PlainText | None = Field(default=None, min_length=1, max_length=200)
+    metadata: Labels = Field(default_factory=dict, description="labels of your own, to filter by")
     priority: int = Field(default=0, ge=-100, le=100, description="higher runs first")
 
     def resolve_config(self) -> TrainingConfig:

@@ -1,5 +1,7 @@
 """The client against a real server on a free port."""
 
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +29,23 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def http(server_url: str) -> Iterator[LosslabClient]:
     with LosslabClient(server_url) as client:
         yield client
+
+
+def test_answers_on_a_kept_connection_wait_for_nothing(server_url: str) -> None:
+    """A client acknowledges late once it has asked several times on one connection."""
+
+    def ask(client: httpx.Client) -> float:
+        begin = time.perf_counter()
+        client.get("/jobs").raise_for_status()
+        return time.perf_counter() - begin
+
+    def ask_anew() -> float:
+        with httpx.Client(base_url=server_url, trust_env=False) as client:
+            return ask(client)
+
+    with httpx.Client(base_url=server_url, trust_env=False) as client:
+        kept = statistics.median([ask(client) for _ in range(40)][-20:])
+    assert kept < 3 * statistics.median(ask_anew() for _ in range(20))
 
 
 def test_job_is_created_listed_cancelled_and_deleted(http: LosslabClient) -> None:

@@ -106,6 +106,8 @@ def make_job(table: Table, status: JobStatus) -> Values:
         "config": TrainingConfig(epochs=3).model_dump(mode="json"),
         "status": status.value,
         "epochs_completed": 2,
+        # A text with a NUL fits into PostgreSQL's JSON and nowhere else.
+        "metadata": {"study": "x", "odd": "a\0b"},
     }
     if status is JobStatus.running:
         given |= {"phase": "training", "worker_id": WORKER_ID}
@@ -264,6 +266,13 @@ def test_job_is_removed_with_all_its_rows_after_the_upgrade(
     with Session(engine) as session:
         for model in (EpochMetrics, JobEvent, Artifact):
             assert session.exec(select(model).where(model.job_id == job_id)).all() == []
+
+
+def test_labels_of_older_jobs_find_them_after_the_upgrade(
+    stored: list[Stored], client: TestClient
+) -> None:
+    found = client.get("/jobs", params={"metadata[study]": "x"}).raise_for_status().json()["data"]
+    assert {job["id"] for job in found} == set(JOB_IDS.values())
 
 
 def test_api_shows_what_an_older_version_has_stored(

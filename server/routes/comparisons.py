@@ -1,16 +1,16 @@
 """Comparisons: jobs judged side by side, as JSON, as a picture and as reports."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from pydantic import Field
 from sqlmodel import Session, col, select
 
 from server.artifacts import JobFiles
 from server.criteria import Thresholds, find_differences, judge, rank
-from server.dependencies import SessionDep, SettingsDep, find_job, read_epochs
+from server.curves import read_curve_points
+from server.dependencies import SessionDep, SettingsDep, find_jobs, refuse_query
 from server.models import Artifact, ArtifactKind, Job, JobStatus, Option
 from server.problems import PROBLEM_RESPONSES
 from server.reports import ReportEntry, render_curves, render_html, render_markdown
@@ -43,13 +43,13 @@ QueryDep = Annotated[ComparisonQuery, Query()]
 def find_entries(query: QueryDep, *, session: SessionDep) -> list[ReportEntry]:
     """The jobs that the query names, judged."""
     if bool(query.job_id) == bool(query.options):
-        _refuse("job_id", "name jobs by job_id, or presets by options=a,b,c, and not both")
-    jobs = [find_job(session, job_id) for job_id in dict.fromkeys(query.job_id)]
+        refuse_query("job_id", "name jobs by job_id, or presets by options=a,b,c, and not both")
+    jobs = find_jobs(session, query.job_id)
     jobs += [_find_newest(session, option) for option in _parse_options(query.options)]
-    epochs = read_epochs(session, [job.id for job in jobs])
+    curves = read_curve_points(session, [job.id for job in jobs])
     thresholds = query.thresholds()
     return [
-        ReportEntry(job=job, verdict=judge(job, epochs[job.id], thresholds), metrics=epochs[job.id])
+        ReportEntry(job=job, verdict=judge(job, curves[job.id], thresholds), metrics=curves[job.id])
         for job in jobs
     ]
 
@@ -123,7 +123,7 @@ def _parse_options(options: str) -> list[Option]:
     unknown = [name for name in names if name not in set(Option)]
     if unknown:
         allowed = ", ".join(Option)
-        _refuse("options", f"{unknown[0]!r} is no option; allowed are {allowed}, as in a,b,c")
+        refuse_query("options", f"{unknown[0]!r} is no option; allowed are {allowed}, as in a,b,c")
     return [Option(name) for name in dict.fromkeys(names)]
 
 
@@ -137,8 +137,3 @@ def _find_newest(session: Session, option: Option) -> Job:
     if job is None:
         raise HTTPException(404, f"no job of option {option} has succeeded yet")
     return job
-
-
-def _refuse(field: str, message: str) -> None:
-    error: dict[str, Any] = {"type": "value_error", "loc": ("query", field), "msg": message}
-    raise RequestValidationError([error])

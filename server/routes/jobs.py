@@ -8,23 +8,27 @@ from typing import Annotated
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
-from sqlmodel import Session, col, select, tuple_
+from sqlmodel import Session, col, select
 
 from server import job_queue
 from server.artifacts import JobFiles
 from server.criteria import Thresholds, Verdict, judge
+from server.curves import read_curve_points
 from server.datasets import check_dataset
 from server.dependencies import (
+    LABELS_PARAMETER,
     EngineDep,
     EventFeedDep,
     JobDep,
     JobFilesDep,
+    LabelsDep,
     SessionDep,
     SettingsDep,
     find_job,
     read_epochs,
 )
 from server.event_feed import EventFeed, read_events
+from server.job_list import JobFilter, read_page
 from server.models import Artifact, ArtifactKind, Job, JobStatus, Option
 from server.problems import PROBLEM_RESPONSES
 from server.schemas import (
@@ -35,6 +39,7 @@ from server.schemas import (
     JobPublic,
     JobRequest,
     MetricsList,
+    PlainText,
     Reconstruction,
     ReconstructionList,
     ResumeRequest,
@@ -45,7 +50,6 @@ MAX_LOG_LINES = 10_000
 MAX_EVENTS = 1000
 MAX_ID = 2**31 - 1
 _STREAM_RESPONSE = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-_METADATA_PARAMETER = re.compile(r"metadata\[(.{1,64})\]")
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEM_RESPONSES)
 
@@ -71,33 +75,21 @@ def create_job(
     return JobPublic.of(job)
 
 
-@router.get("")
+@router.get("", openapi_extra={"parameters": [LABELS_PARAMETER]})
 def list_jobs(
-    request: Request,
     session: SessionDep,
     *,
+    labels: LabelsDep,
     status: Annotated[list[JobStatus] | None, Query()] = None,
     option: Option | None = None,
-    name: str | None = None,
+    name: Annotated[PlainText | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = 20,
     after: Annotated[str | None, Query(description="the last id of the page before")] = None,
 ) -> JobList:
-    """Newest first. `metadata[key]=value` keeps jobs with that label."""
-    jobs = select(Job).order_by(col(Job.created_at).desc(), col(Job.id).desc())
-    if status:
-        jobs = jobs.where(col(Job.status).in_(status))
-    if option:
-        jobs = jobs.where(Job.option == option)
-    if name:
-        jobs = jobs.where(Job.name == name)
-    for parameter, value in request.query_params.multi_items():
-        if match := _METADATA_PARAMETER.fullmatch(parameter):
-            jobs = jobs.where(col(Job.labels)[match[1]].as_string() == value)
-    if after:
-        last = find_job(session, after)
-        position = tuple_(col(Job.created_at), col(Job.id))
-        jobs = jobs.where(position < tuple_(last.created_at, last.id))
-    page = session.exec(jobs.limit(limit + 1)).all()
+    """Newest first. A filter that is left out keeps all jobs; `status` may be given repeatedly."""
+    wanted = JobFilter(statuses=status or [], option=option, name=name or None, labels=labels)
+    last = find_job(session, after) if after else None
+    page = read_page(session, wanted, after=last, limit=limit + 1)
     return JobList(data=[JobPublic.of(job) for job in page[:limit]], has_more=len(page) > limit)
 
 
@@ -177,7 +169,7 @@ def read_verdict(
     job: JobDep, *, session: SessionDep, thresholds: Annotated[Thresholds, Query()]
 ) -> Verdict:
     """Judged on the spot; every threshold can be overridden."""
-    return judge(job, read_epochs(session, [job.id])[job.id], thresholds)
+    return judge(job, read_curve_points(session, [job.id])[job.id], thresholds)
 
 
 @router.get("/{job_id}/reconstructions")
