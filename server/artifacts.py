@@ -134,6 +134,11 @@ class JobFiles:
         os.link(target, temporary)
         os.replace(temporary, link)
 
+    def remove(self, file_name: str) -> None:
+        """Remove a file that no row names any more; it may have gone already."""
+        assert Path(file_name).name == file_name
+        (self.checkpoints_dir / file_name).unlink(missing_ok=True)
+
     def delete(self) -> None:
         """Remove the job's folder with everything in it."""
         if self.job_dir.exists():

@@ -223,6 +223,21 @@ def compare(
         _error_console.print(Text(f"Report: {report}"), soft_wrap=True)
 
 
+@app.command(epilog="Example: losslab token alice --read-only")
+def token(
+    name: Annotated[str, typer.Argument(help="Whose; it stands in the server's log.")],
+    read_only: Annotated[bool, typer.Option("--read-only", help="May change nothing.")] = False,
+) -> None:
+    """Make an API token: what the client sends, and what the server's settings keep of it."""
+    from server.tokens import ApiToken, TokenScope, new_secret  # noqa: PLC0415
+
+    secret, scope = new_secret(), TokenScope.read if read_only else TokenScope.full
+    with _reported():
+        entry = ApiToken.of(secret, name=name, scope=scope)
+    _console.print(f"client  LOSSLAB_API_TOKEN={secret}", soft_wrap=True, highlight=False)
+    _console.print(f"server  LOSSLAB_API_TOKENS={entry}", soft_wrap=True, highlight=False)
+
+
 @app.command(epilog="Example: losslab quickstart --num-samples 20000")
 def quickstart(
     num_samples: Annotated[
@@ -323,8 +338,9 @@ def _find_exit_code(error: Exception) -> int | None:
     from server.client import LosslabError  # noqa: PLC0415
     from server.datasets import DatasetError  # noqa: PLC0415
     from server.job_queue import QueueFullError  # noqa: PLC0415
+    from server.tokens import TokenNameError  # noqa: PLC0415
 
-    if isinstance(error, ValidationError | DatasetError | local_runs.InputError):
+    if isinstance(error, ValidationError | DatasetError | local_runs.InputError | TokenNameError):
         return 2
     failures = (launcher.StartError, LosslabError, SQLAlchemyError, QueueFullError, OSError)
     return 1 if isinstance(error, failures) else None

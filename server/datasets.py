@@ -1,9 +1,16 @@
 """Data sets that users bring: `.npz` files in the data directory, read without trust."""
 
+import filecmp
+import math
+import os
 import re
 import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import IO, Final
+from tempfile import NamedTemporaryFile
+from typing import IO, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +20,19 @@ DATASET_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 NUM_COLOURS: Final = 10
 MAX_GRID_SIZE: Final = 32
 MAX_DATASET_BYTES: Final = 4 * 2**30
+#: What an upload may unpack to.
+MAX_UNPACKED_BYTES: Final = 2**30
+NUM_SAMPLE_GRIDS: Final = 40
 SPLITS: Final = ("train", "val", "test")
+#: The colours of the ARC editor, from background to brown.
+PALETTE: Final = np.array(
+    [
+        (0x00, 0x00, 0x00), (0x1E, 0x93, 0xFF), (0xF9, 0x3C, 0x31), (0x4F, 0xCC, 0x30),
+        (0xFF, 0xDC, 0x00), (0x99, 0x99, 0x99), (0xE5, 0x3A, 0xA3), (0xFF, 0x85, 0x1B),
+        (0x87, 0xD8, 0xF1), (0x92, 0x12, 0x31),
+    ],
+    dtype=np.uint8,
+)  # fmt: skip
 
 Grids = npt.NDArray[np.uint8]
 
@@ -22,43 +41,143 @@ class DatasetError(ValueError):
     """The data set cannot be used; the message says what is wrong with it."""
 
 
+class DatasetExistsError(Exception):
+    """Another data set has the name. Jobs count on their data, so none is ever replaced."""
+
+
 def check_dataset(name: str, *, datasets_dir: Path) -> None:
     """Raise DatasetError unless `name` is built in or a readable file of valid grids."""
     if name not in BUILT_IN_DATASETS:
-        read_npz(name, datasets_dir=datasets_dir)
+        read_contents(name, datasets_dir=datasets_dir)
 
 
 def read_npz(name: str, *, datasets_dir: Path) -> dict[str, Grids]:
-    """Read `datasets_dir/name.npz`: keys `train`, `val` and `test`, or `images` alone.
+    """Read `datasets_dir/name.npz`. Raises DatasetError."""
+    return read_file(find_npz(name, datasets_dir=datasets_dir))
 
-    Each array is (N, S, S) uint8 with colours 0-9. Nothing is unpickled, and no array is read
-    before its header has been checked. Raises DatasetError.
+
+def list_npz(datasets_dir: Path) -> list[Path]:
+    """The data sets that users brought, by name."""
+    found = (path for path in datasets_dir.glob("*.npz") if not path.is_symlink())
+    named = (path for path in found if re.fullmatch(DATASET_NAME_PATTERN, path.stem))
+    return sorted((path for path in named if path.is_file()), key=lambda path: path.stem)
+
+
+def open_upload(datasets_dir: Path) -> IO[bytes]:
+    """A file to be filled and then admitted; it is gone once it is closed."""
+    datasets_dir.mkdir(parents=True, exist_ok=True)
+    return NamedTemporaryFile(dir=datasets_dir, prefix=".", suffix=".part")
+
+
+def admit_upload(file: IO[bytes], *, name: str, datasets_dir: Path) -> bool:
+    """Give the file the name `name.npz` if it is valid; whether it is new.
+
+    Raises DatasetError, and DatasetExistsError if another data set has the name.
     """
-    path = _find_npz(name, datasets_dir=datasets_dir)
+    file.flush()
+    os.fsync(file.fileno())
+    upload_path, path = Path(file.name), datasets_dir / f"{name}.npz"
+    read_file(upload_path, shown_name=path.name, max_bytes=MAX_UNPACKED_BYTES)
+    upload_path.chmod(0o644)
+    try:
+        # Unlike a rename, a link never replaces what is there.
+        os.link(upload_path, path)
+    except FileExistsError:
+        if path.is_file() and filecmp.cmp(upload_path, path, shallow=False):
+            return False
+        message = f"there is another data set {name!r}; delete it first, or use another name"
+        raise DatasetExistsError(message) from None
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetContents:
+    """What a data set holds, over all its splits."""
+
+    num_grids: dict[str, int]  #: by split; `images` is split by the job that uses it
+    grid_size: int
+    colour_counts: list[int]  #: cells of each colour
+    sample: Grids  #: the first grids, (N, S, S)
+
+    @classmethod
+    def of(cls, arrays: dict[str, Grids]) -> Self:
+        counts = sum(
+            (np.bincount(grids.ravel(), minlength=NUM_COLOURS) for grids in arrays.values()),
+            start=np.zeros(NUM_COLOURS, dtype=np.int64),
+        )
+        first = next(iter(arrays.values()))
+        num_grids = {key: len(grids) for key, grids in arrays.items()}
+        return cls(num_grids, first.shape[1], counts.tolist(), first[:NUM_SAMPLE_GRIDS].copy())
+
+
+def read_contents(name: str, *, datasets_dir: Path) -> DatasetContents:
+    """Raises DatasetError."""
+    path = find_npz(name, datasets_dir=datasets_dir)
+    return _read_contents(path, _get_version(path))
+
+
+def read_file(
+    path: Path, *, shown_name: str = "", max_bytes: int = MAX_DATASET_BYTES
+) -> dict[str, Grids]:
+    """Read an `.npz` file: keys `train`, `val` and `test`, or `images` alone.
+
+    Each array is (N, S, S) uint8 with colours 0-9. Nothing is unpickled, nothing is read before
+    the archive's own list of sizes has been checked, and no array before its header has.
+    Raises DatasetError.
+    """
+    name = shown_name or path.name
     try:
         with zipfile.ZipFile(path) as archive:
-            keys = _choose_keys({m.removesuffix(".npy") for m in archive.namelist()})
+            _check_sizes(archive, max_bytes=max_bytes)
+            members = (name for name in archive.namelist() if name.endswith(".npy"))
+            keys = _choose_keys({member.removesuffix(".npy") for member in members})
             arrays = {key: _read_grids(archive, key=key) for key in keys}
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
-        raise DatasetError(f"{path.name} is no readable .npz file (truncated?): {error}") from None
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:
+        raise DatasetError(f"{name} is no readable .npz file (truncated?): {error}") from None
     except DatasetError as error:
-        raise DatasetError(f"{path.name}: {error}") from None
+        raise DatasetError(f"{name}: {error}") from None
     sizes = {key: grids.shape[1] for key, grids in arrays.items()}
     if len(set(sizes.values())) > 1:
-        raise DatasetError(f"{path.name}: all arrays need one grid size, not {sizes}")
+        raise DatasetError(f"{name}: all arrays need one grid size, not {sizes}")
     return arrays
 
 
-def _find_npz(name: str, *, datasets_dir: Path) -> Path:
-    available = sorted(path.stem for path in datasets_dir.glob("*.npz"))
+def find_npz(name: str, *, datasets_dir: Path) -> Path:
+    """The file of a data set that a user brought. Raises DatasetError if there is none."""
+    available = {path.stem: path for path in list_npz(datasets_dir)}
     # Comparing with what the folder lists means that no name can lead out of it.
-    if not re.match(DATASET_NAME_PATTERN, name) or name not in available:
+    if name not in available:
         allowed = ", ".join([*BUILT_IN_DATASETS, *available])
         raise DatasetError(
             f"there is no data set {name!r}; known are {allowed}. "
-            f"Put {name}.npz into the data directory's datasets/ to add it"
+            f"PUT /datasets/{name[:64]} or {name[:64]}.npz in datasets/ adds it"
         )
-    return datasets_dir / f"{name}.npz"
+    return available[name]
+
+
+@lru_cache(maxsize=128)
+def _read_contents(path: Path, _version: tuple[int, ...]) -> DatasetContents:
+    """A file that has not changed needs no second look."""
+    return DatasetContents.of(read_file(path))
+
+
+def _get_version(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _check_sizes(archive: zipfile.ZipFile, *, max_bytes: int) -> None:
+    # zipfile reads no more of a member than it claims here, whatever was compressed.
+    claimed = sum(member.file_size for member in archive.infolist())
+    if claimed > max_bytes:
+        raise DatasetError(f"unpacks to {claimed} bytes; {max_bytes} are allowed")
 
 
 def _choose_keys(present: set[str]) -> tuple[str, ...]:
@@ -75,7 +194,7 @@ def _read_grids(archive: zipfile.ZipFile, *, key: str) -> Grids:
     with archive.open(f"{key}.npy") as file:
         shape, dtype = _read_header(file, key=key)
     _check_header(shape, dtype=dtype, key=key)
-    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    num_bytes = math.prod(shape) * dtype.itemsize
     if archive.getinfo(f"{key}.npy").file_size < num_bytes or num_bytes > MAX_DATASET_BYTES:
         raise DatasetError(f"{key} claims {num_bytes} bytes, which the file does not hold")
     with archive.open(f"{key}.npy") as file:
@@ -99,7 +218,8 @@ def _read_header(file: IO[bytes], *, key: str) -> tuple[tuple[int, ...], np.dtyp
             else np.lib.format.read_array_header_2_0
         )
         shape, _, dtype = read(file)
-    except ValueError as error:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        # numpy evaluates a literal, and each of these is a way in which one can be bad.
         raise DatasetError(f"{key} has no valid array header: {error}") from None
     return shape, dtype
 

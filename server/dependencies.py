@@ -1,12 +1,13 @@
 """What routes ask for: settings, engine, a session, the job that the path names."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Final, NoReturn
 
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
@@ -117,6 +118,35 @@ def refuse_query(name: str, message: str) -> NoReturn:
     """Answer 422 for a query parameter."""
     error: dict[str, Any] = {"type": "value_error", "loc": ("query", name), "msg": message}
     raise RequestValidationError([error])
+
+
+def get_token_name(request: Request) -> str:
+    """Whose token the request carries; empty where none is needed."""
+    return str(getattr(request.state, "token_name", ""))
+
+
+TokenNameDep = Annotated[str, Depends(get_token_name)]
+
+
+def is_known(request: Request, etag: str) -> bool:
+    """Whether the client has what the tag stands for (RFC 9110, 13.1.2: a weak comparison)."""
+    known = (
+        tag.strip().removeprefix("W/")
+        for tag in request.headers.get("If-None-Match", "").split(",")
+    )
+    return not {etag.removeprefix("W/"), "*"}.isdisjoint(known)
+
+
+def answer_tagged(request: Request, body: BaseModel) -> Response:
+    """The body with a tag of its contents, or 304 if the client has it."""
+    content = body.model_dump_json().encode()
+    headers = {
+        "ETag": f'W/"{hashlib.sha256(content).hexdigest()[:32]}"',
+        "Cache-Control": "no-cache",
+    }
+    if is_known(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type="application/json", headers=headers)
 
 
 def read_epochs(session: Session, job_ids: list[str]) -> dict[str, list[EpochMetrics]]:

@@ -58,6 +58,7 @@ class EventFeed:
         self._tails: dict[str, _Tail] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.is_closed = False
+        self.num_streams = 0
 
     async def run(self) -> None:
         """Read until cancelled."""
@@ -118,10 +119,12 @@ class EventFeed:
         since, kind = (last.id or 0, last.kind) if last is not None else (0, None)
         tail = self._tails.setdefault(job_id, _Tail(since, kind))
         tail.num_streams += 1
+        self.num_streams += 1
         try:
             yield tail
         finally:
             tail.num_streams -= 1
+            self.num_streams -= 1
             if not tail.num_streams:
                 del self._tails[job_id]
 

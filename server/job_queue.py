@@ -10,7 +10,7 @@ A claim raises `attempt` and sets a lease. Every later write of the worker is ma
 `LeaseLostError` is raised. Leases run by the database's clock.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -73,8 +73,9 @@ def submit(
     labels: dict[str, str] | None = None,
     priority: int = 0,
     max_queued_jobs: int | None = None,
+    also: Callable[[Session, Job], None] | None = None,
 ) -> Job:
-    """Queue a job; it is committed on return. Raises QueueFullError."""
+    """Queue a job; it is committed on return, with what `also` adds. Raises QueueFullError."""
     job = Job(
         option=option,
         config=config.model_dump(mode="json"),
@@ -94,6 +95,8 @@ def submit(
             for key, value in job.labels.items()
         )
         _enqueue(session, job, message=f"option {option} queued")
+        if also is not None:
+            also(session, job)
     return job
 
 
@@ -196,8 +199,8 @@ def fail(
     code: str,
     message: str,
     kind: FailureKind,
-    max_attempts: int,
-    retry_seconds: float,
+    max_attempts: int = 1,
+    retry_seconds: float = 0.0,
 ) -> None:
     """End an attempt by an error. Raises LeaseLostError.
 
@@ -376,6 +379,7 @@ def _fail(session: Session, job: Job, *, code: str, message: str, kind: FailureK
 
 
 def _requeue(session: Session, job: Job, *, reason: str, delay: timedelta | None = None) -> None:
+    job.num_requeues += 1
     message = f"requeued: {reason}"
     available_at: datetime | None = None
     if delay:

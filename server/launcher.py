@@ -87,6 +87,11 @@ class ServerThread:
         import uvicorn  # noqa: PLC0415
 
         from server.main import create_app  # noqa: PLC0415
+        from server.request_limits import (  # noqa: PLC0415
+            MAX_CONNECTIONS,
+            MAX_HEADER_BYTES,
+            HttpProtocol,
+        )
 
         self._socket = _bind(settings)
         port = self._socket.getsockname()[1]
@@ -101,7 +106,12 @@ class ServerThread:
             self._app,
             log_config=None,  # as the process logs
             log_level=log_level,
-            access_log=False,
+            access_log=False,  # ours has more
+            http=HttpProtocol,
+            ws="none",
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            limit_concurrency=MAX_CONNECTIONS,
+            server_header=False,
             timeout_graceful_shutdown=5,
         )
         self._server = uvicorn.Server(config)

@@ -2,10 +2,37 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 
-_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s%(context)s"
+
+#: What every line of a request's handling is marked with.
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+# A worker has one job at a time, and several threads that log about it.
+_job_id: str | None = None
+
+
+@contextmanager
+def mark_job(job_id: str) -> Iterator[None]:
+    """Every line that this process logs meanwhile names the job."""
+    global _job_id
+    _job_id = job_id
+    try:
+        yield
+    finally:
+        _job_id = None
+
+
+def _add_context(record: logging.LogRecord) -> bool:
+    marks = {"request_id": request_id.get(), "job_id": _job_id}
+    known = {name: value for name, value in marks.items() if value is not None}
+    record.__dict__["marks"] = known
+    record.__dict__["context"] = "".join(f" {name}={value}" for name, value in known.items())
+    return True
 
 
 class JsonFormatter(logging.Formatter):
@@ -17,6 +44,8 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **getattr(record, "marks", {}),
+            **getattr(record, "figures", {}),
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
@@ -31,6 +60,7 @@ def configure_logging(*, as_json: bool, log_path: Path | None = None) -> None:
     formatter = JsonFormatter() if as_json else logging.Formatter(_FORMAT)
     for handler in handlers:
         handler.setFormatter(formatter)
+        handler.addFilter(_add_context)
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     # httpx logs every request at INFO, alembic every migration.
     logging.getLogger("httpx").setLevel(logging.WARNING)

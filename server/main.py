@@ -1,18 +1,30 @@
 """The HTTP application."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import logging
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from limits import parse
+from prometheus_client import CollectorRegistry
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 
+from server import retention
 from server.database import open_database
 from server.event_feed import EventFeed
+from server.monitoring import RequestLog, StoreCollector
 from server.problems import install_problem_handlers
-from server.routes import comparisons, jobs, operations
-from server.security import BearerAuthentication
+from server.request_limits import MAX_BODY_BYTES, Deadlines, RateLimit
+from server.routes import comparisons, datasets, jobs, operations
+from server.security import Authentication, SameOrigin, find_allowed_hosts
 from server.settings import Settings
+
+_FREE_SPACE_SECONDS = 60.0
 
 _DESCRIPTION = """\
 Trains β-VAEs on ARC grids under three loss configurations and says, with evidence, which one
@@ -20,27 +32,71 @@ escapes mode collapse. Post a job, watch its reconstructions, compare the verdic
 """
 
 
+_logger = logging.getLogger(__name__)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """Build the application; the database is opened, and migrated, when it starts."""
 
+    registry = CollectorRegistry()
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.engine = open_database(settings)
-        app.state.event_feed = EventFeed(app.state.engine)
-        reader = asyncio.create_task(app.state.event_feed.run())
-        yield
-        reader.cancel()
-        with suppress(asyncio.CancelledError):
-            await reader
-        app.state.engine.dispose()
+        engine = app.state.engine = open_database(settings)
+        app.state.event_feed = EventFeed(engine)
+        store = StoreCollector(engine, lease_seconds=settings.lease_seconds)
+        registry.register(store)
+        async with _background(app.state.event_feed.run(), _free_space(engine, settings)):
+            yield
+        registry.unregister(store)
+        engine.dispose()
 
     app = FastAPI(
-        title="Losslab", version=version("losslab"), description=_DESCRIPTION, lifespan=lifespan
+        title="Losslab",
+        version=version("losslab"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        max_body_size=MAX_BODY_BYTES,
+        middleware=_list_middleware(settings, registry=registry),
     )
     app.state.settings = settings
-    if token := settings.api_token.get_secret_value():
-        app.add_middleware(BearerAuthentication, token=token)
+    app.state.registry = registry
     install_problem_handlers(app)
-    for router in (jobs.router, comparisons.router, operations.router):
+    for router in (jobs.router, comparisons.router, datasets.router, operations.router):
         app.include_router(router)
     return app
+
+
+def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list[Middleware]:
+    """From the outermost: what refuses comes before what costs, and the log sees all of it."""
+    tokens = settings.tokens
+    hosts = find_allowed_hosts(settings.allowed_hosts, is_open=not tokens)
+    layers = [
+        Middleware(RequestLog, registry=registry),
+        Middleware(SameOrigin, allowed_hosts=hosts),
+        Middleware(Deadlines, request_seconds=settings.request_seconds),
+        Middleware(RateLimit, limit=parse(settings.rate_limit)),
+        Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5),
+    ]
+    if tokens:
+        layers.insert(3, Middleware(Authentication, tokens=tokens))
+    return layers
+
+
+@asynccontextmanager
+async def _background(*coroutines: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _free_space(engine: Engine, settings: Settings) -> None:
+    """Look after the disk until cancelled."""
+    while settings.max_storage_bytes:
+        try:
+            await asyncio.to_thread(retention.free_space, engine, settings)
+        except (OSError, SQLAlchemyError) as error:
+            _logger.warning("no space was freed: %s", error)
+        await asyncio.sleep(_FREE_SPACE_SECONDS)

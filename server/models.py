@@ -18,6 +18,7 @@ from sqlalchemy import (
     String,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlmodel import Field as Col
 from sqlmodel import SQLModel
@@ -187,12 +188,19 @@ class Job(SQLModel, table=True):
         Index("ix_job_option_created_at", "option", "created_at", "id"),
         Index("ix_job_option_status_created_at", "option", "status", "created_at", "id"),
         Index("ix_job_name_created_at", "name", "created_at", "id"),
+        Index(
+            "ix_job_requeued",
+            "num_requeues",
+            sqlite_where=text("num_requeues > 0"),
+            postgresql_where=text("num_requeues > 0"),
+        ),
     )
 
     id: str = Col(default_factory=new_job_id, primary_key=True, max_length=12)
     name: str | None = None
     option: Option = Col(sa_column=_text_column(Option))
     quick_test: bool = False
+    is_pinned: bool = False  # its checkpoints stay when space is needed
     labels: dict[str, str] = Col(
         default_factory=dict, sa_column=Column("metadata", JSON, nullable=False)
     )
@@ -204,6 +212,7 @@ class Job(SQLModel, table=True):
     progress: float = 0.0  # of all planned steps, 0 to 1
     progress_at: datetime | None = Col(default=None, sa_type=UTCDateTime)  # when it last rose
     attempt: int = 0  # raised by every claim
+    num_requeues: int = 0  # how often a worker lost it or handed it back
     num_lost_attempts: int = 0  # since the last resume, those that ended by no fault of the job
     available_at: datetime | None = Col(default=None, sa_type=UTCDateTime)  # not claimed before
     worker_id: str | None = None
@@ -364,6 +373,19 @@ class Artifact(SQLModel, table=True):
     sha256: str
     samples: list[dict[str, float | None]] | None = Col(default=None, sa_type=JSON)
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+
+
+class IdempotencyKey(SQLModel, table=True):
+    """A request that must not be done twice, and its first answer, kept with what it made."""
+
+    __tablename__ = "idempotency_key"
+
+    token_name: str = Col(primary_key=True)
+    key: str = Col(primary_key=True, max_length=255)
+    body_sha256: str
+    answer: str  # JSON
+    location: str
+    created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime, index=True)
 
 
 class Worker(SQLModel, table=True):

@@ -1,7 +1,6 @@
 """Every error as RFC 9457 `application/problem+json`."""
 
 import logging
-import uuid
 from http import HTTPStatus
 from typing import Any
 
@@ -10,9 +9,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from server.database import OUTAGES
-from server.datasets import DatasetError
+from server.datasets import DatasetError, DatasetExistsError
+from server.idempotency import KeyReusedError
 from server.job_queue import JobStateError, QueueFullError
 
 RETRY_AFTER_SECONDS = 5
@@ -42,7 +43,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": HTTPStatus(status).phrase,
         "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
     }
-    for status in (404, 409, 422, 503)
+    for status in (400, 401, 403, 404, 408, 409, 413, 421, 422, 429, 503)
 }
 
 
@@ -50,7 +51,7 @@ def install_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def on_http(request: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers or {})
-        return _respond(request, error.status_code, str(error.detail), headers=headers)
+        return respond(request, error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(RequestValidationError)
     def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -58,54 +59,63 @@ def install_problem_handlers(app: FastAPI) -> None:
             FieldError(field=_name_field(entry["loc"]), message=_explain(entry))
             for entry in error.errors()
         ]
-        return _respond(request, 422, _list_errors(errors), errors=errors)
+        return respond(request, 422, _list_errors(errors), errors=errors)
 
     @app.exception_handler(DatasetError)
     def on_dataset(request: Request, error: DatasetError) -> JSONResponse:
         errors = [FieldError(field="dataset", message=str(error))]
-        return _respond(request, 422, _list_errors(errors), errors=errors)
+        return respond(request, 422, _list_errors(errors), errors=errors)
 
+    @app.exception_handler(KeyReusedError)
+    def on_reuse(request: Request, error: KeyReusedError) -> JSONResponse:
+        errors = [FieldError(field="Idempotency-Key", message=str(error))]
+        return respond(request, 422, _list_errors(errors), errors=errors)
+
+    @app.exception_handler(ClientDisconnect)
+    def on_disconnect(request: Request, _error: ClientDisconnect) -> JSONResponse:
+        return respond(request, 400, "the request's body broke off")
+
+    @app.exception_handler(DatasetExistsError)
     @app.exception_handler(JobStateError)
-    def on_state(request: Request, error: JobStateError) -> JSONResponse:
-        return _respond(request, 409, str(error))
+    def on_state(request: Request, error: Exception) -> JSONResponse:
+        return respond(request, 409, str(error))
 
     @app.exception_handler(QueueFullError)
     def on_full(request: Request, error: QueueFullError) -> JSONResponse:
-        return _respond(request, 429, str(error))
+        return respond(request, 429, str(error))
 
     def on_outage(request: Request, error: Exception) -> JSONResponse:
         _logger.warning("%s %s: the database is away: %s", request.method, request.url.path, error)
         detail = "the database does not answer, is locked or full; nothing was changed; try again"
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-        return _respond(request, 503, detail, headers=headers)
+        return respond(request, 503, detail, headers=headers)
 
     for outage in OUTAGES:
         app.add_exception_handler(outage, on_outage)
 
     @app.exception_handler(Exception)
     def on_fault(request: Request, error: Exception) -> JSONResponse:
-        request_id = uuid.uuid4().hex
-        _logger.error("request %s failed", request_id, exc_info=error)
-        detail = "an error of the server; its log has more under this request id"
-        return _respond(request, 500, detail, request_id=request_id)
+        _logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        detail = "an error of the server; its log has more under this request_id"
+        return respond(request, 500, detail)
 
 
-def _respond(
+def respond(
     request: Request,
     status: int,
     detail: str,
     *,
     errors: list[FieldError] | None = None,
     headers: dict[str, str] | None = None,
-    request_id: str | None = None,
 ) -> JSONResponse:
+    """The answer that tells of a problem; it carries the request's id."""
     problem = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         instance=request.url.path,
         errors=errors,
-        request_id=request_id,
+        request_id=getattr(request.state, "request_id", None),
     )
     return JSONResponse(
         problem.model_dump(exclude_none=True),

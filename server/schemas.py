@@ -1,6 +1,7 @@
 """What the API takes and gives."""
 
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -76,6 +77,7 @@ class JobPublic(BaseModel):
     name: str | None
     option: Option
     quick_test: bool
+    is_pinned: bool
     metadata: dict[str, str]
     priority: int
     config: TrainingConfig
@@ -83,6 +85,7 @@ class JobPublic(BaseModel):
     phase: JobPhase | None
     progress: float = Field(description="of all planned steps, 0 to 1")
     attempt: int
+    num_requeues: int = Field(description="how often a worker lost it or handed it back")
     worker_id: str | None
     cancel_requested_at: datetime | None
     pause_requested_at: datetime | None
@@ -144,6 +147,14 @@ class ResumeRequest(BaseModel):
     )
 
 
+class JobChange(BaseModel):
+    """What can be changed of a job whatever its status."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"is_pinned": True}]})
+
+    is_pinned: bool = Field(description="its checkpoints stay when space is needed")
+
+
 class Event(BaseModel):
     """One thing that happened to a job; `data` has its figures."""
 
@@ -176,7 +187,7 @@ class Reconstruction(BaseModel):
             **artifact.model_dump(exclude={"samples"}),
             samples=artifact.samples or [],
             is_best=artifact.epoch == job.best_epoch,
-            url=f"/jobs/{job.id}/reconstructions/{artifact.epoch}.png",
+            url=f"/jobs/{job.id}/reconstructions/{artifact.epoch}.png?sha256={artifact.sha256}",
         )
 
 
@@ -197,7 +208,7 @@ class Checkpoint(BaseModel):
             **artifact.model_dump(),
             metrics=metrics,
             is_best=artifact.epoch == job.best_epoch,
-            url=f"/jobs/{job.id}/checkpoints/{artifact.epoch}",
+            url=f"/jobs/{job.id}/checkpoints/{artifact.epoch}?sha256={artifact.sha256}",
         )
 
 
@@ -236,6 +247,38 @@ class OptionList(BaseModel):
 
 class EventList(BaseModel):
     data: list[Event]
+    has_more: bool
+
+
+class DatasetPublic(BaseModel):
+    """A data set; one that is built in has no file, so nothing can be said of its contents."""
+
+    name: str
+    is_built_in: bool
+    size_bytes: int | None
+    modified_at: datetime | None
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        status = path.stat()
+        modified_at = datetime.fromtimestamp(status.st_mtime, UTC)
+        return cls(
+            name=path.stem, is_built_in=False, size_bytes=status.st_size, modified_at=modified_at
+        )
+
+
+class DatasetDetails(DatasetPublic):
+    """A data set with what is in it, over all its splits."""
+
+    num_grids: dict[str, int] | None = Field(default=None, description="by split")
+    grid_size: int | None = None
+    colour_counts: list[int] | None = Field(default=None, description="cells of colours 0 to 9")
+    background_share: float | None = Field(default=None, description="of all cells, 0 to 1")
+    preview_url: str | None = None
+
+
+class DatasetList(BaseModel):
+    data: list[DatasetPublic]
     has_more: bool
 
 

@@ -2,10 +2,13 @@
 
 import ipaddress
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
+
+from server.tokens import ApiToken
 
 # Where container engines put secrets: a file for each, named like the variable.
 _SECRETS_DIR = Path("/run/secrets")
@@ -32,6 +35,23 @@ class Settings(BaseSettings):
     api_token: SecretStr = Field(
         default=SecretStr(""), description="what clients must send as their bearer token"
     )
+    api_tokens: Annotated[tuple[ApiToken, ...], NoDecode] = Field(
+        default=(), description="more tokens, by name, scope and hash; `losslab token` makes them"
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="names by which the service may be asked; else this machine's own names "
+        "without a token, and any with one",
+    )
+    rate_limit: str = Field(
+        default="6000/minute",
+        pattern=r"^[1-9][0-9]{0,8}/(second|minute|hour)$",
+        description="requests of one token, or of one address where no token is needed",
+    )
+    request_seconds: float = Field(
+        default=30.0, gt=0, description="until an answer begins; uploads get ten times as long"
+    )
+    max_streams: int = Field(default=512, ge=1, description="live event streams at a time")
     published_host: str = Field(
         default="",
         description="in a container: the address on which its port is published outside",
@@ -39,6 +59,15 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     max_queued_jobs: int = Field(default=10_000, ge=1)
+    max_job_seconds: float = Field(
+        default=0.0, ge=0, description="an attempt that trains longer fails; 0 is no limit"
+    )
+    max_storage_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="above it the oldest checkpoints go that no resume needs; 0 is no limit",
+    )
+    max_upload_bytes: int = Field(default=256 * 2**20, ge=1, description="of one data set")
     lease_seconds: float = Field(
         default=30.0, gt=0, description="without a heartbeat for so long a worker counts as dead"
     )
@@ -82,11 +111,29 @@ class Settings(BaseSettings):
             url = url.set(password=password)
         return url.render_as_string(hide_password=False)
 
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, given: object) -> object:
+        return _split(given) if isinstance(given, str) else given
+
+    @field_validator("api_tokens", mode="before")
+    @classmethod
+    def _parse_tokens(cls, given: object) -> object:
+        if isinstance(given, str):
+            return tuple(ApiToken.parse(entry) for entry in _split(given))
+        return given
+
+    @property
+    def tokens(self) -> tuple[ApiToken, ...]:
+        """All API tokens; none means that no token is asked for."""
+        secret = self.api_token.get_secret_value()
+        return (*self.api_tokens, *([ApiToken.of(secret, name="default")] if secret else []))
+
     @property
     def is_guarded(self) -> bool:
         """Whether strangers are kept out: by a token, or because only this machine gets in."""
         reachable_at = self.published_host or self.host
-        return bool(self.api_token.get_secret_value()) or is_loopback(reachable_at)
+        return bool(self.tokens) or is_loopback(reachable_at)
 
     @property
     def runs_dir(self) -> Path:
@@ -99,6 +146,11 @@ class Settings(BaseSettings):
     @property
     def cache_dir(self) -> Path:
         return self.data_dir / "cache"
+
+
+def _split(given: str) -> tuple[str, ...]:
+    """At commas and spaces."""
+    return tuple(given.replace(",", " ").split())
 
 
 def is_loopback(host: str) -> bool:

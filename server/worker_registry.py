@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from sqlalchemy import Engine, func
 from sqlmodel import Session, col, delete, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from server.database import database_now, write_transaction
 from server.models import Job, Worker
@@ -62,10 +63,17 @@ def touch(
 
 def count_live(session: Session, *, lease_seconds: float, host: str | None = None) -> int:
     """How many workers, of one host or of all, gave a sign of life within a lease's time."""
-    since = database_now(session) - timedelta(seconds=lease_seconds)
-    live = select(func.count()).select_from(Worker)
-    live = live.where(col(Worker.heartbeat_at) >= since, Worker.state != WorkerState.stopped)
-    return session.exec(live if host is None else live.where(Worker.host == host)).one()
+    live = select_live(database_now(session), lease_seconds=lease_seconds)
+    if host is not None:
+        live = live.where(Worker.host == host)
+    return session.exec(select(func.count()).select_from(live.subquery())).one()
+
+
+def select_live(now: datetime, *, lease_seconds: float) -> SelectOfScalar[Worker]:
+    """The workers that gave a sign of life within a lease's time."""
+    since = now - timedelta(seconds=lease_seconds)
+    live = col(Worker.heartbeat_at) >= since
+    return select(Worker).where(live, Worker.state != WorkerState.stopped)
 
 
 def describe_state(

@@ -123,9 +123,14 @@ def app(settings: Settings) -> FastAPI:
     return create_app(settings)
 
 
+def open_client(app: FastAPI) -> TestClient:
+    """Asks as this machine's own programs do."""
+    return TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
+
+
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with open_client(app) as client:
         yield client
 
 
@@ -140,7 +145,7 @@ def finished(
 ) -> Iterator[tuple[TestClient, dict[str, str]]]:
     """A server on which options a, b and c have run, and their ids by option."""
     settings = make_settings(tmp_path_factory.mktemp("finished"))
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+    with open_client(create_app(settings)) as client:
         ids = {
             option: client.post("/jobs", json={"option": option, "name": f"run {option}", **TINY})
             .raise_for_status()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BOTH_DATABASES
+from conftest import BOTH_DATABASES, open_client
 from fastapi.testclient import TestClient
 from httpx2 import Response
 from PIL import Image
@@ -252,7 +252,7 @@ def test_job_without_epochs_has_empty_lists_and_no_pictures(client: TestClient) 
 
 def test_full_queue_is_answered_429(settings: Settings) -> None:
     small = settings.model_copy(update={"max_queued_jobs": 1})
-    with TestClient(create_app(small)) as client:
+    with open_client(create_app(small)) as client:
         client.post("/jobs", json={"option": "a"})
         problem(client.post("/jobs", json={"option": "a"}), 429)
 

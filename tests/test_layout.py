@@ -20,6 +20,7 @@ CONTRACT = {
     "artifacts",
     "datasets",
     "logs",
+    "tokens",
 }
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import numbers, read, read_artifacts, read_rows
-from fastapi.testclient import TestClient
+from conftest import numbers, open_client, read, read_artifacts, read_rows
 from fault_worker import QUICK, SHORT_JOB, WorkerProcess, run_worker, wait_for
 from httpx2 import Response
 from postgres import Postgres
@@ -152,7 +151,7 @@ def test_server_says_that_its_database_is_away_and_comes_back_with_it(
     fragile_postgres: Postgres, postgres_settings: OpenSettings
 ) -> None:
     app = create_app(postgres_settings())
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with open_client(app) as client:
         assert client.get("/jobs").status_code == 200
         with crashed(fragile_postgres):
             assert_problem(client.get("/jobs"), status=503)
@@ -208,7 +207,7 @@ def test_full_database_refuses_new_jobs_and_keeps_the_one_that_runs(
     settings = Settings(data_dir=tmp_path / "data", database_url=url, **QUICK)
     with (
         tmpfs(disk, megabytes=8),
-        TestClient(create_app(settings), raise_server_exceptions=False) as client,
+        open_client(create_app(settings)) as client,
         opened(settings) as engine,
     ):
         job = submit(engine)

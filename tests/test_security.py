@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import open_client
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
@@ -18,7 +19,7 @@ OPEN_PATHS = {"/healthz", "/readyz"}
 @pytest.fixture
 def guarded(settings: Settings) -> Iterator[TestClient]:
     app = create_app(settings.model_copy(update={"api_token": SecretStr(TOKEN)}))
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with open_client(app) as client:
         yield client
 
 

@@ -1,6 +1,7 @@
 """The thread that keeps a job's lease alive, and hears when the job shall stop."""
 
 import logging
+import math
 import threading
 import time
 from enum import StrEnum
@@ -26,6 +27,7 @@ class StopReason(StrEnum):
     requested = "requested"  #: a cancel or a pause; which of them stands in the database
     shutdown = "shutdown"
     lease_lost = "lease_lost"
+    overdue = "overdue"  #: trained for as long as an attempt may
 
 
 class Heartbeat:
@@ -44,6 +46,7 @@ class Heartbeat:
         self._engine = engine
         self._settings = settings
         self._shutdown = shutdown
+        self._overdue_at = time.monotonic() + (settings.max_job_seconds or math.inf)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -64,6 +67,8 @@ class Heartbeat:
         """Whether the step after this one shall not be begun."""
         if self.stop_reason is None and self._shutdown.is_set():
             self.stop_reason = StopReason.shutdown
+        if self.stop_reason is None and time.monotonic() > self._overdue_at:
+            self.stop_reason = StopReason.overdue
         return self.stop_reason is not None
 
     def set_progress(self, progress: float) -> None:

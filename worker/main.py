@@ -20,7 +20,7 @@ from sqlmodel import Session
 
 from server import job_queue, worker_registry
 from server.database import Doorbell, is_outage, open_database
-from server.logs import configure_logging
+from server.logs import configure_logging, mark_job
 from server.models import Worker
 from server.settings import Settings
 from worker.attempt import outlast_outages
@@ -88,7 +88,8 @@ def work(
                     beat_at = time.monotonic() + settings.heartbeat_seconds
                 job = claim()
                 if job is not None:
-                    run_job(job, settings=settings, engine=engine, shutdown=shutdown)
+                    with mark_job(job.id):
+                        run_job(job, settings=settings, engine=engine, shutdown=shutdown)
                     beat_at = 0.0
                 elif is_drain and not _is_any_queued(engine, job_id=job_id):
                     break

@@ -278,6 +278,15 @@ def _stop(attempt: Attempt) -> None:
             attempt.write(job_queue.stop)
         case StopReason.shutdown:
             attempt.write(job_queue.hand_back, reason=f"worker {worker_id} was stopped")
+        case StopReason.overdue:
+            limit = attempt.settings.max_job_seconds
+            message = f"trained for more than {limit:g} s (LOSSLAB_MAX_JOB_SECONDS); resume goes on"
+            attempt.write(
+                job_queue.fail,
+                code="timeout",
+                message=message,
+                kind=FailureKind.timeout,
+            )
         case StopReason.lease_lost | None:
             _logger.warning("job %s belongs to another worker now", attempt.job.id)
 

@@ -11,18 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from server.datasets import PALETTE
 from worker.losses import compute_focal_loss
 from worker.model import NUM_COLOURS
 
-# The colours of the ARC editor, from background to brown.
-PALETTE = np.array(
-    [
-        (0x00, 0x00, 0x00), (0x1E, 0x93, 0xFF), (0xF9, 0x3C, 0x31), (0x4F, 0xCC, 0x30),
-        (0xFF, 0xDC, 0x00), (0x99, 0x99, 0x99), (0xE5, 0x3A, 0xA3), (0xFF, 0x85, 0x1B),
-        (0x87, 0xD8, 0xF1), (0x92, 0x12, 0x31),
-    ],
-    dtype=np.uint8,
-)  # fmt: skip
 _PAPER, _GRID_LINE = 0xFF, 0x33
 # Five pairs a row: ten fit on one screen of 1,920 pixels with grids of 160.
 _PAIRS_PER_ROW = 5

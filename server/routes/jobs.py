@@ -2,15 +2,16 @@
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
+from pydantic import StringConstraints
 from sqlmodel import Session, col, select
 
-from server import job_queue
+from server import job_queue, retention
 from server.artifacts import JobFiles
 from server.criteria import Thresholds, Verdict, judge
 from server.curves import read_curve_points
@@ -24,10 +25,14 @@ from server.dependencies import (
     LabelsDep,
     SessionDep,
     SettingsDep,
+    TokenNameDep,
+    answer_tagged,
     find_job,
+    is_known,
     read_epochs,
 )
 from server.event_feed import EventFeed, read_events
+from server.idempotency import Answer, do_once
 from server.job_list import JobFilter, read_page
 from server.models import Artifact, ArtifactKind, Job, JobStatus, Option
 from server.problems import PROBLEM_RESPONSES
@@ -35,6 +40,7 @@ from server.schemas import (
     Checkpoint,
     CheckpointList,
     EventList,
+    JobChange,
     JobList,
     JobPublic,
     JobRequest,
@@ -50,29 +56,56 @@ MAX_LOG_LINES = 10_000
 MAX_EVENTS = 1000
 MAX_ID = 2**31 - 1
 _STREAM_RESPONSE = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+IdempotencyKeyHeader = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,255}$")]
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEM_RESPONSES)
 
 
-@router.post("", status_code=201, responses={429: PROBLEM_RESPONSES[409]})
+@router.post("", status_code=201, response_model=JobPublic)
 def create_job(
-    request: JobRequest, *, response: Response, engine: EngineDep, settings: SettingsDep
-) -> JobPublic:
-    """Queue a job. It is committed before the answer, which has its whole configuration."""
-    config = request.resolve_config()
-    check_dataset(config.dataset, datasets_dir=settings.datasets_dir)
-    job = job_queue.submit(
-        engine,
-        option=request.option,
-        config=config,
-        quick_test=request.quick_test,
-        name=request.name,
-        labels=request.metadata,
-        priority=request.priority,
-        max_queued_jobs=settings.max_queued_jobs,
-    )
-    response.headers["Location"] = f"/jobs/{job.id}"
-    return JobPublic.of(job)
+    request: JobRequest,
+    *,
+    engine: EngineDep,
+    settings: SettingsDep,
+    token_name: TokenNameDep,
+    idempotency_key: Annotated[IdempotencyKeyHeader | None, Header()] = None,
+) -> Response:
+    """Queue a job. It is committed before the answer, which has its whole configuration.
+
+    With `Idempotency-Key` the same request, sent again within a day, gets the same answer and
+    makes no second job.
+    """
+
+    def submit(also: Callable[[Session, Job], None] | None = None) -> Job:
+        config = request.resolve_config()
+        check_dataset(config.dataset, datasets_dir=settings.datasets_dir)
+        return job_queue.submit(
+            engine,
+            option=request.option,
+            config=config,
+            quick_test=request.quick_test,
+            name=request.name,
+            labels=request.metadata,
+            priority=request.priority,
+            max_queued_jobs=settings.max_queued_jobs,
+            also=also,
+        )
+
+    if idempotency_key is None:
+        answer = _describe(submit())
+    else:
+        answer = do_once(
+            engine,
+            submit,
+            key=idempotency_key,
+            token_name=token_name,
+            body=request.model_dump_json(exclude_unset=True),
+            describe=_describe,
+        )
+    headers = {"Location": answer.location}
+    if answer.is_replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return Response(answer.body, status_code=201, media_type="application/json", headers=headers)
 
 
 @router.get("", openapi_extra={"parameters": [LABELS_PARAMETER]})
@@ -93,9 +126,19 @@ def list_jobs(
     return JobList(data=[JobPublic.of(job) for job in page[:limit]], has_more=len(page) > limit)
 
 
-@router.get("/{job_id}")
-def read_job(job: JobDep) -> JobPublic:
-    return JobPublic.of(job)
+@router.get("/{job_id}", response_model=JobPublic)
+def read_job(job: JobDep, *, request: Request) -> Response:
+    """The job as it is, with an `ETag`: with `If-None-Match` 304 says that nothing changed."""
+    return answer_tagged(request, JobPublic.of(job))
+
+
+@router.patch("/{job_id}")
+def change_job(job: JobDep, *, change: JobChange, engine: EngineDep) -> JobPublic:
+    """Pin a job, so that its checkpoints stay when space is needed, or no longer."""
+    changed = retention.pin(engine, job.id, is_pinned=change.is_pinned)
+    if changed is None:
+        raise HTTPException(404, f"job {job.id} is gone")
+    return JobPublic.of(changed)
 
 
 @router.delete("/{job_id}", status_code=204)
@@ -140,6 +183,7 @@ def list_events(
     request: Request,
     session: SessionDep,
     feed: EventFeedDep,
+    settings: SettingsDep,
     after: Annotated[int, Query(ge=0, le=MAX_ID, description="the id of the last event seen")] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
     last_event_id: Annotated[int | None, Header(ge=0, le=MAX_ID)] = None,
@@ -148,6 +192,9 @@ def list_events(
     which closes after an event `end` when the job has ended."""
     after = after if last_event_id is None else last_event_id
     if "text/event-stream" in request.headers.get("Accept", ""):
+        if feed.num_streams >= settings.max_streams:
+            detail = f"{settings.max_streams} streams are open (LOSSLAB_MAX_STREAMS)"
+            raise HTTPException(429, f"{detail}; read pages instead, or try again later")
         return EventSourceResponse(
             _encode_events(feed, job.id, after=after),
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
@@ -223,6 +270,10 @@ async def _encode_events(feed: EventFeed, job_id: str, *, after: int) -> AsyncIt
         yield format_sse_event(data_str=json.dumps({"job_id": job_id}), event="end")
 
 
+def _describe(job: Job) -> Answer:
+    return Answer(JobPublic.of(job).model_dump_json(), location=f"/jobs/{job.id}")
+
+
 def _read_artifacts(session: Session, job: Job, *, kind: ArtifactKind) -> list[Artifact]:
     artifacts = select(Artifact).where(Artifact.job_id == job.id, Artifact.kind == kind)
     return list(session.exec(artifacts.order_by(col(Artifact.epoch))))
@@ -251,12 +302,13 @@ def _send_file(
     request: Request, files: JobFiles, artifact: Artifact, *, media_type: str
 ) -> Response:
     """The file with its hash as ETag, or 304 if the client has it."""
+    # What is asked for by its hash can never be anything else.
+    is_exact = request.query_params.get("sha256") == artifact.sha256
     headers = {
         "ETag": f'"{artifact.sha256}"',
-        "Cache-Control": "no-cache",
-        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "private, max-age=31536000, immutable" if is_exact else "no-cache",
     }
-    if headers["ETag"] in request.headers.get("If-None-Match", ""):
+    if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     try:
         path = files.path(artifact.file_name)

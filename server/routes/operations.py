@@ -5,7 +5,9 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
@@ -61,6 +63,13 @@ def list_workers(session: SessionDep, *, settings: SettingsDep) -> WorkerList:
         for worker, job in pairs[:MAX_WORKERS]
     ]
     return WorkerList(data=workers, has_more=len(pairs) > MAX_WORKERS)
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def read_metrics(request: Request) -> Response:
+    """For Prometheus: jobs, queue, workers, requests."""
+    registry: CollectorRegistry = request.app.state.registry
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/healthz")

@@ -1,0 +1,133 @@
+"""How much of the server one client may take: its time, its connections, its requests."""
+
+import asyncio
+import logging
+import math
+import time
+from typing import Final
+
+from limits import RateLimitItem
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from server.problems import respond
+from server.security import OPEN_PATHS
+
+#: A request line with all headers; more is answered 400.
+MAX_HEADER_BYTES: Final = 16 * 1024
+MAX_BODY_BYTES: Final = 64 * 1024
+MAX_CONNECTIONS: Final = 1000
+_HEADER_SECONDS: Final = 10.0
+_SEND_SECONDS: Final = 30.0
+_UPLOAD_PATIENCE: Final = 10
+
+_logger = logging.getLogger(__name__)
+
+
+class HttpProtocol(H11Protocol):
+    """uvicorn's, that also hangs up on who does not get a request's headers out in time."""
+
+    _header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch_header()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        is_between_requests = self.cycle is None or self.cycle.response_complete
+        if not is_between_requests:
+            self._forget_header()
+        elif self._header_timer is None:
+            self._watch_header()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_header()
+        super().connection_lost(exc)
+
+    def _watch_header(self) -> None:
+        self._header_timer = self.loop.call_later(_HEADER_SECONDS, self._hang_up)
+
+    def _forget_header(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _hang_up(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+class Deadlines:
+    """Answers 408 to a body that does not come, 503 when the answer takes too long, and hangs up
+    on who does not take it. A stream may last as long as its client reads."""
+
+    def __init__(self, app: ASGIApp, *, request_seconds: float) -> None:
+        self._app = app
+        self._request_seconds = request_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_body_here = has_begun = False
+
+        async def receive_noting() -> Message:
+            nonlocal is_body_here
+            message = await receive()
+            is_body_here = not message.get("more_body", False)
+            return message
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            deadline.reschedule(asyncio.get_running_loop().time() + _SEND_SECONDS)
+            await send(message)
+            deadline.reschedule(None)
+
+        try:
+            seconds = self._request_seconds * (_UPLOAD_PATIENCE if scope["method"] == "PUT" else 1)
+            async with asyncio.timeout(seconds) as deadline:
+                await self._app(scope, receive_noting, send_in_time)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            if has_begun:
+                _logger.warning("%s: the client does not take the answer", scope["path"])
+                return
+            await _tell_late(Request(scope), is_body_here=is_body_here)(scope, receive, send)
+
+
+class RateLimit:
+    """Answers 429 to a token, or where none is needed to an address, that asks too often."""
+
+    def __init__(self, app: ASGIApp, *, limit: RateLimitItem) -> None:
+        self._app = app
+        self._limit = limit
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        client = getattr(request.state, "token_name", None) or (scope["client"] or ("",))[0]
+        if await self._limiter.hit(self._limit, client):
+            await self._app(scope, receive, send)
+            return
+        window = await self._limiter.get_window_stats(self._limit, client)
+        headers = {"Retry-After": str(max(1, math.ceil(window.reset_time - time.time())))}
+        detail = f"more than {self._limit} (LOSSLAB_RATE_LIMIT); wait a little"
+        await respond(request, 429, detail, headers=headers)(scope, receive, send)
+
+
+def _tell_late(request: Request, *, is_body_here: bool) -> Response:
+    # Closing is the only way not to read the rest of a late body as the next request.
+    headers = {"Connection": "close"}
+    if is_body_here:
+        return respond(request, 503, "the answer took too long; try again", headers=headers)
+    return respond(request, 408, "the request's body did not come in time", headers=headers)

@@ -1,0 +1,83 @@
+"""What goes when space is needed: the oldest checkpoints that nobody will miss."""
+
+import logging
+
+from sqlalchemy import Engine, func
+from sqlmodel import Session, col, select
+
+from server.artifacts import JobFiles
+from server.database import write_transaction
+from server.models import TERMINAL_STATUSES, Artifact, ArtifactKind, Job
+from server.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+
+def pin(engine: Engine, job_id: str, *, is_pinned: bool) -> Job | None:
+    """Keep a job's checkpoints whatever happens, or no longer; None if there is no such job."""
+    with write_transaction(engine) as session:
+        job = session.get(Job, job_id, with_for_update=True)
+        if job is not None:
+            job.is_pinned = is_pinned
+    return job
+
+
+def free_space(engine: Engine, settings: Settings) -> int:
+    """Remove checkpoints, oldest first, until all files take no more than they may.
+
+    Pictures stay, and so does all of a job that is pinned or has not ended. Of other jobs the
+    best and the newest checkpoint stay: a resume needs them. Returns how many went.
+    """
+    num_removed = 0
+    excess = _measure(engine) - settings.max_storage_bytes
+    for artifact in _list_removable(engine) if excess > 0 else []:
+        if excess <= 0:
+            break
+        if _remove(engine, artifact, settings=settings):
+            num_removed += 1
+            excess -= artifact.size_bytes
+    if excess > 0:
+        _logger.warning("%d bytes more than allowed are in use, and all of it is needed", excess)
+    return num_removed
+
+
+def _measure(engine: Engine) -> int:
+    with Session(engine) as session:
+        return session.exec(select(func.coalesce(func.sum(Artifact.size_bytes), 0))).one()
+
+
+def _list_removable(engine: Engine) -> list[Artifact]:
+    newest = (
+        select(Artifact.job_id, func.max(Artifact.epoch).label("epoch"))
+        .where(Artifact.kind == ArtifactKind.checkpoint)
+        .group_by(col(Artifact.job_id))
+        .subquery()
+    )
+    removable = (
+        select(Artifact)
+        .join(Job, col(Job.id) == Artifact.job_id)
+        .join(newest, newest.c.job_id == Artifact.job_id)
+        .where(
+            Artifact.kind == ArtifactKind.checkpoint,
+            col(Job.status).in_(TERMINAL_STATUSES),
+            col(Job.is_pinned).is_(False),
+            Artifact.epoch != func.coalesce(Job.best_epoch, 0),
+            Artifact.epoch != newest.c.epoch,
+        )
+        .order_by(col(Artifact.created_at), col(Artifact.id))
+    )
+    with Session(engine) as session:
+        return list(session.exec(removable))
+
+
+def _remove(engine: Engine, artifact: Artifact, *, settings: Settings) -> bool:
+    """Remove a row, and after it the file; not if the job was resumed or pinned meanwhile."""
+    with write_transaction(engine) as session:
+        job = session.get(Job, artifact.job_id, with_for_update=True)
+        row = session.get(Artifact, artifact.id)
+        if job is None or row is None or job.is_pinned or not job.status.is_terminal:
+            return False
+        session.delete(row)
+    _logger.info("%s of job %s goes to make room", artifact.file_name, artifact.job_id)
+    JobFiles(settings.runs_dir, artifact.job_id).remove(artifact.file_name)
+    return True

@@ -1,0 +1,58 @@
+"""API tokens: 256 random bits for the client, their hash for the settings."""
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Self
+
+_NAME_PATTERN: Final = r"[A-Za-z0-9_.-]{1,64}"
+_ENTRY_PATTERN: Final = re.compile(rf"({_NAME_PATTERN}):(read|full):([0-9a-f]{{64}})")
+_NUM_BYTES: Final = 32
+
+
+class TokenNameError(ValueError):
+    """A token cannot have this name."""
+
+
+class TokenScope(StrEnum):
+    read = "read"  #: may look at everything
+    full = "full"  #: may change it, too
+
+
+@dataclass(frozen=True, slots=True)
+class ApiToken:
+    """What the settings keep of a token. A plain SHA-256 will do: nobody guesses 256 bits."""
+
+    name: str
+    scope: TokenScope
+    sha256: str
+
+    @classmethod
+    def parse(cls, entry: str) -> Self:
+        """Read `NAME:SCOPE:SHA256`. Raises ValueError."""
+        if not (match := _ENTRY_PATTERN.fullmatch(entry)):
+            raise ValueError(
+                "an API token reads NAME:read:SHA256 or NAME:full:SHA256, with 64 lower-case "
+                "hexadecimal digits; `losslab token NAME` makes one"
+            )
+        return cls(match[1], TokenScope(match[2]), match[3])
+
+    @classmethod
+    def of(cls, secret: str, *, name: str, scope: TokenScope = TokenScope.full) -> Self:
+        """The token that a client sends as `secret`. Raises TokenNameError."""
+        if not re.fullmatch(_NAME_PATTERN, name):
+            raise TokenNameError(f"a token's name has letters, digits, . _ and -, not {name!r}")
+        return cls(name, scope, hash_token(secret))
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.scope}:{self.sha256}"
+
+
+def new_secret() -> str:
+    return secrets.token_hex(_NUM_BYTES)
+
+
+def hash_token(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
