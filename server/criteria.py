@@ -12,7 +12,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.models import EpochMetrics, FailureKind, Job, JobStatus
+from server.histories import JudgedEpoch
+from server.models import FailureKind, Job, JobStatus
 
 
 class CriterionStatus(StrEnum):
@@ -109,7 +110,7 @@ class Ranking(BaseModel):
 
 
 def judge(
-    job: Job, metrics: Sequence[EpochMetrics], thresholds: Thresholds | None = None
+    job: Job, metrics: Sequence[JudgedEpoch], thresholds: Thresholds | None = None
 ) -> Verdict:
     """Judge a job by its epochs, oldest first."""
     thresholds = thresholds or Thresholds()
@@ -154,7 +155,7 @@ def find_differences(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _judge_accuracy(metrics: Sequence[EpochMetrics], *, limits: Thresholds) -> Criterion:
+def _judge_accuracy(metrics: Sequence[JudgedEpoch], *, limits: Thresholds) -> Criterion:
     target = f"{limits.min_accuracy:.2f} to {limits.max_accuracy:.2f}"
     if not metrics:
         return _no_data("accuracy_in_range", target=target)
@@ -171,7 +172,7 @@ def _judge_accuracy(metrics: Sequence[EpochMetrics], *, limits: Thresholds) -> C
 
 
 def _judge_mode_collapse(
-    metrics: Sequence[EpochMetrics], *, job: Job, limits: Thresholds
+    metrics: Sequence[JudgedEpoch], *, job: Job, limits: Thresholds
 ) -> Criterion:
     name = "not_mode_collapsed"
     target = (
@@ -197,7 +198,7 @@ def _judge_mode_collapse(
     )
 
 
-def _judge_kl(metrics: Sequence[EpochMetrics], *, limits: Thresholds) -> Criterion:
+def _judge_kl(metrics: Sequence[JudgedEpoch], *, limits: Thresholds) -> Criterion:
     target = f"every dimension above {limits.min_kl_per_dimension:g} nats"
     if not metrics:
         return _no_data("kl_per_dimension", target=target)
@@ -215,7 +216,7 @@ def _judge_kl(metrics: Sequence[EpochMetrics], *, limits: Thresholds) -> Criteri
     )
 
 
-def _judge_loss(metrics: Sequence[EpochMetrics], *, limits: Thresholds) -> Criterion:
+def _judge_loss(metrics: Sequence[JudgedEpoch], *, limits: Thresholds) -> Criterion:
     target = f"each epoch below the one before, within {limits.loss_tolerance:.0%}"
     losses = _reweigh(metrics)
     broken = [m.epoch for m, loss in zip(metrics, losses, strict=True) if not math.isfinite(loss)]
@@ -239,7 +240,7 @@ def _judge_loss(metrics: Sequence[EpochMetrics], *, limits: Thresholds) -> Crite
     )
 
 
-def _judge_stability(metrics: Sequence[EpochMetrics], *, limits: Thresholds) -> Criterion:
+def _judge_stability(metrics: Sequence[JudgedEpoch], *, limits: Thresholds) -> Criterion:
     target = (
         f"accuracy changes of at most {limits.max_accuracy_change:.2f}, loss rises of at most "
         f"{limits.max_loss_rise:.0%}, no step above {limits.max_spike_ratio:g}x the running median"
@@ -268,7 +269,7 @@ def _judge_stability(metrics: Sequence[EpochMetrics], *, limits: Thresholds) -> 
     )
 
 
-def _judge_completion(metrics: Sequence[EpochMetrics], *, job: Job) -> Criterion:
+def _judge_completion(metrics: Sequence[JudgedEpoch], *, job: Job) -> Criterion:
     planned = job.training_config.epochs
     done = metrics[-1].epoch if metrics else 0
     target = f"all {planned} planned epochs"
@@ -284,9 +285,10 @@ def _judge_completion(metrics: Sequence[EpochMetrics], *, job: Job) -> Criterion
     )
 
 
-def _reweigh(metrics: Sequence[EpochMetrics]) -> list[float]:
+def _reweigh(metrics: Sequence[JudgedEpoch]) -> list[float]:
     """Each epoch's training loss as it would be at the last epoch's β."""
-    return [m.train_recon_loss + metrics[-1].beta * m.train_kl_loss for m in metrics]
+    beta = metrics[-1].beta if metrics else 0.0
+    return [m.train_recon_loss + beta * m.train_kl_loss for m in metrics]
 
 
 def _rises(losses: Sequence[float]) -> list[float]:
@@ -335,7 +337,7 @@ def _decide(job: Job, criteria: Sequence[Criterion]) -> Outcome:
 
 def _diagnose(
     job: Job,
-    metrics: Sequence[EpochMetrics],
+    metrics: Sequence[JudgedEpoch],
     *,
     criteria: Sequence[Criterion],
     thresholds: Thresholds,

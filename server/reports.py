@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from server.criteria import Criterion, CriterionStatus, Thresholds, Verdict
-from server.models import EpochMetrics, Job, utc_now
+from server.histories import JudgedEpoch
+from server.models import Job, utc_now
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +37,7 @@ class ReportEntry:
 
     job: Job
     verdict: Verdict
-    metrics: list[EpochMetrics]
+    metrics: Sequence[JudgedEpoch]
     reconstruction_png: bytes | None = None
     reconstruction_epoch: int | None = None
 

@@ -1,5 +1,6 @@
 """Comparisons: jobs judged side by side, as JSON, as a picture and as reports."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Response
@@ -10,7 +11,8 @@ from sqlmodel import Session, col, select
 
 from server.artifacts import JobFiles
 from server.criteria import Thresholds, find_differences, judge, rank
-from server.dependencies import SessionDep, SettingsDep, find_job, read_epochs
+from server.dependencies import SessionDep, SettingsDep, find_job
+from server.histories import JudgedEpoch, read_histories
 from server.models import Artifact, ArtifactKind, Job, JobStatus, Option
 from server.problems import PROBLEM_RESPONSES
 from server.reports import ReportEntry, render_curves, render_html, render_markdown
@@ -46,12 +48,13 @@ def find_entries(query: QueryDep, *, session: SessionDep) -> list[ReportEntry]:
         _refuse("job_id", "name jobs by job_id, or presets by options=a,b,c, and not both")
     jobs = [find_job(session, job_id) for job_id in dict.fromkeys(query.job_id)]
     jobs += [_find_newest(session, option) for option in _parse_options(query.options)]
-    epochs = read_epochs(session, [job.id for job in jobs])
+    histories = read_histories(session, [job.id for job in jobs])
     thresholds = query.thresholds()
-    return [
-        ReportEntry(job=job, verdict=judge(job, epochs[job.id], thresholds), metrics=epochs[job.id])
-        for job in jobs
-    ]
+    return [_make_entry(job, history=histories[job.id], thresholds=thresholds) for job in jobs]
+
+
+def _make_entry(job: Job, *, history: Sequence[JudgedEpoch], thresholds: Thresholds) -> ReportEntry:
+    return ReportEntry(job=job, verdict=judge(job, history, thresholds), metrics=history)
 
 
 EntriesDep = Annotated[list[ReportEntry], Depends(find_entries)]
