@@ -9,6 +9,10 @@ from fastapi import FastAPI
 
 from server.database import open_database
 from server.event_feed import EventFeed
+from server.pages import comparison as comparison_page
+from server.pages import job as job_page
+from server.pages import jobs as jobs_page
+from server.pages import login, rendering
 from server.problems import install_problem_handlers
 from server.routes import comparisons, jobs, operations
 from server.security import BearerAuthentication
@@ -41,6 +45,8 @@ def create_app(settings: Settings) -> FastAPI:
     if token := settings.api_token.get_secret_value():
         app.add_middleware(BearerAuthentication, token=token)
     install_problem_handlers(app)
-    for router in (jobs.router, comparisons.router, operations.router):
-        app.include_router(router)
+    for routes in (jobs, comparisons, operations):
+        app.include_router(routes.router)
+    for page in (jobs_page, job_page, comparison_page, login, rendering):
+        app.include_router(page.router)
     return app

@@ -2,10 +2,11 @@
 
 import logging
 import uuid
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from server.database import OUTAGES
 from server.datasets import DatasetError
 from server.job_queue import JobStateError, QueueFullError
+from server.pages.rendering import is_page, render_page
 
 RETRY_AFTER_SECONDS = 5
 
@@ -48,32 +50,29 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def install_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
-    def on_http(request: Request, error: HTTPException) -> JSONResponse:
+    def on_http(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
         return _respond(request, error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(RequestValidationError)
-    def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [
-            FieldError(field=_name_field(entry["loc"]), message=_explain(entry))
-            for entry in error.errors()
-        ]
+    def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        errors = explain_errors(error.errors(), num_outer=1)
         return _respond(request, 422, _list_errors(errors), errors=errors)
 
     @app.exception_handler(DatasetError)
-    def on_dataset(request: Request, error: DatasetError) -> JSONResponse:
+    def on_dataset(request: Request, error: DatasetError) -> Response:
         errors = [FieldError(field="dataset", message=str(error))]
         return _respond(request, 422, _list_errors(errors), errors=errors)
 
     @app.exception_handler(JobStateError)
-    def on_state(request: Request, error: JobStateError) -> JSONResponse:
+    def on_state(request: Request, error: JobStateError) -> Response:
         return _respond(request, 409, str(error))
 
     @app.exception_handler(QueueFullError)
-    def on_full(request: Request, error: QueueFullError) -> JSONResponse:
+    def on_full(request: Request, error: QueueFullError) -> Response:
         return _respond(request, 429, str(error))
 
-    def on_outage(request: Request, error: Exception) -> JSONResponse:
+    def on_outage(request: Request, error: Exception) -> Response:
         _logger.warning("%s %s: the database is away: %s", request.method, request.url.path, error)
         detail = "the database does not answer, is locked or full; nothing was changed; try again"
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
@@ -83,11 +82,19 @@ def install_problem_handlers(app: FastAPI) -> None:
         app.add_exception_handler(outage, on_outage)
 
     @app.exception_handler(Exception)
-    def on_fault(request: Request, error: Exception) -> JSONResponse:
+    def on_fault(request: Request, error: Exception) -> Response:
         request_id = uuid.uuid4().hex
         _logger.error("request %s failed", request_id, exc_info=error)
         detail = "an error of the server; its log has more under this request id"
         return _respond(request, 500, detail, request_id=request_id)
+
+
+def explain_errors(errors: Iterable[Any], *, num_outer: int = 0) -> list[FieldError]:
+    """Pydantic's errors by field; `num_outer` parts of a location, like `body`, are no field."""
+    return [
+        FieldError(field=_name_field(entry["loc"], num_outer=num_outer), message=_explain(entry))
+        for entry in errors
+    ]
 
 
 def _respond(
@@ -98,7 +105,7 @@ def _respond(
     errors: list[FieldError] | None = None,
     headers: dict[str, str] | None = None,
     request_id: str | None = None,
-) -> JSONResponse:
+) -> Response:
     problem = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
@@ -107,6 +114,10 @@ def _respond(
         errors=errors,
         request_id=request_id,
     )
+    if is_page(request.url.path):
+        page = render_page("problem.html", request, status_code=status, problem=problem)
+        page.headers.update(headers or {})
+        return page
     return JSONResponse(
         problem.model_dump(exclude_none=True),
         status_code=status,
@@ -115,9 +126,10 @@ def _respond(
     )
 
 
-def _name_field(location: tuple[int | str, ...]) -> str:
+def _name_field(location: tuple[int | str, ...], *, num_outer: int) -> str:
     """`("body", "epochs")` is `epochs`; the body as a whole is `body`."""
-    return ".".join(str(part) for part in location[1:]) or str(location[0])
+    names = [str(part) for part in location]
+    return ".".join(names[num_outer:]) or "".join(names[:1]) or "body"
 
 
 def _explain(error: dict[str, Any]) -> str:

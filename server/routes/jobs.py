@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
@@ -83,6 +83,28 @@ def list_jobs(
     after: Annotated[str | None, Query(description="the last id of the page before")] = None,
 ) -> JobList:
     """Newest first. `metadata[key]=value` keeps jobs with that label."""
+    labels = {
+        match[1]: value
+        for parameter, value in request.query_params.multi_items()
+        if (match := _METADATA_PARAMETER.fullmatch(parameter))
+    }
+    jobs, has_more = find_jobs(
+        session, status=status, option=option, name=name, labels=labels, limit=limit, after=after
+    )
+    return JobList(data=[JobPublic.of(job) for job in jobs], has_more=has_more)
+
+
+def find_jobs(
+    session: Session,
+    *,
+    status: Collection[JobStatus] | None = None,
+    option: Option | None = None,
+    name: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    limit: int,
+    after: str | None = None,
+) -> tuple[Sequence[Job], bool]:
+    """The newest jobs, or those that come after one, and whether there are more."""
     jobs = select(Job).order_by(col(Job.created_at).desc(), col(Job.id).desc())
     if status:
         jobs = jobs.where(col(Job.status).in_(status))
@@ -90,15 +112,14 @@ def list_jobs(
         jobs = jobs.where(Job.option == option)
     if name:
         jobs = jobs.where(Job.name == name)
-    for parameter, value in request.query_params.multi_items():
-        if match := _METADATA_PARAMETER.fullmatch(parameter):
-            jobs = jobs.where(col(Job.labels)[match[1]].as_string() == value)
+    for key, value in (labels or {}).items():
+        jobs = jobs.where(col(Job.labels)[key].as_string() == value)
     if after:
         last = find_job(session, after)
         position = tuple_(col(Job.created_at), col(Job.id))
         jobs = jobs.where(position < tuple_(last.created_at, last.id))
     page = session.exec(jobs.limit(limit + 1)).all()
-    return JobList(data=[JobPublic.of(job) for job in page[:limit]], has_more=len(page) > limit)
+    return page[:limit], len(page) > limit
 
 
 @router.get("/{job_id}")
