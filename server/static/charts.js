@@ -15,6 +15,12 @@ const Charts = (() => {
     return String(Number(value.toPrecision(4)));
   }
 
+  // What the legend says of a curve: its value at the pointer, or else its last one.
+  function legendValue(chart, value, index, position) {
+    const isAway = position === null || position === undefined;
+    return format(isAway ? chart.data[index].findLast((v) => v !== null && v !== undefined) : value);
+  }
+
   function axis(options = {}) {
     return {
       stroke: colour("--muted"),
@@ -121,7 +127,7 @@ const Charts = (() => {
           : []),
       ]),
       series: [
-        { label: "epoch" },
+        { label: "epoch", value: legendValue },
         ...curves.map((curve, index) => ({
           label: curve.label,
           scale: curve.scale || "y",
@@ -130,7 +136,7 @@ const Charts = (() => {
           width: curves.length > 12 ? 1 : 2,
           spanGaps: true,
           points: { show: data[0].length < 2 || (curves.length <= 12 && undefined), size: 6 },
-          value: (_, value) => format(value),
+          value: legendValue,
         })),
       ],
       legend: { show: legend, live: legend },
@@ -177,12 +183,12 @@ const Charts = (() => {
         axis({ grid: { show: false }, incrs: [1, 2, 5, 10, 20, 50, 100], values: (_, t) => t.map(String) }),
       ]),
       series: [
-        { label: "epoch" },
+        { label: "epoch", value: legendValue },
         ...data.slice(1).map((_, index) => ({
           label: `d${index}`,
           paths: () => null,
           points: { show: false },
-          value: (_, value) => format(value),
+          value: legendValue,
         })),
       ],
       legend: { show: data.length <= 17, live: true },

@@ -15,6 +15,7 @@
       marked: () => drawing.background_shares,
     },
     val_foreground_recall: { range: share, marked: () => [thresholds.min_foreground_recall] },
+    val_foreground_iou: { range: (_, low, high) => [0, Math.max(high, 0.1) * 1.05] },
     min_kl: { marked: () => [thresholds.min_kl_per_dimension] },
   };
 

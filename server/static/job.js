@@ -249,6 +249,7 @@
       const output = readCells(pixels, left + PICTURE.side + PICTURE.pairGap, top);
       showSample(list.children[index], { input, output, figures, index });
     });
+    byId("error-key").hidden = false;
     image.classList.add("unseen");
   }
 
