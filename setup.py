@@ -1,8 +1,8 @@
 """Fetches the one library that the pages use in the browser, as npm packs it.
 
-It is no part of the source: npm brings it when the package is built, unless it lies there already,
-and what it brings must be the files whose hashes stand here. Where there is no npm, pip installs one
-for the time of the build.
+It is no part of the source: npm brings it when the package is built, unless it lies there
+already, and what it brings must be the files whose hashes stand here. Where there is no npm, pip
+installs one for the time of the build.
 """
 
 import hashlib

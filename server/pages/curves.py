@@ -4,6 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from server.histories import JudgedEpoch
 from server.models import EpochMetrics
 
@@ -29,31 +32,31 @@ JOB_CURVES = (
     "learning_rate",
 )
 
-Value = float | None
-Points = list[tuple[int, Value]]
+Values = npt.NDArray[np.float64]
 
 
-def thin(points: Points, *, limit: int) -> Points:
-    """At most `limit` points: the first, the last, and of each stretch between them the lowest and
-    the highest."""
-    if len(points) <= limit:
-        return points
-    inner = points[1:-1]
+def thin(values: Values, *, limit: int) -> npt.NDArray[np.intp]:
+    """Where at most `limit` points of a curve lie: the first, the last, and of each stretch between
+    them the lowest and the highest. What is not a number is left out if need be."""
+    if len(values) <= limit:
+        return np.arange(len(values))
     num_stretches = (limit - 2) // 2
-    kept = [points[0]]
-    for index in range(num_stretches):
-        start, stop = (len(inner) * i // num_stretches for i in (index, index + 1))
-        stretch = [point for point in inner[start:stop] if point[1] is not None]
-        if stretch:
-            ends = {min(stretch, key=_height), max(stretch, key=_height)}
-            kept += sorted(ends, key=lambda point: point[0])
-    return [*kept, points[-1]]
+    width = -(-(len(values) - 2) // num_stretches)
+    inner = np.full(num_stretches * width, np.nan)
+    inner[: len(values) - 2] = values[1:-1]
+    stretches = inner.reshape(num_stretches, width)
+    starts = 1 + width * np.arange(num_stretches)
+    lowest = starts + np.where(np.isnan(stretches), np.inf, stretches).argmin(axis=1)
+    highest = starts + np.where(np.isnan(stretches), -np.inf, stretches).argmax(axis=1)
+    has_any = ~np.isnan(stretches).all(axis=1)
+    return np.unique(np.concatenate([[0], lowest[has_any], highest[has_any], [len(values) - 1]]))
 
 
 def draw_job(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
     """All curves of a job, and its KL by dimension for the heat map."""
+    numbers = [row.epoch for row in epochs]
     curves = {
-        name: _columns([(row.epoch, _round(getattr(row, name))) for row in epochs])
+        name: _make_curve(numbers, _as_array([getattr(row, name) for row in epochs]))
         for name in JOB_CURVES
     }
     return {"curves": curves, "kl": _draw_heat(epochs)}
@@ -62,20 +65,17 @@ def draw_job(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
 def draw_history(epochs: Sequence[JudgedEpoch], *, num_jobs: int) -> dict[str, Any]:
     """What a comparison overlays of one of its jobs."""
     limit = min(MAX_POINTS, max(MIN_POINTS, MAX_PANEL_POINTS // num_jobs))
-    kl = [row.val_kl_per_dimension for row in epochs]
-    columns: dict[str, Sequence[Value]] = {
-        "train_loss": [row.train_loss for row in epochs],
-        "train_pixel_accuracy": [row.train_pixel_accuracy for row in epochs],
-        "val_foreground_recall": [row.val_foreground_recall for row in epochs],
-        "val_foreground_iou": [row.val_foreground_iou for row in epochs],
-        "mean_kl": [sum(values) / len(values) if values else None for values in kl],
-        "min_kl": [min(values, default=None) for values in kl],
+    kl = np.array([row.val_kl_per_dimension for row in epochs]).reshape(len(epochs), -1)
+    columns = {
+        "train_loss": _as_array([row.train_loss for row in epochs]),
+        "train_pixel_accuracy": _as_array([row.train_pixel_accuracy for row in epochs]),
+        "val_foreground_recall": _as_array([row.val_foreground_recall for row in epochs]),
+        "val_foreground_iou": _as_array([row.val_foreground_iou for row in epochs]),
+        "mean_kl": kl.mean(axis=1) if kl.size else _as_array([]),
+        "min_kl": kl.min(axis=1) if kl.size else _as_array([]),
     }
     numbers = [row.epoch for row in epochs]
-    return {
-        name: _columns(list(zip(numbers, map(_round, values), strict=True)), limit=limit)
-        for name, values in columns.items()
-    }
+    return {name: _make_curve(numbers, values, limit=limit) for name, values in columns.items()}
 
 
 def _draw_heat(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
@@ -85,23 +85,26 @@ def _draw_heat(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
     shown = list(reversed(epochs[::-1][::step]))
     return {
         "epochs": [row.epoch for row in shown],
-        "values": [[_round(value) for value in row.val_kl_per_dimension] for row in shown],
+        "values": [_round(_as_array(row.val_kl_per_dimension)) for row in shown],
     }
 
 
-def _columns(points: Points, *, limit: int = MAX_POINTS) -> list[list[Any]]:
-    thinned = thin(points, limit=limit)
-    return [[epoch for epoch, _ in thinned], [value for _, value in thinned]]
+def _make_curve(
+    epochs: Sequence[int], values: Values, *, limit: int = MAX_POINTS
+) -> list[list[Any]]:
+    """Epochs and values, as two lists; where nothing was measured the value is None."""
+    kept = thin(values, limit=limit)
+    return [[epochs[i] for i in kept], _round(values[kept])]
 
 
-def _height(point: tuple[int, Value]) -> float:
-    value = point[1]
-    assert value is not None
-    return value
+def _as_array(values: Sequence[float | None]) -> Values:
+    return np.array(values, dtype=np.float64)
 
 
-def _round(value: Value) -> Value:
+def _round(values: Values) -> list[float | None]:
     """Five digits are finer than any screen; what is not finite is not drawn."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.5g}")
+    sizes = np.abs(np.where(np.isfinite(values) & (values != 0), values, 1.0))
+    # Scaled to five digits; a whole number over a power of ten has the shortest text.
+    scales = 10.0 ** np.clip(4 - np.floor(np.log10(sizes)), 0, 22)
+    rounded = np.where(np.isfinite(values), np.round(values * scales) / scales, np.nan)
+    return [value if value == value else None for value in rounded.tolist()]

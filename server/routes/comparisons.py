@@ -46,7 +46,10 @@ def find_entries(query: QueryDep, *, session: SessionDep) -> list[ReportEntry]:
     """The jobs that the query names, judged."""
     if bool(query.job_id) == bool(query.options):
         _refuse("job_id", "name jobs by job_id, or presets by options=a,b,c, and not both")
-    jobs = [find_job(session, job_id) for job_id in dict.fromkeys(query.job_id)]
+    asked = list(dict.fromkeys(query.job_id))
+    rows = select(Job).where(col(Job.id).in_([job_id for job_id in asked if job_id.isalnum()]))
+    known = {job.id: job for job in session.exec(rows)}
+    jobs = [known.get(job_id) or find_job(session, job_id) for job_id in asked]
     jobs += [_find_newest(session, option) for option in _parse_options(query.options)]
     histories = read_histories(session, [job.id for job in jobs])
     thresholds = query.thresholds()

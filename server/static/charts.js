@@ -92,6 +92,7 @@ const Charts = (() => {
 
     describe() {
       const [epochs, ...curves] = this.data;
+      this.box.dataset.numEpochs = epochs.length;
       const title = this.panel.querySelector("figcaption").firstChild.textContent.trim();
       const last = curves.slice(0, 8).map((values, index) => {
         const name = this.plot.series[index + 1].label;
