@@ -7,11 +7,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +15,22 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from conftest import TINY
 from long_histories import fill_database
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
-from test_events import find_free_port, wait_until_it_answers
+from page_views import (
+    WAIT_MS,
+    count_epochs,
+    find_barriers,
+    is_loaded,
+    is_marked,
+    mark,
+    read_interactive_ms,
+    wait_for_epochs,
+    wait_for_picture,
+    wait_until,
+)
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from service import Service
 
-LOSSLAB = str(Path(sys.executable).with_name("losslab"))
 TOKEN = "a-long-and-secret-token"
 HOSTILE = "<img src=x onerror=document.body.dataset.taken=1></script><script>alert(1)</script>"
 PHONE = {"width": 390, "height": 844}
@@ -39,7 +44,6 @@ CLOSED_NETWORK = [
     "--disable-domain-reliability",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
-WAIT_MS = 60_000
 
 expect.set_options(timeout=WAIT_MS)
 
@@ -47,59 +51,6 @@ pytestmark = pytest.mark.skipif(
     bool(os.environ.get("LOSSLAB_SKIP_BROWSER_TESTS")),
     reason="LOSSLAB_SKIP_BROWSER_TESTS asks to leave the browser tests out",
 )
-
-
-@dataclass
-class Service:
-    """A server, and a worker beside it, each a process that can be stopped alone."""
-
-    data_dir: Path
-    token: str = ""
-    port: int = field(default_factory=find_free_port)
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self, *names: str) -> None:
-        commands = {"server": ["serve", "--port", str(self.port)], "worker": ["worker"]}
-        environment = os.environ | {
-            "LOSSLAB_DATA_DIR": str(self.data_dir),
-            "LOSSLAB_API_TOKEN": self.token,
-            "LOSSLAB_POLL_SECONDS": "0.05",
-            "LOSSLAB_HEARTBEAT_SECONDS": "1",
-            "LOSSLAB_NUM_WORKERS": "2",  # one thread: the browser needs a core, too
-        }
-        for name in names:
-            self.processes[name] = subprocess.Popen(
-                [LOSSLAB, *commands[name]], env=environment, stderr=subprocess.DEVNULL
-            )
-        wait_until_it_answers(f"{self.url}/readyz")
-
-    def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
-        process = self.processes.pop(name)
-        process.send_signal(number)
-        process.wait(timeout=40)
-
-    def post(self, path: str, **body: Any) -> dict[str, Any]:
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        answer = httpx.post(f"{self.url}{path}", json=body, headers=headers, timeout=30)
-        job: dict[str, Any] = answer.raise_for_status().json()
-        return job
-
-    def train(self, option: str, **body: Any) -> dict[str, Any]:
-        """Post a tiny job."""
-        return self.post("/jobs", option=option, **TINY | body)
-
-    def wait(self, job_id: str, *, status: str = "succeeded") -> dict[str, Any]:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            job: dict[str, Any] = httpx.get(f"{self.url}/jobs/{job_id}", timeout=30).json()
-            if job["status"] == status:
-                return job
-            time.sleep(0.1)
-        raise TimeoutError(f"job {job_id} is {job['status']}, not {status}")
 
 
 @pytest.fixture(scope="session")
@@ -167,42 +118,6 @@ def open_page(browser: Browser, service: Service) -> Iterator[OpenPage]:
         context.close()
     assert errors == []
     assert {urlsplit(address).hostname for address in addresses} <= {"127.0.0.1", None}
-
-
-def mark(page: Page) -> None:
-    """What a reload would wipe out."""
-    page.evaluate("window.wasNotReloaded = true")
-
-
-def is_marked(page: Page) -> bool:
-    return bool(page.evaluate("window.wasNotReloaded === true"))
-
-
-def count_epochs(page: Page, panel: str = "loss") -> int:
-    plot = page.locator(f"[data-panel={panel}] .plot")
-    return int(plot.get_attribute("data-num-epochs") or 0)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Playwright's own wait_for_function compiles text, which the pages' policy forbids."""
-    deadline = time.monotonic() + WAIT_MS / 1000
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def wait_for_epochs(page: Page, num_epochs: int) -> None:
-    wait_until(lambda: count_epochs(page) >= num_epochs)
-
-
-def wait_for_picture(page: Page) -> str:
-    """The picture's address, once it is really there."""
-    wait_until(lambda: is_loaded(page.locator("#picture")))
-    return page.locator("#picture").get_attribute("src") or ""
-
-
-def is_loaded(image: Locator) -> bool:
-    return bool(image.evaluate("image => image.complete && image.naturalWidth > 0"))
 
 
 def test_job_is_posted_from_the_form_and_grows_before_ones_eyes(open_page: OpenPage) -> None:
@@ -412,16 +327,6 @@ def test_pages_have_no_serious_barrier(
         assert find_barriers(page) == [], path
 
 
-def find_barriers(page: Page) -> list[str]:
-    violations = Axe().run(page).response["violations"]
-    return [
-        f"{violation['id']}: {node['html']}"
-        for violation in violations
-        if violation["impact"] in ("serious", "critical")
-        for node in violation["nodes"]
-    ]
-
-
 def test_pages_fit_on_a_phone(open_page: OpenPage, trained: dict[str, dict[str, Any]]) -> None:
     ids = "&".join(f"job_id={job['id']}" for job in trained.values())
     for path in ("/", "/ui/jobs/new", f"/ui/compare?{ids}", f"/ui/jobs/{trained['a']['id']}"):
@@ -520,10 +425,3 @@ def test_hundred_long_jobs_are_compared_in_under_two_seconds(
         assert page.evaluate("document.querySelectorAll('[data-panel] canvas').length") == 6
     finally:
         big.stop("server")
-
-
-def read_interactive_ms(page: Page) -> float:
-    """When tables, curves and slider answered, counted from the click that asked for the page."""
-    moments = page.evaluate("performance.getEntriesByName('interactive').map((m) => m.startTime)")
-    (moment,) = moments
-    return float(moment)

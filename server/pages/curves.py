@@ -65,14 +65,14 @@ def draw_job(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
 def draw_history(epochs: Sequence[JudgedEpoch], *, num_jobs: int) -> dict[str, Any]:
     """What a comparison overlays of one of its jobs."""
     limit = min(MAX_POINTS, max(MIN_POINTS, MAX_PANEL_POINTS // num_jobs))
-    kl = np.array([row.val_kl_per_dimension for row in epochs]).reshape(len(epochs), -1)
+    kl = np.array([row.val_kl_per_dimension for row in epochs] or np.empty((0, 1)))
     columns = {
         "train_loss": _as_array([row.train_loss for row in epochs]),
         "train_pixel_accuracy": _as_array([row.train_pixel_accuracy for row in epochs]),
         "val_foreground_recall": _as_array([row.val_foreground_recall for row in epochs]),
         "val_foreground_iou": _as_array([row.val_foreground_iou for row in epochs]),
-        "mean_kl": kl.mean(axis=1) if kl.size else _as_array([]),
-        "min_kl": kl.min(axis=1) if kl.size else _as_array([]),
+        "mean_kl": kl.mean(axis=1),
+        "min_kl": kl.min(axis=1),
     }
     numbers = [row.epoch for row in epochs]
     return {name: _make_curve(numbers, values, limit=limit) for name, values in columns.items()}
