@@ -156,6 +156,7 @@ const Losslab = (() => {
     document.documentElement.classList.add("with-script");
     rememberLiveParts();
     localiseTimes(document);
+    for (const part of document.querySelectorAll("[data-follow]")) part.scrollTop = part.scrollHeight;
     if (byId("job-form")) followForm(byId("job-form"));
     followMarks();
     for (const form of document.querySelectorAll("[data-instant]")) {
