@@ -140,7 +140,11 @@ const Charts = (() => {
           value: legendValue,
         })),
       ],
-      legend: { show: legend, live: legend },
+      legend: {
+        show: legend,
+        live: legend,
+        markers: { dash: (chart, index) => (chart.series[index].dash?.length ? "dashed" : "solid") },
+      },
       focus: { alpha: 0.15 },
       cursor: { focus: { prox: curves.length > 1 ? 16 : -1 }, drag: { x: true, y: false } },
       plugins: [marks({ band, lines: marked })],
