@@ -29,6 +29,10 @@ class Service:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def datasets_dir(self) -> Path:
+        return self.data_dir / "datasets"
+
     def start(self, *names: str) -> None:
         commands = {"server": ["serve", "--port", str(self.port)], "worker": ["worker"]}
         environment = os.environ | {

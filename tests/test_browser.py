@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
 import pytest
 from long_histories import fill_database
 from page_views import (
@@ -193,19 +194,31 @@ def test_slider_moves_by_keys_and_by_mouse(
     expect(page.locator("#epoch-shown")).to_contain_text("best")
 
 
+@pytest.mark.parametrize("side", [8, 16, 28])
 def test_error_pictures_show_the_cells_that_are_wrong(
-    open_page: OpenPage, service: Service, trained: dict[str, dict[str, Any]]
+    open_page: OpenPage, service: Service, side: int
 ) -> None:
-    job_id = trained["c"]["id"]
-    page = open_page(f"/ui/jobs/{job_id}")
-    expect(page.locator("#samples li")).to_have_count(10)
-    expect(page.locator("#samples li").last).to_have_attribute("data-num-cells", "256")
-    pictures = httpx.get(f"{service.url}/jobs/{job_id}/reconstructions").json()["data"]
-    shown = [int(n) for n in page.locator("#samples li").evaluate_all(
-        "items => items.map((item) => item.dataset.numWrong)"
-    )]  # fmt: skip
+    grids = np.random.default_rng(side).integers(0, 10, (200, side, side))
+    service.datasets_dir.mkdir(exist_ok=True)
+    np.savez(service.datasets_dir / f"noise_{side}.npz", images=grids.astype(np.uint8))
+    job = service.train("c", dataset=f"noise_{side}", epochs=1)
+    service.wait(job["id"])
+    page = open_page(f"/ui/jobs/{job['id']}")
+    samples = page.locator("#samples li")
+    expect(samples).to_have_count(10)
+    expect(samples.last).to_have_attribute("data-num-cells", str(side**2))
+    pictures = httpx.get(f"{service.url}/jobs/{job['id']}/reconstructions").json()["data"]
+    shown = samples.evaluate_all("items => items.map((item) => Number(item.dataset.numWrong))")
     accuracies = [sample["pixel_accuracy"] for sample in pictures[-1]["samples"]]
-    assert shown == [round(256 * (1 - accuracy)) for accuracy in accuracies]
+    assert shown == [round(side**2 * (1 - accuracy)) for accuracy in accuracies]
+
+
+def test_many_dimensions_are_one_map(open_page: OpenPage, service: Service) -> None:
+    job = service.train("b", latent_dim=256, epochs=3)
+    page = open_page(f"/ui/jobs/{job['id']}")
+    wait_for_epochs(page, 3)
+    wait_until(lambda: count_epochs(page, "kl") == 3)
+    assert page.locator("[data-panel=kl] .u-legend tr").count() == 0
 
 
 def test_job_is_paused_resumed_and_cancelled_by_its_buttons(

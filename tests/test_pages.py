@@ -3,18 +3,17 @@
 import html
 import re
 
-import numpy as np
 import pytest
-from conftest import TINY, SubmitJob, drain, read
+from conftest import BOTH_DATABASES, TINY, SubmitJob, drain, read
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from server import job_queue
 from server.models import JobStatus, Option
-from server.pages.curves import thin
-from server.pages.rendering import encode_data, format_epochs
 from server.schemas import resolve_config
 from server.settings import Settings
+
+pytestmark = BOTH_DATABASES
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
 HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
@@ -252,12 +251,6 @@ def test_hostile_names_are_text(client: TestClient, engine: Engine) -> None:
     assert "<img src=x" not in page
 
 
-def test_data_for_scripts_cannot_leave_its_element() -> None:
-    data = encode_data({"label": HOSTILE + "<!--"})
-    assert "<" not in data
-    assert ">" not in data
-
-
 @pytest.mark.parametrize("path", ["/", "/ui/jobs/new", "/ui/compare", "/ui/jobs/0"])
 def test_pages_allow_nothing_but_their_own_files(client: TestClient, path: str) -> None:
     answer = client.get(path)
@@ -297,33 +290,3 @@ def test_api_knows_no_pages(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert "/" not in paths
     assert not [path for path in paths if path.startswith(("/ui", "/static"))]
-
-
-def test_thinned_curve_keeps_its_ends_and_peaks() -> None:
-    curve = np.arange(2000) % 7.0
-    curve[777], curve[1500] = 100.0, -100.0
-    kept = thin(curve, limit=200).tolist()
-    assert len(kept) <= 200
-    assert kept == sorted(set(kept))
-    assert {0, 777, 1500, 1999} <= set(kept)
-    assert thin(curve[:200], limit=200).tolist() == list(range(200))
-
-
-def test_thinned_curve_may_have_gaps() -> None:
-    assert thin(np.full(1000, np.nan), limit=100).tolist() == [0, 999]
-    curve = np.full(1000, np.nan)
-    curve[500] = 1.0
-    assert thin(curve, limit=100).tolist() == [0, 500, 999]
-
-
-@pytest.mark.parametrize(
-    ("epochs", "text"),
-    [
-        ([], "–"),
-        ([3], "3"),
-        ([1, 2, 3, 5], "1–3, 5"),
-        ([1, 3, 5, 7, 9, 11], "1, 3, 5, 7 and 2 more"),
-    ],
-)
-def test_epochs_are_listed_in_runs(epochs: list[int], text: str) -> None:
-    assert format_epochs(epochs) == text

@@ -50,7 +50,8 @@
     const line = at(0, 1);
     let scale = 1;
     while (scale <= PICTURE.side && at(scale, 1) !== line) scale += 1;
-    const size = Math.floor(PICTURE.side / scale);
+    let size = 1;
+    while (at(size * scale, 1) === line) size += 1;
     const middle = (i) => i * scale + Math.floor(scale / 2) + (scale < 4 ? 1 : 0);
     return Array.from({ length: size }, (_, y) =>
       Array.from({ length: size }, (_, x) => at(middle(x), middle(y))),
