@@ -86,15 +86,15 @@ def _judge_jobs(session: Session, jobs: Sequence[Job]) -> dict[str, Verdict]:
     """Verdicts on jobs. Those on ended ones are remembered: a list that is read again every other
     second shall not read thousands of epochs each time."""
     keys = {job.id: (job.id, job.status, job.attempt, job.epochs_completed) for job in jobs}
-    unknown = [job for job in jobs if keys[job.id] not in _known_verdicts]
+    known = {job_id: _known_verdicts.get(key) for job_id, key in keys.items()}
+    verdicts = {job_id: verdict for job_id, verdict in known.items() if verdict is not None}
+    unknown = [job for job in jobs if job.id not in verdicts]
     histories = read_histories(session, [job.id for job in unknown])
-    verdicts = {job.id: judge(job, histories[job.id]) for job in unknown}
-    verdicts |= {job.id: _known_verdicts[keys[job.id]] for job in jobs if job not in unknown}
+    verdicts |= {job.id: judge(job, histories[job.id]) for job in unknown}
     if len(_known_verdicts) > _MAX_KNOWN_VERDICTS:
         _known_verdicts.clear()
-    _known_verdicts.update(
-        {keys[job.id]: verdicts[job.id] for job in unknown if job.status.is_terminal}
-    )
+    ended = [job.id for job in unknown if job.status.is_terminal]
+    _known_verdicts.update({keys[job_id]: verdicts[job_id] for job_id in ended})
     return verdicts
 
 
