@@ -152,6 +152,7 @@ def test_job_is_posted_from_the_form_and_grows_before_ones_eyes(open_page: OpenP
 
 
 def test_list_follows_its_jobs_and_their_worker(open_page: OpenPage, service: Service) -> None:
+    service.wait(service.train("a")["id"])
     page = open_page("/")
     expect(page.locator("#rows tr").first).to_be_visible()
     mark(page)
@@ -266,6 +267,21 @@ def test_three_jobs_are_compared_and_exported(
     report = (tmp_path / "r.html").read_text()
     assert HOSTILE not in report
     assert set(re.findall(r'(?:src|href)="(.{5})', report)) == {"data:"}
+
+
+def test_comparison_follows_jobs_until_the_last_has_ended(
+    open_page: OpenPage, service: Service
+) -> None:
+    jobs = [service.train(option, epochs=2) for option in "ab"]
+    page = open_page("/ui/compare?" + "&".join(f"job_id={job['id']}" for job in jobs))
+    mark(page)
+    expect(page.locator("#criteria .succeeded")).to_have_count(2)
+    expect(page.locator("body")).to_have_attribute("data-refresh-seconds", "")
+    assert count_epochs(page, "train_loss") == 2
+    images = page.locator(".pictures img")
+    for index in range(2):
+        expect(images.nth(index)).to_have_attribute("src", re.compile("/2.png$"))
+    assert is_marked(page)
 
 
 def test_exported_report_is_whole_without_a_server(

@@ -95,6 +95,15 @@ def test_page_of_a_job_has_verdict_pictures_events_and_files(finished: Finished)
     assert "[EPOCH 2/2]" in page
 
 
+def test_page_that_is_live_is_not_sent_its_curves_again(finished: Finished) -> None:
+    client, ids = finished
+    url = f"/ui/jobs/{ids['b']}"
+    assert 'id="drawing"' in client.get(url).text
+    again = client.get(url, headers={"Losslab-Refresh": "1"}).text
+    assert 'id="drawing"' not in again
+    assert 'id="pictures"' in again
+
+
 def test_pages_show_moments_in_utc_for_the_script_to_translate(finished: Finished) -> None:
     client, ids = finished
     page = client.get(f"/ui/jobs/{ids['a']}").text

@@ -57,6 +57,8 @@ const Losslab = (() => {
     for (const fresh of page.querySelectorAll("[data-live]")) {
       const html = fresh.outerHTML;
       const old = byId(fresh.id);
+      // The first job turns an empty page into another one.
+      if (!old && !document.activeElement?.closest("form")) location.reload();
       if (!old || seen.get(fresh.id) === html) continue;
       seen.set(fresh.id, html);
       const rows = [...fresh.children];
@@ -90,13 +92,12 @@ const Losslab = (() => {
     if (isRefreshing) return true;
     isRefreshing = true;
     try {
-      const url = new URL(location.href);
-      url.searchParams.set("refresh", "1");
-      const answer = await fetch(url, { cache: "no-store" });
+      const answer = await fetch(location.href, { headers: { "Losslab-Refresh": "1" } });
       if (answer.redirected || answer.status === 404) location.reload();
       if (!answer.ok) throw new Error(`status ${answer.status}`);
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       updateParts(page);
+      document.body.dataset.refreshSeconds = page.body.dataset.refreshSeconds ?? "";
       tellConnection(false);
       for (const listener of listeners) listener();
       return true;
@@ -108,8 +109,11 @@ const Losslab = (() => {
     }
   }
 
-  async function keepFresh(seconds) {
+  // Until the server says that nothing will change any more.
+  async function keepFresh() {
     for (;;) {
+      const seconds = Number(document.body.dataset.refreshSeconds);
+      if (!seconds) return;
       await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
       if (!document.hidden) await refresh();
     }
@@ -167,8 +171,7 @@ const Losslab = (() => {
       if (event.target.method !== "post") return;
       setTimeout(() => event.target.querySelectorAll("button").forEach((b) => (b.disabled = true)));
     });
-    const seconds = Number(document.body.dataset.refreshSeconds);
-    if (seconds) keepFresh(seconds);
+    keepFresh();
   }
 
   start();
