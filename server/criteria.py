@@ -12,10 +12,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.curves import CurvePoint
-from server.models import EpochMetrics, FailureKind, Job, JobStatus
-
-Epochs = Sequence[CurvePoint | EpochMetrics]
+from server.histories import History
+from server.models import FailureKind, Job, JobStatus
 
 
 class CriterionStatus(StrEnum):
@@ -111,7 +109,7 @@ class Ranking(BaseModel):
     reason: str
 
 
-def judge(job: Job, metrics: Epochs, thresholds: Thresholds | None = None) -> Verdict:
+def judge(job: Job, metrics: History, thresholds: Thresholds | None = None) -> Verdict:
     """Judge a job by its epochs, oldest first."""
     thresholds = thresholds or Thresholds()
     criteria = [
@@ -155,7 +153,7 @@ def find_differences(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _judge_accuracy(metrics: Epochs, *, limits: Thresholds) -> Criterion:
+def _judge_accuracy(metrics: History, *, limits: Thresholds) -> Criterion:
     target = f"{limits.min_accuracy:.2f} to {limits.max_accuracy:.2f}"
     if not metrics:
         return _no_data("accuracy_in_range", target=target)
@@ -171,7 +169,7 @@ def _judge_accuracy(metrics: Epochs, *, limits: Thresholds) -> Criterion:
     )
 
 
-def _judge_mode_collapse(metrics: Epochs, *, job: Job, limits: Thresholds) -> Criterion:
+def _judge_mode_collapse(metrics: History, *, job: Job, limits: Thresholds) -> Criterion:
     name = "not_mode_collapsed"
     target = (
         f"foreground recall at least {limits.min_foreground_recall:.2f} and fewer than "
@@ -196,7 +194,7 @@ def _judge_mode_collapse(metrics: Epochs, *, job: Job, limits: Thresholds) -> Cr
     )
 
 
-def _judge_kl(metrics: Epochs, *, limits: Thresholds) -> Criterion:
+def _judge_kl(metrics: History, *, limits: Thresholds) -> Criterion:
     target = f"every dimension above {limits.min_kl_per_dimension:g} nats"
     if not metrics:
         return _no_data("kl_per_dimension", target=target)
@@ -214,7 +212,7 @@ def _judge_kl(metrics: Epochs, *, limits: Thresholds) -> Criterion:
     )
 
 
-def _judge_loss(metrics: Epochs, *, limits: Thresholds) -> Criterion:
+def _judge_loss(metrics: History, *, limits: Thresholds) -> Criterion:
     target = f"each epoch below the one before, within {limits.loss_tolerance:.0%}"
     losses = _reweigh(metrics)
     broken = [m.epoch for m, loss in zip(metrics, losses, strict=True) if not math.isfinite(loss)]
@@ -238,7 +236,7 @@ def _judge_loss(metrics: Epochs, *, limits: Thresholds) -> Criterion:
     )
 
 
-def _judge_stability(metrics: Epochs, *, limits: Thresholds) -> Criterion:
+def _judge_stability(metrics: History, *, limits: Thresholds) -> Criterion:
     target = (
         f"accuracy changes of at most {limits.max_accuracy_change:.2f}, loss rises of at most "
         f"{limits.max_loss_rise:.0%}, no step above {limits.max_spike_ratio:g}x the running median"
@@ -267,7 +265,7 @@ def _judge_stability(metrics: Epochs, *, limits: Thresholds) -> Criterion:
     )
 
 
-def _judge_completion(metrics: Epochs, *, job: Job) -> Criterion:
+def _judge_completion(metrics: History, *, job: Job) -> Criterion:
     planned = job.training_config.epochs
     done = metrics[-1].epoch if metrics else 0
     target = f"all {planned} planned epochs"
@@ -283,9 +281,10 @@ def _judge_completion(metrics: Epochs, *, job: Job) -> Criterion:
     )
 
 
-def _reweigh(metrics: Epochs) -> list[float]:
+def _reweigh(metrics: History) -> list[float]:
     """Each epoch's training loss as it would be at the last epoch's β."""
-    return [m.train_recon_loss + metrics[-1].beta * m.train_kl_loss for m in metrics]
+    beta = metrics[-1].beta if metrics else 0.0
+    return [m.train_recon_loss + beta * m.train_kl_loss for m in metrics]
 
 
 def _rises(losses: Sequence[float]) -> list[float]:
@@ -334,7 +333,7 @@ def _decide(job: Job, criteria: Sequence[Criterion]) -> Outcome:
 
 def _diagnose(
     job: Job,
-    metrics: Epochs,
+    metrics: History,
     *,
     criteria: Sequence[Criterion],
     thresholds: Thresholds,

@@ -18,6 +18,10 @@ from server import retention
 from server.database import open_database
 from server.event_feed import EventFeed
 from server.monitoring import RequestLog, StoreCollector
+from server.pages import comparison as comparison_page
+from server.pages import job as job_page
+from server.pages import jobs as jobs_page
+from server.pages import login, rendering
 from server.problems import install_problem_handlers
 from server.request_limits import MAX_BODY_BYTES, Deadlines, RateLimit
 from server.routes import comparisons, datasets, jobs, operations
@@ -62,8 +66,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.registry = registry
     install_problem_handlers(app)
-    for router in (jobs.router, comparisons.router, datasets.router, operations.router):
-        app.include_router(router)
+    for routes in (jobs, comparisons, datasets, operations):
+        app.include_router(routes.router)
+    for page in (jobs_page, job_page, comparison_page, login, rendering):
+        app.include_router(page.router)
     return app
 
 

@@ -1,10 +1,11 @@
 """Every error as RFC 9457 `application/problem+json`."""
 
 import logging
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -15,6 +16,7 @@ from server.database import OUTAGES
 from server.datasets import DatasetError, DatasetExistsError
 from server.idempotency import KeyReusedError
 from server.job_queue import JobStateError, QueueFullError
+from server.pages.rendering import is_page, render_page
 
 RETRY_AFTER_SECONDS = 5
 
@@ -49,42 +51,39 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def install_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
-    def on_http(request: Request, error: HTTPException) -> JSONResponse:
+    def on_http(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
         return respond(request, error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(RequestValidationError)
-    def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [
-            FieldError(field=_name_field(entry["loc"]), message=_explain(entry))
-            for entry in error.errors()
-        ]
+    def on_invalid(request: Request, error: RequestValidationError) -> Response:
+        errors = explain_errors(error.errors(), num_outer=1)
         return respond(request, 422, _list_errors(errors), errors=errors)
 
     @app.exception_handler(DatasetError)
-    def on_dataset(request: Request, error: DatasetError) -> JSONResponse:
+    def on_dataset(request: Request, error: DatasetError) -> Response:
         errors = [FieldError(field="dataset", message=str(error))]
         return respond(request, 422, _list_errors(errors), errors=errors)
 
     @app.exception_handler(KeyReusedError)
-    def on_reuse(request: Request, error: KeyReusedError) -> JSONResponse:
+    def on_reuse(request: Request, error: KeyReusedError) -> Response:
         errors = [FieldError(field="Idempotency-Key", message=str(error))]
         return respond(request, 422, _list_errors(errors), errors=errors)
 
     @app.exception_handler(ClientDisconnect)
-    def on_disconnect(request: Request, _error: ClientDisconnect) -> JSONResponse:
+    def on_disconnect(request: Request, _error: ClientDisconnect) -> Response:
         return respond(request, 400, "the request's body broke off")
 
     @app.exception_handler(DatasetExistsError)
     @app.exception_handler(JobStateError)
-    def on_state(request: Request, error: Exception) -> JSONResponse:
+    def on_state(request: Request, error: Exception) -> Response:
         return respond(request, 409, str(error))
 
     @app.exception_handler(QueueFullError)
-    def on_full(request: Request, error: QueueFullError) -> JSONResponse:
+    def on_full(request: Request, error: QueueFullError) -> Response:
         return respond(request, 429, str(error))
 
-    def on_outage(request: Request, error: Exception) -> JSONResponse:
+    def on_outage(request: Request, error: Exception) -> Response:
         _logger.warning("%s %s: the database is away: %s", request.method, request.url.path, error)
         detail = "the database does not answer, is locked or full; nothing was changed; try again"
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
@@ -94,10 +93,19 @@ def install_problem_handlers(app: FastAPI) -> None:
         app.add_exception_handler(outage, on_outage)
 
     @app.exception_handler(Exception)
-    def on_fault(request: Request, error: Exception) -> JSONResponse:
-        _logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    def on_fault(request: Request, error: Exception) -> Response:
+        request_id = request.state.request_id
+        _logger.error("request %s failed", request_id, exc_info=error)
         detail = "an error of the server; its log has more under this request_id"
         return respond(request, 500, detail)
+
+
+def explain_errors(errors: Iterable[Any], *, num_outer: int = 0) -> list[FieldError]:
+    """Pydantic's errors by field; `num_outer` parts of a location, like `body`, are no field."""
+    return [
+        FieldError(field=_name_field(entry["loc"], num_outer=num_outer), message=_explain(entry))
+        for entry in errors
+    ]
 
 
 def respond(
@@ -107,7 +115,7 @@ def respond(
     *,
     errors: list[FieldError] | None = None,
     headers: dict[str, str] | None = None,
-) -> JSONResponse:
+) -> Response:
     """The answer that tells of a problem; it carries the request's id."""
     problem = Problem(
         title=HTTPStatus(status).phrase,
@@ -117,6 +125,10 @@ def respond(
         errors=errors,
         request_id=getattr(request.state, "request_id", None),
     )
+    if is_page(request.url.path):
+        page = render_page("problem.html", request, status_code=status, problem=problem)
+        page.headers.update(headers or {})
+        return page
     return JSONResponse(
         problem.model_dump(exclude_none=True),
         status_code=status,
@@ -125,9 +137,10 @@ def respond(
     )
 
 
-def _name_field(location: tuple[int | str, ...]) -> str:
+def _name_field(location: tuple[int | str, ...], *, num_outer: int) -> str:
     """`("body", "epochs")` is `epochs`; the body as a whole is `body`."""
-    return ".".join(str(part) for part in location[1:]) or str(location[0])
+    names = [str(part) for part in location]
+    return ".".join(names[num_outer:]) or "".join(names[:1]) or "body"
 
 
 def _explain(error: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from server.criteria import Criterion, CriterionStatus, Epochs, Thresholds, Verdict
+from server.criteria import Criterion, CriterionStatus, Thresholds, Verdict
+from server.histories import History
 from server.models import Job, utc_now
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class ReportEntry:
 
     job: Job
     verdict: Verdict
-    metrics: Epochs
+    metrics: History
     reconstruction_png: bytes | None = None
     reconstruction_epoch: int | None = None
 

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.problems import respond
-from server.security import OPEN_PATHS
+from server.security import HEALTH_PATHS
 
 #: A request line with all headers; more is answered 400.
 MAX_HEADER_BYTES: Final = 16 * 1024
@@ -111,7 +111,7 @@ class RateLimit:
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
             await self._app(scope, receive, send)
             return
         request = Request(scope)

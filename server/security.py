@@ -1,18 +1,29 @@
-"""Who may ask: the bearers of tokens, by the right name, and no page of another site."""
+"""Who may ask: the bearers of tokens, by the right name, and no page of another site.
 
-import secrets
+Browsers send the token in a cookie, which the login page sets.
+"""
+
+import base64
+import binascii
+from http.cookies import CookieError, SimpleCookie
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.pages.rendering import is_page
 from server.problems import respond
-from server.tokens import ApiToken, TokenScope, hash_token
+from server.tokens import ApiToken, TokenScope, find_token
 
-OPEN_PATHS: Final = ("/healthz", "/readyz")
+TOKEN_COOKIE: Final = "losslab_token"
+#: What a probe asks, often, and without a token.
+HEALTH_PATHS: Final = ("/healthz", "/readyz")
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
+_OPEN_PATHS: Final = (*HEALTH_PATHS, "/ui/login", "/ui/logout")
+_OPEN_PREFIX: Final = "/static/"
 #: Sent with every answer; a route that serves a page sets a policy of its own.
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -23,14 +34,32 @@ _HEADERS: Final = {
 _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
 
-def read_token(headers: Headers) -> str:
-    """What the request carries as its bearer token (RFC 6750), or the empty string."""
+def read_token(headers: Headers, *, method: str) -> str:
+    """The token that a request carries (RFC 6750), or nothing. A cookie, which browsers send
+    unasked, only counts for a change that one of our own pages asks for."""
     scheme, _, secret = headers.get("Authorization", "").partition(" ")
-    return secret.strip() if scheme.lower() == "bearer" else ""
+    if scheme.lower() == "bearer":
+        return secret
+    if method not in SAFE_METHODS and not is_same_origin(headers):
+        return ""
+    return _read_cookie(headers)
+
+
+def is_same_origin(headers: Headers) -> bool:
+    """Whether a browser says that one of our own pages sent this; silence is no proof."""
+    if site := headers.get("Sec-Fetch-Site"):
+        return site == "same-origin"
+    return bool(headers.get("Origin")) and urlsplit(headers["Origin"]).netloc == headers.get("Host")
+
+
+def encode_token(token: str) -> str:
+    """A token in the letters that a cookie may have."""
+    return base64.urlsafe_b64encode(token.encode()).decode("ascii")
 
 
 class Authentication:
-    """Answers 401 unless the request carries a token, and 403 if that may only read.
+    """Answers 401 unless the request carries a token, and 403 if that may only read; pages lead
+    to the login.
 
     The token's name is `request.state.token_name` from here on.
     """
@@ -40,30 +69,19 @@ class Authentication:
         self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or _is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        token = self._find_token(read_token(request.headers))
+        token = find_token(read_token(request.headers, method=request.method), self._tokens)
         if token is None:
-            detail = "send a token of this service as `Authorization: Bearer TOKEN`"
-            answer = respond(request, 401, detail, headers={"WWW-Authenticate": "Bearer"})
-            await answer(scope, receive, send)
+            await _ask_for_token(request)(scope, receive, send)
         elif token.scope is TokenScope.read and request.method not in SAFE_METHODS:
             detail = f"the token {token.name!r} may only read; {request.method} needs a full one"
             await respond(request, 403, detail)(scope, receive, send)
         else:
             request.state.token_name = token.name
             await self._app(scope, receive, send)
-
-    def _find_token(self, secret: str) -> ApiToken | None:
-        """Takes as long for a token that is nearly right as for any other."""
-        given = hash_token(secret)
-        found = None
-        for token in self._tokens:
-            if secrets.compare_digest(given, token.sha256):
-                found = token
-        return found
 
 
 class SameOrigin:
@@ -128,3 +146,25 @@ def _add_headers(send: Send) -> Send:
         await send(message)
 
     return send_with_headers
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX)
+
+
+def _ask_for_token(request: Request) -> Response:
+    if is_page(request.url.path):
+        target = request.url.path if request.method == "GET" else "/"
+        if request.url.query and request.method == "GET":
+            target += f"?{request.url.query}"
+        return RedirectResponse(f"/ui/login?next={quote(target, safe='')}", status_code=303)
+    detail = "send a token of this service as `Authorization: Bearer TOKEN`"
+    return respond(request, 401, detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _read_cookie(headers: Headers) -> str:
+    try:
+        cookie = SimpleCookie(headers.get("Cookie", "")).get(TOKEN_COOKIE)
+        return base64.urlsafe_b64decode(cookie.value).decode() if cookie is not None else ""
+    except (CookieError, binascii.Error, ValueError):
+        return ""

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Self
@@ -48,6 +49,16 @@ class ApiToken:
 
     def __str__(self) -> str:
         return f"{self.name}:{self.scope}:{self.sha256}"
+
+
+def find_token(secret: str, tokens: Iterable[ApiToken]) -> ApiToken | None:
+    """The token of this secret. Takes as long for one that is nearly right as for any other."""
+    given = hash_token(secret)
+    found = None
+    for token in tokens:
+        if secrets.compare_digest(given, token.sha256):
+            found = token
+    return found
 
 
 def new_secret() -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import many_jobs
 import pytest
-from conftest import BOTH_DATABASES, MakeSettings
+from conftest import BOTH_DATABASES, MakeSettings, open_client
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 from sqlmodel import Session, func, select
@@ -26,7 +26,7 @@ def laboratory(
     tmp_path_factory: pytest.TempPathFactory, make_settings: MakeSettings
 ) -> Iterator[TestClient]:
     app = create_app(make_settings(tmp_path_factory.mktemp("laboratory")))
-    with TestClient(app) as client:
+    with open_client(app) as client:
         many_jobs.fill(app.state.engine, num_jobs=NUM_JOBS, num_epochs=1)
         yield client
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import many_jobs
 import pytest
-from conftest import BOTH_DATABASES, MakeSettings
+from conftest import BOTH_DATABASES, MakeSettings, open_client
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Connection, Engine, event, text
@@ -84,7 +84,7 @@ def store(
     if database == "postgresql" and not has_statistics:
         pytest.skip("it makes them by itself")
     app: FastAPI = create_app(make_settings(tmp_path_factory.mktemp("crowded")))
-    with TestClient(app) as client:
+    with open_client(app) as client:
         engine: Engine = app.state.engine
         many_jobs.fill(engine, num_jobs=NUM_JOBS, num_epochs=NUM_EPOCHS)
         if has_statistics:

@@ -9,8 +9,8 @@ from sqlmodel import Session, col, select
 
 from server.artifacts import JobFiles
 from server.criteria import Thresholds, find_differences, judge, rank
-from server.curves import read_curve_points
 from server.dependencies import SessionDep, SettingsDep, find_jobs, refuse_query
+from server.histories import History, read_histories
 from server.models import Artifact, ArtifactKind, Job, JobStatus, Option
 from server.problems import PROBLEM_RESPONSES
 from server.reports import ReportEntry, render_curves, render_html, render_markdown
@@ -46,12 +46,13 @@ def find_entries(query: QueryDep, *, session: SessionDep) -> list[ReportEntry]:
         refuse_query("job_id", "name jobs by job_id, or presets by options=a,b,c, and not both")
     jobs = find_jobs(session, query.job_id)
     jobs += [_find_newest(session, option) for option in _parse_options(query.options)]
-    curves = read_curve_points(session, [job.id for job in jobs])
+    histories = read_histories(session, [job.id for job in jobs])
     thresholds = query.thresholds()
-    return [
-        ReportEntry(job=job, verdict=judge(job, curves[job.id], thresholds), metrics=curves[job.id])
-        for job in jobs
-    ]
+    return [_make_entry(job, history=histories[job.id], thresholds=thresholds) for job in jobs]
+
+
+def _make_entry(job: Job, *, history: History, thresholds: Thresholds) -> ReportEntry:
+    return ReportEntry(job=job, verdict=judge(job, history, thresholds), metrics=history)
 
 
 EntriesDep = Annotated[list[ReportEntry], Depends(find_entries)]
@@ -71,13 +72,18 @@ def read_curves(entries: EntriesDep, *, query: QueryDep) -> Response:
     return Response(curves, media_type="image/png", headers=headers)
 
 
+#: The report's styles and pictures are within it, and it has no script.
+_REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+
+
 @router.get("/report.html", response_class=HTMLResponse)
 def read_html_report(
     entries: EntriesDep, *, query: QueryDep, session: SessionDep, settings: SettingsDep
-) -> str:
+) -> Response:
     """One file with everything in it, to keep or to send."""
     pictured = [_add_picture(entry, session=session, settings=settings) for entry in entries]
-    return render_html(pictured, make_comparison(entries), thresholds=query.thresholds())
+    html = render_html(pictured, make_comparison(entries), thresholds=query.thresholds())
+    return HTMLResponse(html, headers={"Content-Security-Policy": _REPORT_POLICY})
 
 
 @router.get("/report.md", response_class=PlainTextResponse)

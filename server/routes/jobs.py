@@ -3,18 +3,19 @@
 import json
 import re
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import StringConstraints
+from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from server import job_queue, retention
 from server.artifacts import JobFiles
 from server.criteria import Thresholds, Verdict, judge
-from server.curves import read_curve_points
 from server.datasets import check_dataset
 from server.dependencies import (
     LABELS_PARAMETER,
@@ -32,6 +33,7 @@ from server.dependencies import (
     read_epochs,
 )
 from server.event_feed import EventFeed, read_events
+from server.histories import read_histories
 from server.idempotency import Answer, do_once
 from server.job_list import JobFilter, read_page
 from server.models import Artifact, ArtifactKind, Job, JobStatus, Option
@@ -50,6 +52,7 @@ from server.schemas import (
     ReconstructionList,
     ResumeRequest,
 )
+from server.settings import Settings
 
 MAX_PAGE_SIZE = 100
 MAX_LOG_LINES = 10_000
@@ -75,22 +78,7 @@ def create_job(
     With `Idempotency-Key` the same request, sent again within a day, gets the same answer and
     makes no second job.
     """
-
-    def submit(also: Callable[[Session, Job], None] | None = None) -> Job:
-        config = request.resolve_config()
-        check_dataset(config.dataset, datasets_dir=settings.datasets_dir)
-        return job_queue.submit(
-            engine,
-            option=request.option,
-            config=config,
-            quick_test=request.quick_test,
-            name=request.name,
-            labels=request.metadata,
-            priority=request.priority,
-            max_queued_jobs=settings.max_queued_jobs,
-            also=also,
-        )
-
+    submit = partial(submit_job, request, engine=engine, settings=settings)
     if idempotency_key is None:
         answer = _describe(submit())
     else:
@@ -106,6 +94,29 @@ def create_job(
     if answer.is_replayed:
         headers["Idempotency-Replayed"] = "true"
     return Response(answer.body, status_code=201, media_type="application/json", headers=headers)
+
+
+def submit_job(
+    request: JobRequest,
+    *,
+    engine: Engine,
+    settings: Settings,
+    also: Callable[[Session, Job], None] | None = None,
+) -> Job:
+    """Queue what the request asks for; `also` runs within the same transaction."""
+    config = request.resolve_config()
+    check_dataset(config.dataset, datasets_dir=settings.datasets_dir)
+    return job_queue.submit(
+        engine,
+        option=request.option,
+        config=config,
+        quick_test=request.quick_test,
+        name=request.name,
+        labels=request.metadata,
+        priority=request.priority,
+        max_queued_jobs=settings.max_queued_jobs,
+        also=also,
+    )
 
 
 @router.get("", openapi_extra={"parameters": [LABELS_PARAMETER]})
@@ -216,7 +227,7 @@ def read_verdict(
     job: JobDep, *, session: SessionDep, thresholds: Annotated[Thresholds, Query()]
 ) -> Verdict:
     """Judged on the spot; every threshold can be overridden."""
-    return judge(job, read_curve_points(session, [job.id])[job.id], thresholds)
+    return judge(job, read_histories(session, [job.id])[job.id], thresholds)
 
 
 @router.get("/{job_id}/reconstructions")

@@ -1,0 +1,104 @@
+"""The page of one job: what it learns while it learns, and what it was asked to do."""
+
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.responses import RedirectResponse
+from sqlmodel import Session, col, select
+
+from server import job_queue
+from server.criteria import Thresholds, judge
+from server.dependencies import EngineDep, JobDep, JobFilesDep, SessionDep, read_epochs
+from server.models import Job, JobEvent, JobStatus
+from server.pages.curves import draw_job
+from server.pages.login import FormDep, stay_here
+from server.pages.rendering import render_page
+from server.routes.jobs import list_checkpoints, list_reconstructions
+from server.schemas import JobPublic, ResumeRequest
+
+NUM_EVENTS = 100
+NUM_LOG_LINES = 100
+NUM_TABLE_EPOCHS = 10
+
+router = APIRouter(prefix="/ui/jobs", include_in_schema=False)
+
+_ACTIONS = {
+    JobStatus.queued: ("pause", "cancel"),
+    JobStatus.running: ("pause", "cancel"),
+    JobStatus.paused: ("resume", "cancel"),
+    JobStatus.failed: ("resume",),
+    JobStatus.cancelled: ("resume",),
+    JobStatus.succeeded: ("extend",),
+}
+
+
+@router.get("/{job_id}")
+def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFilesDep) -> Response:
+    events = _read_newest_events(session, job)
+    epochs = read_epochs(session, [job.id])[job.id]
+    thresholds = Thresholds()
+    summary = job.dataset_summary or {}
+    return render_page(
+        "job.html",
+        request,
+        job=JobPublic.of(job),
+        actions=list_actions(job),
+        verdict=judge(job, epochs, thresholds),
+        thresholds=thresholds,
+        final=epochs[-1] if epochs else None,
+        table_epochs=epochs[: -NUM_TABLE_EPOCHS - 1 : -1],
+        events=events,
+        log=files.read_log(tail=NUM_LOG_LINES),
+        checkpoints=list_checkpoints(job, session=session).data[::-1],
+        pictures=_describe_pictures(session, job),
+        drawing=draw_job(epochs)
+        | {
+            "after": events[0].id if events else 0,
+            "background_share": summary.get("background_share"),
+            "thresholds": thresholds.model_dump(),
+        },
+    )
+
+
+@router.post("/{job_id}/{action}")
+def change_job(job: JobDep, *, action: str, engine: EngineDep, form: FormDep) -> Response:
+    """Cancel, pause or resume a job, and go back to where the button was."""
+    match action:
+        case "cancel":
+            job_queue.cancel(engine, job.id)
+        case "pause":
+            job_queue.pause(engine, job.id)
+        case "resume":
+            job_queue.resume(engine, job.id, num_epochs=_read_num_epochs(form))
+        case _:
+            raise HTTPException(404, f"a job cannot be made to {action!r}")
+    return RedirectResponse(stay_here(form.get("next", f"/ui/jobs/{job.id}")), status_code=303)
+
+
+def list_actions(job: Job | JobPublic) -> tuple[str, ...]:
+    """What can be asked of a job now."""
+    if job.cancel_requested_at is not None and not job.status.is_terminal:
+        return ()
+    if job.pause_requested_at is not None and job.status == JobStatus.running:
+        return ("resume", "cancel")
+    return _ACTIONS[JobStatus(job.status)]
+
+
+def _read_num_epochs(form: dict[str, str]) -> int | None:
+    given = form.get("epochs", "").strip()
+    if not given:
+        return None
+    try:
+        return ResumeRequest.model_validate({"epochs": given}).epochs
+    except ValueError:
+        raise HTTPException(422, f"epochs: a whole number up to 1000, not {given[:20]!r}") from None
+
+
+def _read_newest_events(session: Session, job: Job) -> list[JobEvent]:
+    events = select(JobEvent).where(JobEvent.job_id == job.id)
+    return list(session.exec(events.order_by(col(JobEvent.id).desc()).limit(NUM_EVENTS)))
+
+
+def _describe_pictures(session: Session, job: Job) -> list[dict[str, Any]]:
+    pictures = list_reconstructions(job, session=session).data
+    return [p.model_dump(include={"epoch", "is_best", "url", "samples"}) for p in pictures]

@@ -1,0 +1,108 @@
+// The comparison: curves of all jobs over each other, pictures of all jobs on one slider.
+"use strict";
+
+(() => {
+  const { byId, readData } = Losslab;
+  const NUM_COLOURS = 7;
+  const share = () => [0, 1];
+
+  let drawing = readData("drawing");
+  const { thresholds } = drawing;
+  const settings = {
+    train_pixel_accuracy: {
+      range: share,
+      band: () => [thresholds.min_accuracy, thresholds.max_accuracy],
+      marked: () => drawing.background_shares,
+    },
+    val_foreground_recall: { range: share, marked: () => [thresholds.min_foreground_recall] },
+    val_foreground_iou: { range: (_, low, high) => [0, Math.max(high, 0.1) * 1.05] },
+    min_kl: { marked: () => [thresholds.min_kl_per_dimension] },
+  };
+
+  const curves = drawing.jobs.map(({ label }, index) => ({
+    label,
+    colour: index % NUM_COLOURS,
+    dash: Math.floor(index / NUM_COLOURS),
+  }));
+  const dataOf = (name) => Charts.join(drawing.jobs.map((job) => job.curves[name]));
+  const charts = [...document.querySelectorAll("[data-panel]")].map((panel) => {
+    const name = panel.dataset.panel;
+    const options = { curves, legend: curves.length <= 6, ...settings[name] };
+    return { name, chart: Charts.lines(panel, options, dataOf(name)) };
+  });
+
+  // Pointing at a row of the table brings out its curves.
+  const table = byId("criteria");
+  const highlight = (event) => {
+    const row = event.type.endsWith("out") ? null : event.target.closest("[data-series]");
+    for (const { chart } of charts) chart.highlight(row ? Number(row.dataset.series) : null);
+  };
+  for (const kind of ["mouseover", "mouseout", "focusin", "focusout"]) {
+    table.addEventListener(kind, highlight);
+  }
+
+  // The slider runs over all epochs of which any job has a picture; a job that has none of an epoch
+  // shows its last one before.
+  const slider = byId("epoch-slider");
+  let pictures = {};
+  let epochs = [];
+
+  const newest = (list, epoch) => list.findLast((e) => e <= epoch) ?? list[0];
+  const urlOf = (jobId, epoch) => `/jobs/${jobId}/reconstructions/${epoch}.png`;
+
+  function showPictures() {
+    const epoch = epochs[slider.valueAsNumber];
+    document.querySelector(".slider").hidden = epoch === undefined;
+    if (epoch === undefined) return;
+    byId("epoch-shown").textContent = `epoch ${epoch}`;
+    slider.setAttribute("aria-valuetext", `epoch ${epoch}`);
+    for (const figure of document.querySelectorAll(".pictures figure")) {
+      const { jobId } = figure.dataset;
+      const shown = newest(pictures[jobId], epoch);
+      if (shown === undefined) continue;
+      const image = figure.querySelector("img");
+      const url = urlOf(jobId, shown);
+      figure.querySelector(".shown").textContent = `epoch ${shown}`;
+      if (image.getAttribute("src") === url) continue;
+      image.hidden = false;
+      image.src = url;
+    }
+  }
+
+  // Only of those that are in view: a hundred jobs have many neighbours.
+  function preloadNeighbours() {
+    for (const figure of document.querySelectorAll(".pictures figure")) {
+      const { top, bottom } = figure.getBoundingClientRect();
+      if (bottom < 0 || top > innerHeight) continue;
+      for (const near of [-1, 1]) {
+        const epoch = epochs[slider.valueAsNumber + near];
+        const shown = epoch === undefined ? undefined : newest(pictures[figure.dataset.jobId], epoch);
+        if (shown !== undefined) new Image().src = urlOf(figure.dataset.jobId, shown);
+      }
+    }
+  }
+
+  function takePictures() {
+    const wasLatest = slider.valueAsNumber >= epochs.length - 1;
+    pictures = readData("pictures");
+    epochs = [...new Set(Object.values(pictures).flat())].sort((a, b) => a - b);
+    slider.max = Math.max(0, epochs.length - 1);
+    if (wasLatest) slider.value = epochs.length - 1;
+    showPictures();
+  }
+
+  slider.addEventListener("input", () => {
+    showPictures();
+    preloadNeighbours();
+  });
+  let shown = JSON.stringify(drawing);
+  Losslab.listeners.push(() => {
+    drawing = readData("drawing");
+    const text = JSON.stringify(drawing);
+    if (text !== shown) for (const { name, chart } of charts) chart.setData(dataOf(name));
+    shown = text;
+    takePictures();
+  });
+  takePictures();
+  performance.mark("interactive");
+})();

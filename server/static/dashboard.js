@@ -1,0 +1,179 @@
+// What all pages share: local times, live parts, the job form. The pages work without it.
+"use strict";
+
+const Losslab = (() => {
+  const RETRY_SECONDS = 2;
+  const seen = new Map(); // what the server last sent of each live part
+  const listeners = [];
+  let isRefreshing = false;
+
+  const byId = (id) => document.getElementById(id);
+
+  function readData(id, root = document) {
+    const element = root.getElementById(id);
+    return element ? JSON.parse(element.textContent) : null;
+  }
+
+  // Times come in UTC and are shown as the reader's clock has them.
+  const today = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+  const otherDay = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+
+  function localiseTimes(root) {
+    for (const element of root.querySelectorAll("time:not([data-age])")) {
+      const moment = new Date(element.dateTime);
+      const isToday = moment.toDateString() === new Date().toDateString();
+      element.title = moment.toLocaleString(undefined, { dateStyle: "full", timeStyle: "long" });
+      element.textContent = (isToday ? today : otherDay).format(moment);
+    }
+  }
+
+  function rememberLiveParts() {
+    for (const part of document.querySelectorAll("[data-live]")) seen.set(part.id, part.outerHTML);
+  }
+
+  const focusable = "a[href], button, input, select, summary, [tabindex]";
+
+  // Puts the server's newest version of a part in place of the old one: row by row where rows have
+  // ids, and with the focus and the marks where the reader left them.
+  function replacePart(old, fresh) {
+    const isFollowing =
+      "follow" in old.dataset && old.scrollTop + old.clientHeight >= old.scrollHeight - 8;
+    for (const name of old.getAttributeNames()) {
+      if (!fresh.hasAttribute(name)) old.removeAttribute(name);
+    }
+    for (const name of fresh.getAttributeNames()) old.setAttribute(name, fresh.getAttribute(name));
+    const before = [...old.querySelectorAll(focusable)];
+    const focused = before.indexOf(document.activeElement);
+    const marked = new Set(before.filter((box) => box.checked).map((box) => box.value));
+    old.replaceChildren(...document.adoptNode(fresh).childNodes);
+    const after = [...old.querySelectorAll(focusable)];
+    for (const box of after) if (marked.has(box.value) && box.type === "checkbox") box.checked = true;
+    if (focused >= 0) after[Math.min(focused, after.length - 1)]?.focus({ preventScroll: true });
+    localiseTimes(old);
+    if (isFollowing) old.scrollTop = old.scrollHeight;
+  }
+
+  function updateParts(page) {
+    for (const fresh of page.querySelectorAll("[data-live]")) {
+      const html = fresh.outerHTML;
+      const old = byId(fresh.id);
+      // The first job turns an empty page into another one.
+      if (!old && !document.activeElement?.closest("form")) location.reload();
+      if (!old || seen.get(fresh.id) === html) continue;
+      seen.set(fresh.id, html);
+      const rows = [...fresh.children];
+      const hasSameRows =
+        rows.length > 0 &&
+        rows.length === old.children.length &&
+        rows.every((row, index) => row.id && row.id === old.children[index].id);
+      if (hasSameRows) {
+        for (const row of rows) {
+          if (seen.get(row.id) === row.outerHTML) continue;
+          seen.set(row.id, row.outerHTML);
+          replacePart(byId(row.id), row);
+        }
+      } else {
+        replacePart(old, fresh);
+      }
+    }
+  }
+
+  function tellConnection(isAway) {
+    const text = isAway ? "The server does not answer. This page tries again by itself." : "";
+    if (byId("connection").textContent !== text) byId("connection").textContent = text;
+  }
+
+  function announce(text) {
+    byId("announcement").textContent = text;
+  }
+
+  // Asks for this page again and shows what has changed. Says whether the server answered.
+  async function refresh() {
+    if (isRefreshing) return true;
+    isRefreshing = true;
+    try {
+      const answer = await fetch(location.href, { headers: { "Losslab-Refresh": "1" } });
+      if (answer.redirected || answer.status === 404) location.reload();
+      if (!answer.ok) throw new Error(`status ${answer.status}`);
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      updateParts(page);
+      document.body.dataset.refreshSeconds = page.body.dataset.refreshSeconds ?? "";
+      tellConnection(false);
+      for (const listener of listeners) listener();
+      return true;
+    } catch {
+      tellConnection(true);
+      return false;
+    } finally {
+      isRefreshing = false;
+    }
+  }
+
+  // Until the server says that nothing will change any more.
+  async function keepFresh() {
+    for (;;) {
+      const seconds = Number(document.body.dataset.refreshSeconds);
+      if (!seconds) return;
+      await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+      if (!document.hidden) await refresh();
+    }
+  }
+
+  // The resolved configuration follows what is typed.
+  function followForm(form) {
+    const ask = async () => {
+      const query = new URLSearchParams(new FormData(form));
+      for (const [key, value] of [...query]) if (!value) query.delete(key);
+      try {
+        const answer = await fetch(`/ui/jobs/new?${query}`);
+        const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+        const fresh = page.getElementById("preview");
+        if (fresh) byId("preview").replaceChildren(...document.adoptNode(fresh).childNodes);
+        for (const input of page.querySelectorAll(".overrides input")) {
+          form.elements[input.name].placeholder = input.placeholder;
+        }
+      } catch {
+        tellConnection(true);
+      }
+    };
+    let timer = 0;
+    form.addEventListener("input", () => {
+      clearTimeout(timer);
+      timer = setTimeout(ask, 200);
+    });
+  }
+
+  function followMarks() {
+    const count = byId("num-chosen");
+    if (!count) return;
+    const tell = () => {
+      const marked = document.querySelectorAll("input[name=job_id]:checked").length;
+      count.textContent = marked ? `${marked} marked` : "the marked jobs";
+      count.closest("button").disabled = !marked;
+    };
+    document.addEventListener("change", tell);
+    listeners.push(tell);
+    tell();
+  }
+
+  function start() {
+    document.documentElement.classList.add("with-script");
+    rememberLiveParts();
+    localiseTimes(document);
+    for (const part of document.querySelectorAll("[data-follow]")) part.scrollTop = part.scrollHeight;
+    if (byId("job-form")) followForm(byId("job-form"));
+    followMarks();
+    for (const form of document.querySelectorAll("[data-instant]")) {
+      form.addEventListener("change", () => form.requestSubmit());
+    }
+    // A second click on a button that changes something would ask for it twice.
+    document.addEventListener("submit", (event) => {
+      if (event.target.method !== "post") return;
+      setTimeout(() => event.target.querySelectorAll("button").forEach((b) => (b.disabled = true)));
+    });
+    keepFresh();
+  }
+
+  start();
+  return { RETRY_SECONDS, announce, byId, listeners, readData, refresh, tellConnection };
+})();

@@ -1,0 +1,175 @@
+// The page of one job: curves that grow with each epoch.
+"use strict";
+
+(() => {
+  const { byId, readData } = Losslab;
+  const jobId = document.body.dataset.jobId;
+  const drawing = readData("drawing");
+  const { thresholds } = drawing;
+  const share = () => [0, 1];
+
+  const columns = drawing.curves;
+  const pick = (...names) => Charts.join(names.map((name) => columns[name]));
+  const panel = (name) => document.querySelector(`[data-panel=${name}]`);
+  const heatData = () => {
+    const { epochs, values } = drawing.kl;
+    const num = values.length ? values.at(-1).length : 1;
+    return [epochs, ...Array.from({ length: num }, (_, d) => values.map((row) => row[d] ?? null))];
+  };
+
+  const panels = [
+    {
+      names: ["train_loss", "train_recon_loss", "train_kl_loss", "val_loss", "val_recon_loss"],
+      draw: (data) =>
+        Charts.lines(
+          panel("loss"),
+          {
+            curves: [
+              { label: "total" },
+              { label: "reconstruction" },
+              { label: "KL" },
+              { label: "val. total", colour: 0, dash: 1 },
+              { label: "val. reconstruction", colour: 1, dash: 1 },
+            ],
+          },
+          data,
+        ),
+    },
+    {
+      names: ["train_pixel_accuracy", "val_pixel_accuracy"],
+      draw: (data) =>
+        Charts.lines(
+          panel("accuracy"),
+          {
+            curves: [{ label: "training" }, { label: "validation", dash: 1 }],
+            range: share,
+            band: () => [thresholds.min_accuracy, thresholds.max_accuracy],
+            marked: () => (drawing.background_share ? [drawing.background_share] : []),
+          },
+          data,
+        ),
+    },
+    {
+      names: ["val_foreground_recall", "val_foreground_iou", "train_foreground_recall"],
+      draw: (data) =>
+        Charts.lines(
+          panel("foreground"),
+          {
+            curves: [
+              { label: "val. recall" },
+              { label: "val. IoU" },
+              { label: "training recall", colour: 0, dash: 1 },
+            ],
+            range: share,
+            marked: () => [thresholds.min_foreground_recall],
+          },
+          data,
+        ),
+    },
+    {
+      names: ["beta", "learning_rate"],
+      draw: (data) =>
+        Charts.lines(
+          panel("schedule"),
+          {
+            curves: [{ label: "β" }, { label: "learning rate", scale: "right", dash: 1 }],
+            range: (_, low, high) => [0, Math.max(high, 0.001) * 1.05],
+            rightRange: (_, low, high) => [0, Math.max(high, 1e-6) * 1.05],
+          },
+          data,
+        ),
+    },
+  ];
+  for (const { names, draw, ...rest } of panels.splice(0)) {
+    panels.push({ names, chart: draw(pick(...names)), ...rest });
+  }
+  let heatMap = Charts.heat(panel("kl"), { limit: thresholds.min_kl_per_dimension }, heatData());
+
+  // An epoch that runs again after a resume takes the place of its first run.
+  function place(epochs, lists, epoch, values) {
+    let index = epochs.length;
+    while (index > 0 && epochs[index - 1] >= epoch) index -= 1;
+    const isKnown = epochs[index] === epoch;
+    epochs.splice(index, isKnown ? 1 : 0, epoch);
+    lists.forEach((list, i) => list.splice(index, isKnown ? 1 : 0, values[i]));
+  }
+
+  function addEpoch(row) {
+    for (const [name, [epochs, values]] of Object.entries(columns)) {
+      place(epochs, [values], row.epoch, [row[name] ?? null]);
+    }
+    const numBefore = drawing.kl.values.at(-1)?.length;
+    place(drawing.kl.epochs, [drawing.kl.values], row.epoch, [row.val_kl_per_dimension]);
+    for (const { names, chart } of panels) chart.setData(pick(...names));
+    if (numBefore === row.val_kl_per_dimension.length) {
+      heatMap.setData(heatData());
+    } else {
+      heatMap.plot.destroy();
+      heatMap = Charts.heat(panel("kl"), { limit: thresholds.min_kl_per_dimension }, heatData());
+    }
+    document.body.dataset.lastEpoch = row.epoch;
+  }
+
+  // The API's own event stream. The browser comes back by itself, with the id of the last event it
+  // saw; where it gives up, this does.
+  let stream = null;
+  let lastEvent = drawing.after;
+  let timer = 0;
+
+  const isLive = () => ["queued", "running", "paused"].includes(byId("state").dataset.status);
+  const refreshSoon = () => {
+    clearTimeout(timer);
+    timer = setTimeout(Losslab.refresh, 300);
+  };
+
+  function listen() {
+    if (stream) return;
+    stream = new EventSource(`/jobs/${jobId}/events?after=${lastEvent}`);
+    const kinds = "queued running paused succeeded failed cancelled cancel_requested pause_requested";
+    for (const kind of [...kinds.split(" "), "resumed", "epoch", "checkpoint", "warning"]) {
+      stream.addEventListener(kind, (message) => {
+        lastEvent = Number(message.lastEventId);
+        const event = JSON.parse(message.data);
+        if (kind === "epoch") addEpoch(event.data);
+        else if (kind !== "checkpoint") Losslab.announce(`${event.kind}: ${event.message}`);
+        refreshSoon();
+      });
+    }
+    stream.addEventListener("open", () => Losslab.tellConnection(false));
+    stream.addEventListener("end", hangUp);
+    stream.addEventListener("error", () => {
+      Losslab.tellConnection(true);
+      if (stream?.readyState === EventSource.CLOSED) hangUp();
+    });
+  }
+
+  function hangUp() {
+    stream?.close();
+    stream = null;
+    refreshSoon();
+  }
+
+  // An ended job may be resumed elsewhere, so its page looks again, too; but it has time.
+  const RESTING_SECONDS = 15;
+  let looked = Date.now();
+
+  async function look() {
+    const pause = isLive() ? Losslab.RETRY_SECONDS : RESTING_SECONDS;
+    if (document.hidden || Date.now() - looked < pause * 1000) return;
+    looked = Date.now();
+    if ((await Losslab.refresh()) && isLive()) listen();
+  }
+
+  // Browsers allow few connections to one server: a page that nobody looks at gives its own back.
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) {
+      stream?.close();
+      stream = null;
+    } else if (isLive()) {
+      listen();
+    }
+  });
+
+  if (isLive()) listen();
+  setInterval(look, 500);
+})();

@@ -1,0 +1,162 @@
+// The viewer of a job's pictures: one an epoch, its grids cut out and compared cell by cell.
+"use strict";
+
+(() => {
+  const { byId, readData } = Losslab;
+
+  // Where the worker draws the grids of a picture.
+  const PICTURE = { perRow: 5, side: 160, pairGap: 8, columnGap: 24, caption: 40, title: 36 };
+  const slider = byId("epoch-slider");
+  const image = byId("picture");
+  let pictures = readData("pictures");
+  let shownUrl = null;
+
+  function showPicture() {
+    const picture = pictures[slider.valueAsNumber];
+    byId("no-picture").hidden = Boolean(picture);
+    document.querySelector(".slider").hidden = !picture;
+    if (!picture) return;
+    const isLatest = picture === pictures.at(-1);
+    const what = [picture.is_best && "best", isLatest && "latest"].filter(Boolean).join(", ");
+    const text = `epoch ${picture.epoch}${what ? ` (${what})` : ""}`;
+    byId("epoch-shown").textContent = text;
+    slider.setAttribute("aria-valuetext", text);
+    byId("show-best").disabled = picture.is_best || !pictures.some((p) => p.is_best);
+    byId("show-latest").disabled = isLatest;
+    if (shownUrl === picture.url) return;
+    shownUrl = picture.url;
+    image.hidden = false;
+    image.src = picture.url;
+    for (const near of [-1, 1]) {
+      const neighbour = pictures[slider.valueAsNumber + near];
+      if (neighbour) new Image().src = neighbour.url;
+    }
+  }
+
+  function corner(index) {
+    const { perRow, side, pairGap, columnGap, caption, title } = PICTURE;
+    return [
+      columnGap + (index % perRow) * (2 * side + pairGap + columnGap),
+      title + caption + Math.floor(index / perRow) * (side + caption),
+    ];
+  }
+
+  // The colours of a grid's cells; thin lines around the cells tell how many there are.
+  function readCells(pixels, left, top) {
+    const at = (x, y) => {
+      const start = ((top + y) * pixels.width + left + x) * 4;
+      return (pixels.data[start] << 16) | (pixels.data[start + 1] << 8) | pixels.data[start + 2];
+    };
+    const line = at(0, 1);
+    let scale = 1;
+    while (scale <= PICTURE.side && at(scale, 1) !== line) scale += 1;
+    let size = 1;
+    while (at(size * scale, 1) === line) size += 1;
+    const middle = (i) => i * scale + Math.floor(scale / 2) + (scale < 4 ? 1 : 0);
+    return Array.from({ length: size }, (_, y) =>
+      Array.from({ length: size }, (_, x) => at(middle(x), middle(y))),
+    );
+  }
+
+  const hex = (colour) => `#${colour.toString(16).padStart(6, "0")}`;
+
+  function paintGrid(canvas, size, colourAt) {
+    canvas.width = canvas.height = size;
+    const context = canvas.getContext("2d");
+    for (let y = 0; y < size; y += 1) {
+      for (let x = 0; x < size; x += 1) {
+        context.fillStyle = colourAt(x, y);
+        context.fillRect(x, y, 1, 1);
+      }
+    }
+  }
+
+  function makeSample() {
+    const item = document.createElement("li");
+    for (const name of ["input", "reconstruction", "error"]) {
+      const figure = item.appendChild(document.createElement("figure"));
+      figure.appendChild(document.createElement("canvas")).setAttribute("role", "img");
+      figure.appendChild(document.createElement("figcaption")).textContent = name;
+    }
+    item.appendChild(document.createElement("p"));
+    return item;
+  }
+
+  function showSamples() {
+    const picture = pictures.find(({ url }) => url === shownUrl);
+    if (!picture) return;
+    const scratch = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
+    const context = scratch.getContext("2d", { willReadFrequently: true });
+    context.drawImage(image, 0, 0);
+    const pixels = context.getImageData(0, 0, scratch.width, scratch.height);
+    const list = byId("samples");
+    while (list.children.length > picture.samples.length) list.lastChild.remove();
+    while (list.children.length < picture.samples.length) list.append(makeSample());
+    picture.samples.forEach((figures, index) => {
+      const [left, top] = corner(index);
+      const input = readCells(pixels, left, top);
+      const output = readCells(pixels, left + PICTURE.side + PICTURE.pairGap, top);
+      showSample(list.children[index], { input, output, figures, index });
+    });
+    byId("error-key").hidden = false;
+    image.classList.add("unseen");
+  }
+
+  function showSample(item, { input, output, figures, index }) {
+    const size = input.length;
+    const style = getComputedStyle(document.documentElement);
+    const wrong = { missed: 0, invented: 0, recoloured: 0 };
+    const kind = (x, y) => {
+      if (input[y][x] === output[y][x]) return null;
+      if (!output[y][x]) return "missed";
+      return input[y][x] ? "recoloured" : "invented";
+    };
+    const [first, second, third] = item.querySelectorAll("canvas");
+    paintGrid(first, size, (x, y) => hex(input[y][x]));
+    paintGrid(second, size, (x, y) => hex(output[y][x]));
+    paintGrid(third, size, (x, y) => {
+      const error = kind(x, y);
+      if (error) wrong[error] += 1;
+      return error ? style.getPropertyValue(`--${error}`) : input[y][x] ? "#55606e" : "#12161c";
+    });
+    first.setAttribute("aria-label", `grid ${index + 1}`);
+    second.setAttribute("aria-label", `reconstruction of grid ${index + 1}`);
+    const numWrong = wrong.missed + wrong.invented + wrong.recoloured;
+    third.setAttribute("aria-label", `${numWrong} of ${size * size} cells are wrong`);
+    item.dataset.numWrong = numWrong;
+    item.dataset.numCells = size * size;
+    const recall = figures.foreground_recall;
+    const found = recall === null ? "no object" : `recall ${(100 * recall).toFixed(0)} %`;
+    const named = Object.entries(wrong).filter(([, count]) => count);
+    item.querySelector("p").textContent =
+      `accuracy ${(100 * figures.pixel_accuracy).toFixed(1)} %, ${found}` +
+      (named.length ? `; ${named.map(([name, count]) => `${count} ${name}`).join(", ")}` : "");
+  }
+
+  function moveTo(index) {
+    slider.value = index;
+    showPicture();
+  }
+
+  function takePictures() {
+    const wasLatest = slider.valueAsNumber >= pictures.length - 1;
+    pictures = readData("pictures");
+    slider.max = Math.max(0, pictures.length - 1);
+    moveTo(wasLatest ? pictures.length - 1 : slider.valueAsNumber);
+  }
+
+  image.addEventListener("load", showSamples);
+  slider.addEventListener("input", showPicture);
+  byId("show-best").addEventListener("click", () => moveTo(pictures.findIndex((p) => p.is_best)));
+  byId("show-latest").addEventListener("click", () => moveTo(pictures.length - 1));
+  document.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const isTyping = event.target.closest("input, select, textarea, .scroll, .log");
+    if (!step || isTyping || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    moveTo(slider.valueAsNumber + step);
+  });
+  Losslab.listeners.push(takePictures);
+  slider.max = Math.max(0, pictures.length - 1);
+  moveTo(pictures.length - 1);
+})();
