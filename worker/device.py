@@ -1,11 +1,8 @@
 """Which processor a worker trains on, and how much of it is its own."""
 
-import os
-from pathlib import Path
-
 import torch
 
-_CGROUP_QUOTA_PATH = Path("/sys/fs/cgroup/cpu.max")
+from server.settings import count_cores
 
 
 def choose_device() -> torch.device:
@@ -30,13 +27,3 @@ def warm_up() -> None:
     The first optimizer imports torch's compiler, which takes a second.
     """
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
-
-
-def count_cores(*, quota_path: Path = _CGROUP_QUOTA_PATH) -> int:
-    """Cores that this process may use: its affinity, or a container's quota if that is less."""
-    cores = len(os.sched_getaffinity(0))
-    if quota_path.exists():
-        quota, period = quota_path.read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
