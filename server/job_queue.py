@@ -243,7 +243,7 @@ def resume(engine: Engine, job_id: str, *, num_epochs: int | None = None) -> Job
     return job
 
 
-def remove(engine: Engine, job_id: str, *, delete_files: Callable[[], None]) -> None:
+def remove(engine: Engine, job_id: str, *, delete_files: Callable[[], None] | None = None) -> None:
     """Delete a job that has ended, with its rows, and its files as `delete_files` does it: if
     that fails, the job stays to be deleted again. Raises JobStateError."""
     with write_transaction(engine) as session:
@@ -252,7 +252,8 @@ def remove(engine: Engine, job_id: str, *, delete_files: Callable[[], None]) -> 
             raise JobStateError(f"job {job.id} is {job.status}; cancel it before deleting it")
         session.delete(job)
         session.flush()
-        delete_files()
+        if delete_files is not None:
+            delete_files()
 
 
 def _lock(session: Session, job_id: str) -> Job:

@@ -92,7 +92,7 @@ def test_stream_of_a_job_that_is_deleted_ends(engine: Engine, submit_job: Submit
 
     def delete() -> None:
         job_queue.cancel(engine, job.id)
-        job_queue.remove(engine, job.id, delete_files=lambda: None)
+        job_queue.remove(engine, job.id)
 
     assert asyncio.run(asyncio.wait_for(follow(), 30)) == ["queued"]
 
