@@ -23,6 +23,16 @@ def describe_device(device: torch.device) -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
+def ask_for_exactness() -> None:
+    """Let a GPU give the same numbers each time, so that a resumed run is the uninterrupted one.
+
+    cuBLAS reads its variable when it is first used.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
 def take_share_of_cores(*, num_workers: int) -> None:
     """Use this worker's share of the cores that its machine's workers may use together."""
     torch.set_num_threads(max(1, count_cores() // num_workers))
