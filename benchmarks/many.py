@@ -20,8 +20,9 @@ from torch.func import functional_call, stack_module_state
 
 from benchmarks.contestants import BATCH_SIZE, compute_plain_loss, make_plain_model
 from benchmarks.machine import describe_machine, write_results
+from server.settings import count_cores
 from worker.atomic import generate_atomic
-from worker.device import choose_device, count_cores, keep_freed_memory
+from worker.device import choose_device, keep_freed_memory
 from worker.losses import GridLoss
 from worker.model import BetaVAE, VAEOutput
 from worker.training import autocast

@@ -25,11 +25,11 @@ from server.artifacts import JobFiles
 from server.database import open_database
 from server.models import ArtifactKind, Job, Option, TrainingConfig
 from server.schemas import resolve_config
-from server.settings import Settings
+from server.settings import Settings, count_cores
 from worker import runner
 from worker.checkpoints import save_checkpoint
 from worker.data import Dataset, draw_reconstruction_batches, load_dataset
-from worker.device import choose_device, count_cores, keep_freed_memory, warm_up
+from worker.device import choose_device, keep_freed_memory, warm_up
 from worker.recorder import NUM_RECONSTRUCTIONS, EpochRecorder
 from worker.training import EpochResult, Trainer
 from worker.visualization import reconstruct, render_reconstructions

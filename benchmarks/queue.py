@@ -36,7 +36,7 @@ from sqlmodel import Session, col, select
 
 from server import job_queue, worker_registry
 from server.database import Doorbell, database_now, open_database
-from server.job_queue import Lease
+from server.leases import Lease
 from server.models import EventKind, Job, JobEvent, Option, TrainingConfig, Worker
 from server.settings import Settings
 

@@ -26,7 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestants import BATCH_SIZE, compute_plain_loss, make_plain_model
 from benchmarks.machine import REPOSITORY, describe_machine, write_results
-from worker.device import choose_device, count_cores
+from server.settings import count_cores
+from worker.device import choose_device
 from worker.training import autocast
 
 PYTHAE_HINT = (

@@ -104,6 +104,9 @@ class JobFiles:
             target = self.checkpoints_dir / _FILE_NAMES[kind].format(epoch=best_epoch)
             if target.name in named and target.is_file():
                 self._link(self.checkpoints_dir / best_name, target=target)
+            else:
+                # Better none than that of an epoch that is not the best any more.
+                (self.checkpoints_dir / best_name).unlink(missing_ok=True)
 
     def _write(self, name: str, *, write_to: Callable[[Path], None]) -> WrittenFile:
         descriptor, temporary = tempfile.mkstemp(

@@ -256,7 +256,7 @@ def quickstart(
         num_samples = QUICKSTART_CPU_SAMPLES
     with (
         _reported(),
-        launcher.StopRequest() as stop,
+        launcher.StopSignal() as stop,
         local_runs.quickstart_service(settings, has_gpu=has_gpu, stop=stop) as service,
         _client(service.url) as client,
     ):
@@ -278,7 +278,7 @@ def _run_service(settings: "Settings", *, num_workers: int) -> None:
     configure_logging(as_json=settings.json_logs)
     with (
         _reported(),
-        launcher.StopRequest() as stop,
+        launcher.StopSignal() as stop,
         launcher.Service(settings, num_workers=num_workers, stop=stop) as service,
     ):
         welcome = tables.welcome_text(

@@ -325,10 +325,15 @@ def _no_data(name: str, *, target: str, explanation: str = "no data yet") -> Cri
 def _decide(job: Job, criteria: Sequence[Criterion]) -> Outcome:
     if not job.status.is_terminal:
         return Outcome.undecided
-    has_passed = all(c.status == CriterionStatus.passed for c in criteria)
-    if job.status == JobStatus.succeeded and has_passed:
-        return Outcome.success
-    return Outcome.failure
+    if job.status != JobStatus.succeeded or _find(criteria, CriterionStatus.failed):
+        return Outcome.failure
+    # One epoch, for example, says nothing of how the loss falls.
+    is_open = _find(criteria, CriterionStatus.no_data)
+    return Outcome.undecided if is_open else Outcome.success
+
+
+def _find(criteria: Sequence[Criterion], status: CriterionStatus) -> list[str]:
+    return [criterion.name for criterion in criteria if criterion.status == status]
 
 
 def _diagnose(
@@ -338,7 +343,7 @@ def _diagnose(
     criteria: Sequence[Criterion],
     thresholds: Thresholds,
 ) -> Diagnosis:
-    failed = {c.name for c in criteria if c.status == CriterionStatus.failed}
+    failed = set(_find(criteria, CriterionStatus.failed))
     if job.failure_kind == FailureKind.numeric:
         return Diagnosis.diverged
     if not metrics:
@@ -355,7 +360,7 @@ def _diagnose(
         return Diagnosis.over_painted if is_below else Diagnosis.out_of_range
     if failed & {"stable", "loss_decreases"}:
         return Diagnosis.unstable
-    return Diagnosis.healthy
+    return Diagnosis.undecided if _find(criteria, CriterionStatus.no_data) else Diagnosis.healthy
 
 
 def _rank_key(entry: tuple[Job, Verdict]) -> tuple[int, float, float]:

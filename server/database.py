@@ -14,7 +14,13 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, event, func, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session, create_engine, select
 
@@ -29,8 +35,9 @@ _CONNECT_TIMEOUT_SECONDS = 10
 _IDLE_TRANSACTION_SECONDS = 10
 _CHANNEL = "losslab_job"
 
-#: What a database raises that does not answer, is locked or full.
-OUTAGES = (OperationalError, InterfaceError, PoolTimeoutError)
+#: What a database raises that does not answer, is locked or full, or that ended a transaction in
+#: which nothing had been asked for too long (InternalError).
+OUTAGES = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
 
 _logger = logging.getLogger(__name__)
 

@@ -52,7 +52,12 @@ SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 
 def get_job(job_id: str, session: SessionDep) -> Job:
-    return find_job(session, job_id)
+    job = find_job(session, job_id)
+    # Its connection goes back: a request that waits for a second one while it holds a first
+    # would, in numbers, wait for ever.
+    session.expunge(job)
+    session.rollback()
+    return job
 
 
 def find_job(session: Session, job_id: str) -> Job:

@@ -15,7 +15,9 @@ from server.models import TERMINAL_STATUSES, JobEvent
 from server.schemas import Event
 
 _POLL_SECONDS = 0.25
-_KEEP_ALIVE_SECONDS = 15.0
+_RETRY_SECONDS = 1.0
+#: Jobs that one statement asks for; SQLite bounds how deep its condition may nest.
+_BATCH_SIZE = 200
 _PAGE_SIZE = 500
 _TAIL_LENGTH = 1000
 
@@ -53,8 +55,9 @@ class EventFeed:
     `run` does the reading. No stream holds a transaction, or a connection while it waits.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, keep_alive_seconds: float = 15.0) -> None:
         self._engine = engine
+        self._keep_alive_seconds = keep_alive_seconds
         self._tails: dict[str, _Tail] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.is_closed = False
@@ -69,12 +72,14 @@ class EventFeed:
             if not positions:
                 continue
             try:
-                events = await asyncio.to_thread(self._read_new, positions)
+                self._hand_out(await asyncio.to_thread(self._read_new, positions))
             except SQLAlchemyError as error:
                 _logger.warning("events cannot be read and will be tried again: %s", error)
-                await asyncio.sleep(1.0)
-                continue
-            self._hand_out(events)
+                await asyncio.sleep(_RETRY_SECONDS)
+            except Exception:
+                # If this loop ended, every stream would be silent for ever.
+                _logger.exception("events cannot be handed out; trying again")
+                await asyncio.sleep(_RETRY_SECONDS)
 
     def close(self) -> None:
         """End all streams, so that the server can stop; their clients come back for the rest.
@@ -110,8 +115,10 @@ class EventFeed:
                 if tail.last_kind in TERMINAL_STATUSES:
                     return
                 try:
-                    await asyncio.wait_for(changed.wait(), _KEEP_ALIVE_SECONDS)
+                    await asyncio.wait_for(changed.wait(), self._keep_alive_seconds)
                 except TimeoutError:
+                    if await asyncio.to_thread(self._read_last, job_id) is None:
+                        return  # deleted, with its events
                     yield None
 
     @contextmanager
@@ -141,9 +148,12 @@ class EventFeed:
             and_(col(JobEvent.job_id) == job_id, col(JobEvent.id) > last_id)
             for job_id, last_id in positions.items()
         ]
+        events = []
         with Session(self._engine) as session:
-            rows = session.exec(select(JobEvent).where(or_(*newer)).order_by(col(JobEvent.id)))
-            return [Event.of(row) for row in rows]
+            for start in range(0, len(newer), _BATCH_SIZE):
+                rows = select(JobEvent).where(or_(*newer[start : start + _BATCH_SIZE]))
+                events += [Event.of(row) for row in session.exec(rows.order_by(col(JobEvent.id)))]
+        return events
 
     def _read_last(self, job_id: str) -> JobEvent | None:
         rows = select(JobEvent).where(JobEvent.job_id == job_id)

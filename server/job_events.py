@@ -34,4 +34,4 @@ def add_epoch_event(session: Session, job: Job, metrics: EpochMetrics) -> None:
 def add_artifact_event(session: Session, job: Job, artifact: Artifact) -> None:
     message = f"{artifact.kind} of epoch {artifact.epoch} saved as {artifact.file_name}"
     data = {"kind": artifact.kind, "epoch": artifact.epoch, "file_name": artifact.file_name}
-    add_event(session, job, EventKind.checkpoint, message=message, data=data)
+    add_event(session, job, EventKind(artifact.kind), message=message, data=data)

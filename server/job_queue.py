@@ -1,20 +1,18 @@
 """Every change of a job's status, and nothing else changes it.
 
 queued -> running (claim) -> succeeded (finish) | failed (fail) | cancelled, paused (stop)
-running -> queued (hand_back by its worker, fail of infrastructure, requeue_lost_jobs)
+running -> queued (hand_back or fail of infrastructure by its worker, requeue_lost_jobs)
+running -> failed (requeue_lost_jobs, after too many attempts)
+running -> cancelled, paused (any of these, or cancel and pause themselves once the lease is over,
+if that was asked)
 queued -> cancelled (cancel) | paused (pause); paused -> cancelled (cancel)
 paused, failed, cancelled, and succeeded with more epochs -> queued (resume)
 
-A claim raises `attempt` and sets a lease. Every later write of the worker is made while
-`holding` the lease: the row is locked and matches job, attempt, worker and `running`, or
-`LeaseLostError` is raised. Leases run by the database's clock.
+What a worker does to its job needs the lease that its claim gave it: see `server.leases`.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Engine, func, or_, update
@@ -22,6 +20,7 @@ from sqlmodel import Session, col, select
 
 from server.database import database_now, ring_doorbell, write_transaction
 from server.job_events import add_event
+from server.leases import Lease, holding
 from server.models import (
     EventKind,
     FailureKind,
@@ -32,11 +31,6 @@ from server.models import (
     Option,
     TrainingConfig,
 )
-from server.worker_registry import touch
-
-
-class LeaseLostError(Exception):
-    """The job is not this worker's any more; the worker must write nothing more."""
 
 
 class JobStateError(Exception):
@@ -45,22 +39,6 @@ class JobStateError(Exception):
 
 class QueueFullError(Exception):
     """As many jobs wait as are allowed to."""
-
-
-class StopRequest(StrEnum):
-    """What a running job was asked to become at its next step; a cancel outdoes a pause."""
-
-    cancel = "cancel"
-    pause = "pause"
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """What entitles a worker to write to a job: the claim's attempt is the fencing token."""
-
-    job_id: str
-    attempt: int
-    worker_id: str
 
 
 def submit(
@@ -146,43 +124,6 @@ def claim(
     return job
 
 
-@contextmanager
-def holding(engine: Engine, lease: Lease) -> Iterator[tuple[Session, Job]]:
-    """A transaction during which nobody can take the job from its worker.
-
-    Raises LeaseLostError.
-    """
-    held = select(Job).where(*_fence(lease)).with_for_update()
-    with write_transaction(engine) as session:
-        job = session.exec(held).first()
-        if job is None:
-            raise LeaseLostError(f"job {lease.job_id} was taken from worker {lease.worker_id}")
-        yield session, job
-
-
-def heartbeat(engine: Engine, lease: Lease, *, lease_seconds: float, progress: float) -> None:
-    """Renew the lease. Raises LeaseLostError."""
-    with holding(engine, lease) as (session, job):
-        now = database_now(session)
-        job.lease_expires_at = now + timedelta(seconds=lease_seconds)
-        if progress > job.progress:
-            job.progress, job.progress_at = progress, now
-        touch(session, lease.worker_id, job_id=lease.job_id)
-
-
-def read_stop_request(engine: Engine, lease: Lease) -> StopRequest | None:
-    """What this running job was asked to do, if anything. Raises LeaseLostError."""
-    requests = select(Job.cancel_requested_at, Job.pause_requested_at).where(*_fence(lease))
-    with Session(engine) as session:
-        row = session.exec(requests).first()
-    if row is None:
-        raise LeaseLostError(f"job {lease.job_id} was taken from worker {lease.worker_id}")
-    cancelled_at, paused_at = row
-    if cancelled_at is not None:
-        return StopRequest.cancel
-    return StopRequest.pause if paused_at is not None else None
-
-
 def finish(engine: Engine, lease: Lease, *, test_metrics: dict[str, Any]) -> None:
     """End a job whose planned epochs all ran. Raises LeaseLostError."""
     with holding(engine, lease) as (session, job):
@@ -261,9 +202,10 @@ def cancel(engine: Engine, job_id: str) -> Job:
         job = _lock(session, job_id)
         if job.status in (JobStatus.succeeded, JobStatus.failed):
             raise JobStateError(f"job {job.id} has {job.status}; only a live job can be cancelled")
-        if job.status != JobStatus.cancelled and job.cancel_requested_at is None:
-            job.cancel_requested_at = database_now(session)
-            _stop_or_ask(session, job, EventKind.cancel_requested, message="cancel requested")
+        if job.status != JobStatus.cancelled:
+            is_asked = job.cancel_requested_at is not None
+            job.cancel_requested_at = job.cancel_requested_at or database_now(session)
+            _stop_or_ask(session, job, EventKind.cancel_requested, is_asked=is_asked)
     return job
 
 
@@ -275,9 +217,10 @@ def pause(engine: Engine, job_id: str) -> Job:
         if job.status.is_terminal or job.cancel_requested_at is not None:
             state = f"is {job.status}" if job.status.is_terminal else "is being cancelled"
             raise JobStateError(f"job {job.id} {state}; only a queued or running job can pause")
-        if job.status != JobStatus.paused and job.pause_requested_at is None:
-            job.pause_requested_at = database_now(session)
-            _stop_or_ask(session, job, EventKind.pause_requested, message="pause requested")
+        if job.status != JobStatus.paused:
+            is_asked = job.pause_requested_at is not None
+            job.pause_requested_at = job.pause_requested_at or database_now(session)
+            _stop_or_ask(session, job, EventKind.pause_requested, is_asked=is_asked)
     return job
 
 
@@ -300,22 +243,16 @@ def resume(engine: Engine, job_id: str, *, num_epochs: int | None = None) -> Job
     return job
 
 
-def remove(engine: Engine, job_id: str) -> None:
-    """Delete a job with its rows; its files are the caller's. Raises JobStateError."""
+def remove(engine: Engine, job_id: str, *, delete_files: Callable[[], None]) -> None:
+    """Delete a job that has ended, with its rows, and its files as `delete_files` does it: if
+    that fails, the job stays to be deleted again. Raises JobStateError."""
     with write_transaction(engine) as session:
         job = _lock(session, job_id)
         if not job.status.is_terminal:
             raise JobStateError(f"job {job.id} is {job.status}; cancel it before deleting it")
         session.delete(job)
-
-
-def _fence(lease: Lease) -> tuple[Any, ...]:
-    return (
-        Job.id == lease.job_id,
-        Job.attempt == lease.attempt,
-        Job.worker_id == lease.worker_id,
-        Job.status == JobStatus.running,
-    )
+        session.flush()
+        delete_files()
 
 
 def _lock(session: Session, job_id: str) -> Job:
@@ -325,13 +262,13 @@ def _lock(session: Session, job_id: str) -> Job:
     return job
 
 
-def _stop_or_ask(session: Session, job: Job, kind: EventKind, *, message: str) -> None:
+def _stop_or_ask(session: Session, job: Job, request: EventKind, *, is_asked: bool) -> None:
     """Do at once what was requested if no worker is at it, else leave it to the worker."""
     expires_at = job.lease_expires_at  # of running jobs alone
-    if expires_at is not None and expires_at >= database_now(session):
-        add_event(session, job, kind, message=message)
-    else:
+    if expires_at is None or expires_at < database_now(session):
         _settle_as_requested(session, job)
+    elif not is_asked:
+        add_event(session, job, request, message=request.replace("_", " "))
 
 
 def _settle_as_requested(session: Session, job: Job, *, reason: str = "on request") -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, delete, select
 
 from server.job_events import add_artifact_event, add_epoch_event, add_event
-from server.job_queue import Lease, holding
+from server.leases import Lease, holding
 from server.models import (
     Artifact,
     ArtifactKind,
@@ -125,6 +125,7 @@ def _delete_artifact(session: Session, job_id: str, *, kind: ArtifactKind, epoch
 
 def _summarise_epoch(job: Job, metrics: EpochMetrics, *, progress: float) -> None:
     job.epochs_completed = metrics.epoch
-    job.progress = progress
+    # The heartbeat may have told of steps beyond this epoch already.
+    job.progress = max(job.progress, progress)
     for name in _SUMMARY:
         setattr(job, name, getattr(metrics, name))

@@ -36,7 +36,7 @@ class StartError(Exception):
     """Something could not be started or ended by itself; the message is for the user."""
 
 
-class StopRequest:
+class StopSignal:
     """While entered, SIGINT, SIGTERM and SIGHUP are noted here and interrupt nothing."""
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class Service:
         settings: "Settings",
         *,
         num_workers: int,
-        stop: StopRequest,
+        stop: StopSignal,
         output: IO[bytes] | None = None,
         log_level: str = "info",
     ) -> None:
@@ -240,7 +240,7 @@ def start_worker(
     num_workers: int = 1,
     output: IO[bytes] | None = None,
 ) -> Process:
-    """Start a worker out of reach of Ctrl-C; it ends when the calling thread does."""
+    """Start a worker out of reach of Ctrl-C; it ends when this process does."""
     return subprocess.Popen(
         [sys.executable, "-m", "worker", "--with-parent", *arguments],
         env=worker_environment(settings, num_workers=num_workers),
@@ -282,7 +282,7 @@ def count_live_workers(settings: "Settings") -> int:
     return num_live
 
 
-def stop_processes(processes: Sequence[Process], *, stop: StopRequest) -> None:
+def stop_processes(processes: Sequence[Process], *, stop: StopSignal) -> None:
     """SIGTERM, then SIGKILL after GRACE_SECONDS or at the user's second request."""
     for process in processes:
         process.terminate()
@@ -302,11 +302,6 @@ def has_gpu() -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return listing.returncode == 0 and "GPU" in listing.stdout
-
-
-def count_cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _kill(processes: Sequence[Process]) -> None:

@@ -16,8 +16,7 @@ from server.launcher import (
     Process,
     Service,
     StartError,
-    StopRequest,
-    count_cores,
+    StopSignal,
     start_worker,
     stop_processes,
 )
@@ -59,7 +58,7 @@ def train(settings: "Settings", request: Json, *, log: Path | None, on_update: O
         raise InputError(f"there is no folder {log.absolute().parent} for the log")
     engine = open_database(settings)
     try:
-        with StopRequest() as stop:
+        with StopSignal() as stop:
             return _run_job(
                 engine, settings, wanted=wanted, log=log, stop=stop, on_update=on_update
             )
@@ -69,9 +68,11 @@ def train(settings: "Settings", request: Json, *, log: Path | None, on_update: O
 
 @contextmanager
 def quickstart_service(
-    settings: "Settings", *, has_gpu: bool, stop: StopRequest
+    settings: "Settings", *, has_gpu: bool, stop: StopSignal
 ) -> Iterator[Service]:
     """A service whose workers fit this machine and write to `quickstart.log`."""
+    from server.settings import count_cores  # noqa: PLC0415
+
     # A worker an option with a share of the cores gets more done than one with all of them; a
     # GPU is best left to one.
     num_workers = 3 if not has_gpu and count_cores() >= 2 else 1
@@ -147,7 +148,7 @@ def _run_job(
     *,
     wanted: "JobRequest",
     log: Path | None,
-    stop: StopRequest,
+    stop: StopSignal,
     on_update: OnUpdate,
 ) -> Json:
     from server import job_queue  # noqa: PLC0415
@@ -169,7 +170,7 @@ def _run_job(
 
 
 def _follow(
-    engine: "Engine", job_id: str, *, process: Process, stop: StopRequest, on_update: OnUpdate
+    engine: "Engine", job_id: str, *, process: Process, stop: StopSignal, on_update: OnUpdate
 ) -> None:
     """Report the job until its worker ends; cancel it if somebody asks to stop."""
     from server import job_queue  # noqa: PLC0415
@@ -183,7 +184,7 @@ def _follow(
     on_update(_read_job(engine, job_id))
 
 
-def _wait_for_exit(process: Process, *, stop: StopRequest) -> None:
+def _wait_for_exit(process: Process, *, stop: StopSignal) -> None:
     """The worker sees the cancel at its next step; if it does not, it is stopped."""
     deadline = time.monotonic() + GRACE_SECONDS
     while process.poll() is None and not stop.is_urgent and time.monotonic() < deadline:
@@ -215,14 +216,13 @@ def _read_job(engine: "Engine", job_id: str) -> Json:
 
 def _judge(engine: "Engine", job_id: str) -> Json:
     from pydantic import TypeAdapter  # noqa: PLC0415
-    from sqlmodel import Session, col, select  # noqa: PLC0415
+    from sqlmodel import Session  # noqa: PLC0415
 
     from server.criteria import Verdict, judge  # noqa: PLC0415
-    from server.models import EpochMetrics, Job  # noqa: PLC0415
+    from server.histories import read_histories  # noqa: PLC0415
+    from server.models import Job  # noqa: PLC0415
 
-    rows = select(EpochMetrics).where(EpochMetrics.job_id == job_id)
     with Session(engine) as session:
-        metrics = session.exec(rows.order_by(col(EpochMetrics.epoch))).all()
-        verdict = judge(session.get_one(Job, job_id), metrics)
+        verdict = judge(session.get_one(Job, job_id), read_histories(session, [job_id])[job_id])
     answer: Json = TypeAdapter(Verdict).dump_python(verdict, mode="json")
     return answer

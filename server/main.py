@@ -23,6 +23,7 @@ from server.pages import job as job_page
 from server.pages import jobs as jobs_page
 from server.pages import login, rendering
 from server.problems import install_problem_handlers
+from server.reaper import Reaper
 from server.request_limits import MAX_BODY_BYTES, Deadlines, RateLimit
 from server.routes import comparisons, datasets, jobs, operations
 from server.security import Authentication, SameOrigin, find_allowed_hosts
@@ -50,7 +51,11 @@ def create_app(settings: Settings) -> FastAPI:
         app.state.event_feed = EventFeed(engine)
         store = StoreCollector(engine, lease_seconds=settings.lease_seconds)
         registry.register(store)
-        async with _background(app.state.event_feed.run(), _free_space(engine, settings)):
+        async with _background(
+            app.state.event_feed.run(),
+            _reap(engine, settings),
+            _free_space(engine, settings),
+        ):
             yield
         registry.unregister(store)
         engine.dispose()
@@ -96,6 +101,17 @@ async def _background(*coroutines: Coroutine[None, None, None]) -> AsyncIterator
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _reap(engine: Engine, settings: Settings) -> None:
+    """Look after the jobs of dead workers until cancelled: there may be no worker left to do it."""
+    reaper = Reaper(engine, settings=settings)
+    while True:
+        try:
+            await asyncio.to_thread(reaper.reap)
+        except SQLAlchemyError as error:
+            _logger.warning("jobs of dead workers cannot be looked for: %s", error)
+        await asyncio.sleep(settings.heartbeat_seconds)
 
 
 async def _free_space(engine: Engine, settings: Settings) -> None:

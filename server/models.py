@@ -177,7 +177,8 @@ def _job_id_column(*, primary_key: bool = False, index: bool | None = None) -> A
 
 
 class Job(SQLModel, table=True):
-    """One training run that was asked for. Only `server.job_queue` writes to it."""
+    """One training run that was asked for. Only `server.job_queue` changes its status; its worker
+    fills in the rest through `server.job_records`."""
 
     __tablename__ = "job"
     __table_args__ = (
@@ -324,6 +325,7 @@ class EventKind(StrEnum):
     resumed = "resumed"  #: an attempt goes on from a checkpoint
     epoch = "epoch"
     checkpoint = "checkpoint"
+    reconstruction = "reconstruction"
     warning = "warning"
 
 

@@ -12,7 +12,6 @@ from server.models import (
     QUICK_TEST_PRESET,
     Artifact,
     EpochMetrics,
-    EventKind,
     FailureKind,
     Job,
     JobEvent,
@@ -160,7 +159,7 @@ class Event(BaseModel):
 
     id: int
     job_id: str
-    kind: EventKind
+    kind: str = Field(description="an EventKind; later versions may tell of more")
     message: str
     data: dict[str, Any] | None
     created_at: datetime

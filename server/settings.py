@@ -1,6 +1,7 @@
 """What surrounds this process, from `LOSSLAB_*` environment variables and secret files."""
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from server.tokens import ApiToken
 
 # Where container engines put secrets: a file for each, named like the variable.
 _SECRETS_DIR = Path("/run/secrets")
+_CGROUP_QUOTA_PATH = Path("/sys/fs/cgroup/cpu.max")
 
 
 class Settings(BaseSettings):
@@ -159,3 +161,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def count_cores(*, quota_path: Path = _CGROUP_QUOTA_PATH) -> int:
+    """Cores that this process may use: its affinity, or a container's quota if that is less."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    if quota_path.exists():
+        quota, period = quota_path.read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores

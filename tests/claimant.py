@@ -12,7 +12,7 @@ from sqlmodel import Session
 
 from server import job_queue
 from server.database import open_database
-from server.job_queue import Lease
+from server.leases import Lease
 from server.models import Job
 from server.settings import Settings
 

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import JSON, Engine, Row, select
 from sqlmodel import SQLModel
 
-from server import job_queue, job_records
-from server.job_queue import Lease, StopRequest
+from server import job_queue, job_records, leases
+from server.leases import Lease, StopRequest
 from server.models import (
     Artifact,
     ArtifactKind,
@@ -113,7 +113,7 @@ def fail(
 
 #: What a worker writes while its job runs on.
 NOTES: dict[str, Write] = {
-    "heartbeat": partial(job_queue.heartbeat, lease_seconds=LEASE_SECONDS, progress=0.5),
+    "heartbeat": partial(leases.heartbeat, lease_seconds=LEASE_SECONDS, progress=0.5),
     "set_phase": partial(job_records.set_phase, phase=JobPhase.saving),
     "record_start": partial(job_records.record_start, device="cpu", dataset_summary={}),
     "record_resume_point": record_resume_point,
@@ -122,7 +122,7 @@ NOTES: dict[str, Write] = {
 }
 #: Everything that only the holder of the lease may do.
 WRITES: dict[str, Write] = NOTES | {
-    "read_stop_request": job_queue.read_stop_request,
+    "read_stop_request": leases.read_stop_request,
     "record_epoch": record_epoch,
     "finish": partial(job_queue.finish, test_metrics={}),
     "fail": fail,

@@ -4,6 +4,7 @@ import io
 import re
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -237,6 +238,29 @@ def test_queued_job_is_cancelled_then_deleted(client: TestClient) -> None:
         assert (response.status_code, response.json()["status"]) == (200, "cancelled")
     assert client.delete(f"/jobs/{job_id}").status_code == 204
     problem(client.get(f"/jobs/{job_id}"), 404)
+
+
+def test_requests_that_change_jobs_do_not_wait_for_each_others_connections(
+    client: TestClient,
+) -> None:
+    job_id = client.post("/jobs", json={"option": "a"}).json()["id"]
+    with ThreadPoolExecutor(40) as threads:
+        answers = list(threads.map(lambda _: client.post(f"/jobs/{job_id}/cancel"), range(80)))
+    assert [answer.status_code for answer in answers] == [200] * 80
+
+
+def test_job_whose_files_cannot_be_deleted_stays_to_be_deleted_again(
+    client: TestClient, settings: Settings
+) -> None:
+    job_id = client.post("/jobs", json={"option": "a"}).json()["id"]
+    client.post(f"/jobs/{job_id}/cancel")
+    settings.runs_dir.mkdir(parents=True)
+    # A file in the folder's place is an error that no user id can overrule.
+    (settings.runs_dir / job_id).write_text("no folder")
+    problem(client.delete(f"/jobs/{job_id}"), 500)
+    assert client.get(f"/jobs/{job_id}").status_code == 200
+    (settings.runs_dir / job_id).unlink()
+    assert client.delete(f"/jobs/{job_id}").status_code == 204
 
 
 def test_job_without_epochs_has_empty_lists_and_no_pictures(client: TestClient) -> None:

@@ -58,6 +58,8 @@ def test_sweep_removes_what_no_row_names_and_renews_the_best(files: JobFiles) ->
         best = files.checkpoints_dir / "reconstructions_best.png"
         assert best.read_text() == str(best_epoch)
         assert {path.name for path in files.checkpoints_dir.iterdir()} == {*named, best.name}
+    files.sweep(named, 3)
+    assert {path.name for path in files.checkpoints_dir.iterdir()} == named
 
 
 @pytest.mark.parametrize("name", ["../job.log", "/etc/passwd", "..", "", "missing.png", "a/../b"])

@@ -221,6 +221,13 @@ def test_cancelled_job_is_a_failure_however_healthy() -> None:
     assert judge(make_job(JobStatus.cancelled), [make_epoch()]).outcome == Outcome.failure
 
 
+def test_job_of_a_single_epoch_is_undecided_unless_it_failed_a_criterion() -> None:
+    verdict = judge(make_job(epochs=1), [make_epoch()])
+    assert (verdict.outcome, verdict.diagnosis) == (Outcome.undecided, Diagnosis.undecided)
+    collapsed = judge(make_job(epochs=1), history(**{name: s[:1] for name, s in BLACK.items()}))
+    assert (collapsed.outcome, collapsed.diagnosis) == (Outcome.failure, Diagnosis.mode_collapse)
+
+
 def test_job_without_epochs_has_no_data() -> None:
     verdict = judge(make_job(JobStatus.queued), [])
     assert (verdict.outcome, verdict.diagnosis) == (Outcome.undecided, Diagnosis.undecided)

@@ -41,6 +41,23 @@ def test_atomic_is_split_80_10_10_and_cached(settings: Settings) -> None:
     assert np.array_equal(first.test, again.test)
 
 
+def test_corpus_whose_cache_broke_is_made_anew(settings: Settings) -> None:
+    whole = np.array(load(settings, num_samples=200).train)
+    (cached,) = settings.cache_dir.iterdir()
+    cached.write_bytes(cached.read_bytes()[:500])
+    assert np.array_equal(load(settings, num_samples=200).train, whole)
+    assert np.array_equal(load(settings, num_samples=200).train, whole)
+
+
+def test_corpus_that_cannot_be_cached_is_used_all_the_same(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.data_dir.mkdir(parents=True)
+    settings.cache_dir.write_text("a file where the folder should be")
+    assert len(load(settings, num_samples=200).train) == 160
+    assert "not kept" in caplog.text
+
+
 def test_atomic_of_another_seed_is_another_corpus(settings: Settings) -> None:
     first, second = load(settings, num_samples=200), load(settings, num_samples=200, seed=1)
     assert not np.array_equal(first.train, second.train)

@@ -1,5 +1,6 @@
 """The events of a job, as a page and as a live stream that survives the server."""
 
+import asyncio
 import json
 import os
 import signal
@@ -20,6 +21,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from server import job_queue
+from server.database import write_transaction
+from server.event_feed import EventFeed
+from server.models import JobEvent
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES
@@ -56,12 +60,67 @@ def test_events_tell_a_job_from_its_submission_to_its_end(
     drain(settings, engine)
     page = client.get(f"/jobs/{job.id}/events").json()
     kinds = [event["kind"] for event in page["data"]]
-    of_an_epoch = ["epoch", "checkpoint", "checkpoint"]
+    of_an_epoch = ["epoch", "checkpoint", "reconstruction"]
     assert kinds == ["queued", "running", *of_an_epoch, *of_an_epoch, "succeeded"]
     assert not page["has_more"]
     epoch = page["data"][2]["data"]
     assert epoch["epoch"] == 1
     assert len(epoch["val_kl_per_dimension"]) == 10
+
+
+def test_event_of_a_kind_that_this_version_does_not_know_is_told_as_it_is(
+    client: TestClient, engine: Engine, submit_job: SubmitJob
+) -> None:
+    job = submit_job()
+    with write_transaction(engine) as session:
+        session.add(JobEvent(job_id=job.id, kind="of_tomorrow", message="something new"))
+    page = client.get(f"/jobs/{job.id}/events").raise_for_status().json()
+    assert [event["kind"] for event in page["data"]] == ["queued", "of_tomorrow"]
+
+
+def test_stream_of_a_job_that_is_deleted_ends(engine: Engine, submit_job: SubmitJob) -> None:
+    job = submit_job()
+
+    async def follow() -> list[str]:
+        feed = EventFeed(engine, keep_alive_seconds=0.2)
+        kinds = []
+        async for event in feed.follow(job.id, after=0):
+            if event is not None:
+                kinds.append(event.kind)
+                await asyncio.to_thread(delete)
+        return kinds
+
+    def delete() -> None:
+        job_queue.cancel(engine, job.id)
+        job_queue.remove(engine, job.id, delete_files=lambda: None)
+
+    assert asyncio.run(asyncio.wait_for(follow(), 30)) == ["queued"]
+
+
+def test_many_jobs_are_watched_at_a_time(engine: Engine, submit_job: SubmitJob) -> None:
+    jobs = [submit_job() for _ in range(450)]
+
+    async def first_events() -> set[str]:
+        feed = EventFeed(engine)
+        reader = asyncio.create_task(feed.run())
+        streams = [feed.follow(job.id, after=0) for job in jobs]
+        for stream in streams:
+            await anext(stream)
+        waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
+        await asyncio.sleep(0.1)
+        for job in (jobs[0], jobs[250], jobs[-1]):
+            await asyncio.to_thread(job_queue.pause, engine, job.id)
+        async with asyncio.timeout(60):
+            while sum(task.done() for task in waiting) < 3:
+                await asyncio.sleep(0.05)
+        seen = {event.job_id for task in waiting if task.done() and (event := task.result())}
+        reader.cancel()
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(reader, *waiting, return_exceptions=True)
+        return seen
+
+    assert asyncio.run(first_events()) == {jobs[0].id, jobs[250].id, jobs[-1].id}
 
 
 def test_events_come_in_pages(client: TestClient, engine: Engine, submit_job: SubmitJob) -> None:

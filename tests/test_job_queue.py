@@ -9,9 +9,10 @@ from conftest import BOTH_DATABASES, SubmitJob
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
-from server import job_queue, job_records
+from server import job_queue, job_records, leases
 from server.database import write_transaction
-from server.job_queue import JobStateError, Lease, LeaseLostError, QueueFullError, StopRequest
+from server.job_queue import JobStateError, QueueFullError
+from server.leases import Lease, LeaseLostError, StopRequest
 from server.models import (
     EventKind,
     FailureKind,
@@ -121,7 +122,7 @@ def test_heartbeat_renews_the_lease(engine: Engine, submit_job: SubmitJob) -> No
     submit_job()
     job = claim(engine)
     assert job is not None
-    job_queue.heartbeat(engine, lease_of(job), lease_seconds=600, progress=0.5)
+    leases.heartbeat(engine, lease_of(job), lease_seconds=600, progress=0.5)
     stored = read(engine, job.id)
     assert stored.progress == 0.5
     assert stored.lease_expires_at is not None
@@ -158,8 +159,8 @@ def test_lost_job_goes_to_another_worker_and_fences_the_first(
     assert heir is not None
     assert heir.attempt == 2
     for write in (
-        lambda: job_queue.heartbeat(engine, zombie, lease_seconds=30, progress=1.0),
-        lambda: job_queue.read_stop_request(engine, zombie),
+        lambda: leases.heartbeat(engine, zombie, lease_seconds=30, progress=1.0),
+        lambda: leases.read_stop_request(engine, zombie),
         lambda: job_queue.finish(engine, zombie, test_metrics={}),
         lambda: fail(engine, zombie, FailureKind.user),
         lambda: job_queue.hand_back(engine, zombie, reason=""),
@@ -211,9 +212,9 @@ def test_queued_job_is_cancelled_at_once_and_twice_is_harmless(
 def test_running_job_is_asked_to_stop(engine: Engine, submit_job: SubmitJob) -> None:
     submit_job()
     lease = lease_of(claim(engine))
-    assert job_queue.read_stop_request(engine, lease) is None
+    assert leases.read_stop_request(engine, lease) is None
     assert job_queue.cancel(engine, lease.job_id).status is JobStatus.running
-    assert job_queue.read_stop_request(engine, lease) is StopRequest.cancel
+    assert leases.read_stop_request(engine, lease) is StopRequest.cancel
     job_queue.stop(engine, lease)
     assert read(engine, lease.job_id).status is JobStatus.cancelled
 
@@ -308,7 +309,7 @@ def test_running_job_pauses_when_its_worker_has_heard(
     submit_job()
     lease = lease_of(claim(engine))
     assert job_queue.pause(engine, lease.job_id).status is JobStatus.running
-    assert job_queue.read_stop_request(engine, lease) is StopRequest.pause
+    assert leases.read_stop_request(engine, lease) is StopRequest.pause
     job_queue.stop(engine, lease)
     job = read(engine, lease.job_id)
     assert (job.status, job.ended_at) == (JobStatus.paused, None)
@@ -321,7 +322,7 @@ def test_pause_that_is_withdrawn_in_time_changes_nothing(
     lease = lease_of(claim(engine))
     job_queue.pause(engine, lease.job_id)
     assert job_queue.resume(engine, lease.job_id).status is JobStatus.running
-    assert job_queue.read_stop_request(engine, lease) is None
+    assert leases.read_stop_request(engine, lease) is None
     job_queue.stop(engine, lease)  # the worker had heard of it before
     assert read(engine, lease.job_id).status is JobStatus.queued
 
@@ -335,7 +336,7 @@ def test_cancel_outdoes_a_pause(engine: Engine, submit_job: SubmitJob) -> None:
         job_queue.pause(engine, lease.job_id)
     with pytest.raises(JobStateError, match="wait until it has stopped"):
         job_queue.resume(engine, lease.job_id)
-    assert job_queue.read_stop_request(engine, lease) is StopRequest.cancel
+    assert leases.read_stop_request(engine, lease) is StopRequest.cancel
 
 
 @pytest.mark.parametrize("request_stop", [job_queue.cancel, job_queue.pause])

@@ -37,8 +37,9 @@ from known_job import (
 )
 from sqlalchemy import Engine, delete, update
 
-from server import job_queue
-from server.job_queue import JobStateError, Lease, LeaseLostError, StopRequest
+from server import job_queue, leases
+from server.job_queue import JobStateError
+from server.leases import Lease, LeaseLostError, StopRequest
 from server.models import FailureKind, Job, Option, TrainingConfig, utc_now
 
 pytestmark = BOTH_DATABASES
@@ -252,7 +253,7 @@ class JobQueueMachine(RuleBasedStateMachine):
     @invariant()
     def workers_hear_what_was_requested(self) -> None:
         for lease in self.held_leases:
-            heard = job_queue.read_stop_request(self.engine, lease)
+            heard = leases.read_stop_request(self.engine, lease)
             assert heard == self.known[lease.job_id].request
 
     @invariant()

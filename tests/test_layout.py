@@ -15,6 +15,8 @@ CONTRACT = {
     "database",
     "job_queue",
     "job_records",
+    "leases",
+    "reaper",
     "job_events",
     "worker_registry",
     "artifacts",

@@ -18,9 +18,9 @@ from sqlalchemy import Column, Connection, Engine, MetaData, Table, func, insert
 from sqlmodel import Session, SQLModel, create_engine, select
 
 from server import database as database_module
-from server import job_queue
+from server import job_queue, leases
 from server.database import open_database
-from server.job_queue import Lease
+from server.leases import Lease
 from server.models import (
     Artifact,
     EpochMetrics,
@@ -244,7 +244,7 @@ def test_running_job_stays_with_its_worker_during_the_upgrade(
     with Session(engine) as session:
         job = session.get_one(Job, JOB_IDS[JobStatus.running])
     lease = Lease(job.id, job.attempt, WORKER_ID)
-    job_queue.heartbeat(engine, lease, lease_seconds=30, progress=1.0)
+    leases.heartbeat(engine, lease, lease_seconds=30, progress=1.0)
     job_queue.finish(engine, lease, test_metrics={})
 
 

@@ -1,5 +1,6 @@
 """One claimed job from top to bottom, with real files."""
 
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,12 @@ from server.models import Artifact, EpochMetrics, FailureKind, Job, JobEvent, Jo
 from server.settings import Settings
 from worker.checkpoints import load_checkpoint, save_checkpoint
 from worker.runner import describe_failure, run_job
+
+
+def read_warnings(engine: Engine, job: Job) -> list[str]:
+    warnings = select(JobEvent.message).where(JobEvent.job_id == job.id, JobEvent.kind == "warning")
+    with Session(engine) as session:
+        return list(session.exec(warnings))
 
 
 def checkpoints_dir(settings: Settings, job: Job) -> Path:
@@ -228,12 +235,8 @@ def test_picture_that_cannot_be_written_is_an_event_and_costs_no_training(
     drain(settings, engine)
     job = read(engine, submitted)
     assert job.status is JobStatus.succeeded
-    with Session(engine) as session:
-        warnings = session.exec(
-            select(JobEvent.message).where(JobEvent.job_id == job.id, JobEvent.kind == "warning")
-        ).all()
-    assert len(warnings) == 1
-    assert "the picture of epoch 1" in warnings[0]
+    (warning,) = read_warnings(engine, job)
+    assert "the picture of epoch 1" in warning
     epochs = {a.epoch for a in read_artifacts(engine, job) if a.kind == "reconstruction"}
     assert epochs == {2}
 
@@ -254,6 +257,38 @@ def test_corrupt_checkpoint_is_skipped_for_the_one_before(
     assert "does not match its sha256" in JobFiles(settings.runs_dir, submitted.id).read_log()
     assert read(engine, submitted).status is JobStatus.succeeded
     assert [numbers(row) for row in read_rows(engine, submitted)] == whole
+
+
+def test_job_whose_best_checkpoint_broke_is_measured_with_the_next_best(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    submitted = submit_job(epochs=2, checkpoint_every=1)
+    drain(settings, engine)
+    with Session(engine) as session:
+        # No later epoch is better than this.
+        job = session.get_one(Job, submitted.id)
+        job.best_epoch, job.best_val_recon_loss = 1, -1.0
+        session.get_one(EpochMetrics, (submitted.id, 1)).val_recon_loss = -1.0
+        session.commit()
+    (checkpoints_dir(settings, submitted) / "checkpoint_epoch_1.safetensors").write_bytes(b"")
+    job_queue.resume(engine, submitted.id, num_epochs=3)
+    drain(settings, engine)
+    job = read(engine, submitted)
+    assert job.status is JobStatus.succeeded
+    assert job.test_metrics is not None
+    (warning,) = read_warnings(engine, job)
+    assert re.search(r"the best checkpoint cannot be loaded; epoch [23], next best", warning)
+
+
+def test_tracker_that_fails_is_an_event_and_costs_no_training(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    submitted = submit_job()
+    # wandb is an optional package, and not installed for the tests.
+    drain(settings.model_copy(update={"wandb_project": "study"}), engine)
+    assert read(engine, submitted).status is JobStatus.succeeded
+    (warning,) = read_warnings(engine, submitted)
+    assert "No module named 'wandb'" in warning
 
 
 def test_too_little_memory_is_its_own_kind_of_failure(submit_job: SubmitJob) -> None:

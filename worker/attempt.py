@@ -15,10 +15,12 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from server import job_records
 from server.artifacts import JobFiles
 from server.database import is_outage
-from server.job_queue import Lease
-from server.models import Job
+from server.leases import Lease
+from server.models import EventKind, Job
+from server.reaper import Reaper
 from server.settings import Settings
 from worker.heartbeat import Heartbeat
 
@@ -55,9 +57,13 @@ class Attempt:
         """
         return self.retrying(change, self.engine, self.lease, *args, **kwargs)
 
+    def warn(self, message: str) -> None:
+        """Tell the job's readers of something that does not end it. Raises LeaseLostError."""
+        self.write(job_records.add_note, EventKind.warning, message=message)
+
 
 def open_attempt(
-    job: Job, *, settings: Settings, engine: Engine, shutdown: threading.Event
+    job: Job, *, settings: Settings, engine: Engine, shutdown: threading.Event, reaper: Reaper
 ) -> Attempt:
     """The attempt that a claim began."""
     assert job.worker_id is not None, "the job was not claimed"
@@ -68,7 +74,9 @@ def open_attempt(
         files=JobFiles(settings.runs_dir, job.id),
         settings=settings,
         engine=engine,
-        heartbeat=Heartbeat(lease, engine=engine, settings=settings, shutdown=shutdown),
+        heartbeat=Heartbeat(
+            lease, engine=engine, settings=settings, shutdown=shutdown, reaper=reaper
+        ),
         retrying=outlast_outages(shutdown),
     )
 

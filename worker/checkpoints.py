@@ -60,7 +60,17 @@ def load_newest_state(
     if resume_point is not None:
         point = resume_point
         named.append(_Candidate(point.epoch, point.step, point.file_name, point.sha256))
-    for candidate in sorted(named, reverse=True):
+    return _load_first(files, sorted(named, reverse=True))
+
+
+def load_first_state(files: JobFiles, rows: list[Artifact]) -> TrainingState | None:
+    """As `load_newest_state`, in the order of `rows`."""
+    named = [_Candidate(row.epoch, 0, row.file_name, row.sha256) for row in rows]
+    return _load_first(files, named)
+
+
+def _load_first(files: JobFiles, candidates: list[_Candidate]) -> TrainingState | None:
+    for candidate in candidates:
         try:
             path = files.path(candidate.file_name)
             if compute_sha256(path) == candidate.sha256:

@@ -1,6 +1,7 @@
 """Grids to train on: three sources behind `load_dataset`, and their batches on the device."""
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from server.models import TrainingConfig
 from worker.atomic import GENERATOR_VERSION, GRID_SIZE, generate_atomic
 
 _ARC_FILE = "data/arcagi_aa922be.json"
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +59,41 @@ def load_dataset(config: TrainingConfig, *, datasets_dir: Path, cache_dir: Path)
 def _load_atomic(config: TrainingConfig, *, cache_dir: Path) -> Grids:
     name = f"atomic-v{GENERATOR_VERSION}-{config.num_samples}-seed{config.seed}.npy"
     path = cache_dir / name
-    if path.exists():
-        grids: Grids = np.load(path, mmap_mode="r", allow_pickle=False)
-        return grids
+    cached = _read_cached(path, shape=(config.num_samples, GRID_SIZE, GRID_SIZE))
+    if cached is not None:
+        return cached
     grids = generate_atomic(num_grids=config.num_samples, seed=config.seed)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    # Renamed into place, so that a worker beside this one never maps half a file.
-    with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".tmp", delete=False) as file:
-        np.save(file, grids)
-    os.replace(file.name, path)
+    try:
+        _cache(grids, path)
+    except OSError as error:
+        _logger.warning("the corpus is not kept for the next job: %s", error)
     return grids
+
+
+def _read_cached(path: Path, *, shape: tuple[int, ...]) -> Grids | None:
+    """The corpus as an earlier job left it, mapped into memory; None if it is not there whole."""
+    if not path.exists():
+        return None
+    try:
+        grids: Grids = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        _logger.warning("%s is unreadable and is made anew: %s", path.name, error)
+        return None
+    return grids if grids.shape == shape and grids.dtype == np.uint8 else None
+
+
+def _cache(grids: Grids, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        try:
+            np.save(file, grids)
+            file.flush()
+            os.fsync(file.fileno())
+            # Renamed into place, so that a worker beside this one never maps half a file.
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def _load_arc(*, seed: int) -> Dataset:

@@ -2,11 +2,11 @@
 
 import ctypes
 import os
-from pathlib import Path
 
 import torch
 
-_CGROUP_QUOTA_PATH = Path("/sys/fs/cgroup/cpu.max")
+from server.settings import count_cores
+
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**30
@@ -56,13 +56,3 @@ def warm_up() -> None:
     The first optimizer imports torch's compiler, which takes a second.
     """
     torch.optim.Adam([torch.zeros(1, requires_grad=True)])
-
-
-def count_cores(*, quota_path: Path = _CGROUP_QUOTA_PATH) -> int:
-    """Cores that this process may use: its affinity, or a container's quota if that is less."""
-    cores = len(os.sched_getaffinity(0))
-    if quota_path.exists():
-        quota, period = quota_path.read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    return cores

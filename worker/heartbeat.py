@@ -11,8 +11,9 @@ from typing import Self
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from server import job_queue
-from server.job_queue import Lease, LeaseLostError
+from server import leases
+from server.leases import Lease, LeaseLostError
+from server.reaper import Reaper
 from server.settings import Settings
 
 _LISTEN_SECONDS = 0.5
@@ -38,7 +39,13 @@ class Heartbeat:
     """
 
     def __init__(
-        self, lease: Lease, *, engine: Engine, settings: Settings, shutdown: threading.Event
+        self,
+        lease: Lease,
+        *,
+        engine: Engine,
+        settings: Settings,
+        shutdown: threading.Event,
+        reaper: Reaper,
     ) -> None:
         self.progress = 0.0
         self.stop_reason: StopReason | None = None
@@ -46,6 +53,7 @@ class Heartbeat:
         self._engine = engine
         self._settings = settings
         self._shutdown = shutdown
+        self._reaper = reaper
         self._overdue_at = time.monotonic() + (settings.max_job_seconds or math.inf)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -76,9 +84,10 @@ class Heartbeat:
 
     def _run(self) -> None:
         beat_at = time.monotonic() + self._settings.heartbeat_seconds
-        while not self._ended.wait(_LISTEN_SECONDS) and self.stop_reason is None:
+        while not self._ended.wait(_LISTEN_SECONDS):
             try:
-                if job_queue.read_stop_request(self._engine, self._lease):
+                # A job that stops has its state to save, which may take longer than the lease.
+                if self.stop_reason is None and leases.read_stop_request(self._engine, self._lease):
                     self.stop_reason = StopReason.requested
                 if time.monotonic() >= beat_at:
                     self._beat()
@@ -86,21 +95,18 @@ class Heartbeat:
             except LeaseLostError:
                 # Or the job has just ended, and nobody asks any more.
                 self.stop_reason = StopReason.lease_lost
+                return
             except SQLAlchemyError as error:
                 # The lease outlives a short loss of the database; the next beat tries again.
                 _logger.warning("heartbeat failed and will be tried again: %s", error)
                 self._ended.wait(_OUTAGE_PAUSE_SECONDS)
 
     def _beat(self) -> None:
-        job_queue.heartbeat(
+        leases.heartbeat(
             self._engine,
             self._lease,
             lease_seconds=self._settings.lease_seconds,
             progress=self.progress,
         )
         # While every worker is busy, nobody else looks after the jobs of the dead.
-        job_queue.requeue_lost_jobs(
-            self._engine,
-            max_attempts=self._settings.max_attempts,
-            lease_seconds=self._settings.lease_seconds,
-        )
+        self._reaper.reap()

@@ -22,6 +22,7 @@ from server import job_queue, worker_registry
 from server.database import Doorbell, is_outage, open_database
 from server.logs import configure_logging, mark_job
 from server.models import Worker
+from server.reaper import Reaper
 from server.settings import Settings
 from worker.attempt import outlast_outages
 from worker.device import (
@@ -78,7 +79,7 @@ def work(
     With `job_id` only that job is run. Raises DeviceBrokenError.
     """
     worker = outlast_outages(shutdown)(_register, engine)
-    doorbell = Doorbell(engine)
+    doorbell, reaper = Doorbell(engine), Reaper(engine, settings=settings)
     claim = partial(
         job_queue.claim,
         engine,
@@ -91,12 +92,20 @@ def work(
         while not shutdown.is_set():
             try:
                 if time.monotonic() >= beat_at:
-                    _beat(engine, worker.id, settings=settings)
+                    # An idle worker says that it lives, and looks after the jobs of the dead.
+                    worker_registry.report_idle(engine, worker.id)
+                    reaper.reap()
                     beat_at = time.monotonic() + settings.heartbeat_seconds
                 job = claim()
                 if job is not None:
                     with mark_job(job.id):
-                        run_job(job, settings=settings, engine=engine, shutdown=shutdown)
+                        run_job(
+                            job,
+                            settings=settings,
+                            engine=engine,
+                            shutdown=shutdown,
+                            reaper=reaper,
+                        )
                     beat_at = 0.0
                 elif is_drain and not _is_any_queued(engine, job_id=job_id):
                     break
@@ -110,14 +119,6 @@ def work(
     finally:
         doorbell.close()
         _sign_off(engine, worker.id)
-
-
-def _beat(engine: Engine, worker_id: str, *, settings: Settings) -> None:
-    """An idle worker says that it lives, and returns the jobs of the dead to the queue."""
-    worker_registry.report_idle(engine, worker_id)
-    job_queue.requeue_lost_jobs(
-        engine, max_attempts=settings.max_attempts, lease_seconds=settings.lease_seconds
-    )
 
 
 def _is_any_queued(engine: Engine, *, job_id: str | None) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from server import job_records
 from server.artifacts import WrittenFile
-from server.models import Artifact, ArtifactKind, EpochMetrics, EventKind, ResumePoint
+from server.models import Artifact, ArtifactKind, EpochMetrics, ResumePoint
 from worker.attempt import Attempt
 from worker.checkpoints import save_checkpoint
 from worker.metrics import SplitMetrics
@@ -152,6 +152,8 @@ class EpochRecorder:
         return artifacts
 
     def _store_state(self, state: TrainingState) -> None:
+        if not state.is_finite:
+            return  # the attempt is about to fail by it, and none can go on from here
         written = self._write_resume_point(state)
         try:
             self._attempt.write(
@@ -197,7 +199,7 @@ class EpochRecorder:
         except Exception as error:
             message = f"the picture of epoch {epoch} could not be written: {error}"
             _logger.exception(message)
-            self._attempt.write(job_records.add_note, EventKind.warning, message=message)
+            self._attempt.warn(message)
             return None
 
     def _make_artifact(self, kind: ArtifactKind, file: WrittenFile, *, epoch: int) -> Artifact:

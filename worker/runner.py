@@ -9,26 +9,28 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
-from sqlalchemy import Engine
-from sqlmodel import Session, select
+from sqlalchemy import Engine, and_
+from sqlmodel import Session, col, select
 
 from server import job_queue, job_records
 from server.artifacts import JobFiles
 from server.database import is_outage
 from server.datasets import DatasetError
-from server.job_queue import LeaseLostError
+from server.leases import LeaseLostError
 from server.models import (
     Artifact,
     ArtifactKind,
+    EpochMetrics,
     EventKind,
     FailureKind,
     Job,
     JobPhase,
     ResumePoint,
 )
+from server.reaper import Reaper
 from server.settings import Settings
 from worker.attempt import Attempt, open_attempt
-from worker.checkpoints import load_newest_state
+from worker.checkpoints import load_first_state, load_newest_state
 from worker.data import Dataset, DeviceGrids, draw_reconstruction_batches, load_dataset
 from worker.device import choose_device, describe_device
 from worker.heartbeat import StopReason
@@ -54,7 +56,12 @@ class Failure(NamedTuple):
 
 
 def run_job(
-    job: Job, *, settings: Settings, engine: Engine, shutdown: threading.Event | None = None
+    job: Job,
+    *,
+    settings: Settings,
+    engine: Engine,
+    shutdown: threading.Event | None = None,
+    reaper: Reaper | None = None,
 ) -> None:
     """Run a job that this worker has claimed until it ends, is handed back or is lost.
 
@@ -62,7 +69,11 @@ def run_job(
     the job has been told; raises nothing else that the job or the database did.
     """
     attempt = open_attempt(
-        job, settings=settings, engine=engine, shutdown=shutdown or threading.Event()
+        job,
+        settings=settings,
+        engine=engine,
+        shutdown=shutdown or threading.Event(),
+        reaper=reaper or Reaper(engine, settings=settings),
     )
     with attempt.heartbeat:
         try:
@@ -124,15 +135,22 @@ def _run_to_its_end(attempt: Attempt) -> None:
             raise
         failure = describe_failure(error, job=attempt.job)
         _logger.error("job %s failed: %s", attempt.job.id, failure.message)
-        settings = attempt.settings
-        attempt.write(
-            job_queue.fail,
-            **failure._asdict(),
-            max_attempts=settings.max_attempts,
-            retry_seconds=settings.retry_seconds,
-        )
-        if isinstance(error, torch.AcceleratorError):
-            raise DeviceBrokenError(failure.message) from error
+        try:
+            _fail(attempt, failure)
+        finally:
+            if isinstance(error, torch.AcceleratorError):
+                # Also if nobody could be told: this process must not claim another job.
+                raise DeviceBrokenError(failure.message) from error
+
+
+def _fail(attempt: Attempt, failure: Failure) -> None:
+    settings = attempt.settings
+    attempt.write(
+        job_queue.fail,
+        **failure._asdict(),
+        max_attempts=settings.max_attempts,
+        retry_seconds=settings.retry_seconds,
+    )
 
 
 def _run_logged(attempt: Attempt) -> None:
@@ -158,7 +176,7 @@ def _run(attempt: Attempt) -> None:
     attempt.write(job_records.keep_named_files, sweep=attempt.files.sweep)
     config, settings, job = attempt.job.training_config, attempt.settings, attempt.job
     dataset = load_dataset(config, datasets_dir=settings.datasets_dir, cache_dir=settings.cache_dir)
-    tracker = open_tracker(job, wandb_project=settings.wandb_project)
+    tracker = open_tracker(job, wandb_project=settings.wandb_project, warn=attempt.warn)
     try:
         trainer = _train(attempt, dataset, tracker=tracker)
     finally:
@@ -230,27 +248,38 @@ def _resume(trainer: Trainer, attempt: Attempt) -> None:
 
 def _evaluate_best(trainer: Trainer, dataset: Dataset, *, attempt: Attempt) -> SplitMetrics:
     """Measure the test split with the weights of the best epoch."""
-    job_id = attempt.job.id
-    best_epoch = attempt.retrying(_read_best_epoch, attempt.engine, job_id)
-    rows = attempt.retrying(_checkpoint_rows, attempt.engine, job_id)
-    best = [row for row in rows if row.epoch == best_epoch]
-    state = load_newest_state(attempt.files, best)
-    if state is None:
-        raise FileNotFoundError(f"the best checkpoint, of epoch {best_epoch}, cannot be loaded")
-    trainer.load_weights(state)
+    best_first = attempt.retrying(_best_checkpoint_rows, attempt.engine, attempt.job.id)
+    state = load_first_state(attempt.files, best_first)
+    if state is not None:
+        trainer.load_weights(state)
+    if state is None or state.epoch != best_first[0].epoch:
+        used = "the last epoch's weights" if state is None else f"epoch {state.epoch}, next best,"
+        message = f"the best checkpoint cannot be loaded; {used} measured on the test split"
+        attempt.warn(message)
     return trainer.evaluate(
         DeviceGrids(dataset.test, device=trainer.device), beta=attempt.job.training_config.beta
     )
 
 
-def _read_best_epoch(engine: Engine, job_id: str) -> int | None:
-    with Session(engine) as session:
-        return session.exec(select(Job.best_epoch).where(Job.id == job_id)).one()
-
-
 def _checkpoint_rows(engine: Engine, job_id: str) -> list[Artifact]:
     checkpoints = select(Artifact).where(
         Artifact.job_id == job_id, Artifact.kind == ArtifactKind.checkpoint
+    )
+    with Session(engine) as session:
+        return list(session.exec(checkpoints))
+
+
+def _best_checkpoint_rows(engine: Engine, job_id: str) -> list[Artifact]:
+    """The best epoch's first: the one of the lowest validation reconstruction loss."""
+    epoch = and_(
+        col(EpochMetrics.job_id) == col(Artifact.job_id),
+        col(EpochMetrics.epoch) == col(Artifact.epoch),
+    )
+    checkpoints = (
+        select(Artifact)
+        .join(EpochMetrics, epoch)
+        .where(Artifact.job_id == job_id, Artifact.kind == ArtifactKind.checkpoint)
+        .order_by(col(EpochMetrics.val_recon_loss), col(EpochMetrics.epoch))
     )
     with Session(engine) as session:
         return list(session.exec(checkpoints))

@@ -1,10 +1,14 @@
 """Where else a run's curves go: an optional Weights & Biases project."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Protocol
 
 from server.models import Job
 from worker.training import EpochResult
+
+_logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -50,6 +54,31 @@ class WandbTracker:
         self._run.finish()
 
 
-def open_tracker(job: Job, *, wandb_project: str) -> Tracker:
-    """The tracker that the settings ask for. Raises ImportError if wandb is not installed."""
-    return WandbTracker(job, project=wandb_project) if wandb_project else NoTracker()
+class ForgivingTracker:
+    """Gives up on a tracker that fails: its curves are elsewhere, too, and training goes on."""
+
+    def __init__(self, open_it: Callable[[], Tracker], *, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._tracker: Tracker = NoTracker()
+        self._attempt(lambda: setattr(self, "_tracker", open_it()))
+
+    def log_epoch(self, result: EpochResult) -> None:
+        self._attempt(lambda: self._tracker.log_epoch(result))
+
+    def close(self) -> None:
+        self._attempt(self._tracker.close)
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            _logger.exception("tracking failed")
+            self._tracker = NoTracker()
+            self._warn(f"nothing more goes to Weights & Biases: {type(error).__name__}: {error}")
+
+
+def open_tracker(job: Job, *, wandb_project: str, warn: Callable[[str], None]) -> Tracker:
+    """The tracker that the settings ask for; `warn` hears of it if that fails."""
+    if not wandb_project:
+        return NoTracker()
+    return ForgivingTracker(lambda: WandbTracker(job, project=wandb_project), warn=warn)

@@ -50,6 +50,12 @@ class TrainingState(NamedTuple):
     epoch: int  # epochs completed
     step: int  # steps done in the epoch after it
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no step so far had a loss that is not finite, which ends its epoch."""
+        losses = self.tensors.get("step_losses")
+        return losses is None or bool(losses.isfinite().all())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochResult:

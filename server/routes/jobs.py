@@ -155,8 +155,7 @@ def change_job(job: JobDep, *, change: JobChange, engine: EngineDep) -> JobPubli
 @router.delete("/{job_id}", status_code=204)
 def delete_job(job: JobDep, *, engine: EngineDep, files: JobFilesDep) -> None:
     """Delete a job that has ended, with its files."""
-    job_queue.remove(engine, job.id)
-    files.delete()
+    job_queue.remove(engine, job.id, delete_files=files.delete)
 
 
 @router.post("/{job_id}/cancel")

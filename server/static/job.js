@@ -126,12 +126,13 @@
     if (stream) return;
     stream = new EventSource(`/jobs/${jobId}/events?after=${lastEvent}`);
     const kinds = "queued running paused succeeded failed cancelled cancel_requested pause_requested";
-    for (const kind of [...kinds.split(" "), "resumed", "epoch", "checkpoint", "warning"]) {
+    const quiet = ["checkpoint", "reconstruction"];
+    for (const kind of [...kinds.split(" "), "resumed", "epoch", ...quiet, "warning"]) {
       stream.addEventListener(kind, (message) => {
         lastEvent = Number(message.lastEventId);
         const event = JSON.parse(message.data);
         if (kind === "epoch") addEpoch(event.data);
-        else if (kind !== "checkpoint") Losslab.announce(`${event.kind}: ${event.message}`);
+        else if (!quiet.includes(kind)) Losslab.announce(`${event.kind}: ${event.message}`);
         refreshSoon();
       });
     }

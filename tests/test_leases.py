@@ -1,0 +1,157 @@
+"""Leases: who holds one, who loses it, and who may say so."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from conftest import BOTH_DATABASES, SubmitJob, read, read_rows
+from fault_worker import wait_for
+from postgres import Postgres
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import Session, col, select
+
+from server import job_queue, leases
+from server.database import database_now, is_outage, write_transaction
+from server.leases import Lease, LeaseLostError, StopRequest
+from server.models import Job, JobEvent, JobStatus
+from server.reaper import Reaper
+from server.settings import Settings
+from worker.heartbeat import Heartbeat, StopReason
+
+LEASE_SECONDS = 1.0
+BEAT_SECONDS = 0.1
+#: Longer than the gap after which a reaper waits.
+GAP_SECONDS = 0.8
+
+
+@pytest.fixture
+def hasty(settings: Settings) -> Settings:
+    """Settings by which a lease is soon over."""
+    return settings.model_copy(
+        update={"lease_seconds": LEASE_SECONDS, "heartbeat_seconds": BEAT_SECONDS}
+    )
+
+
+def claim(engine: Engine, worker_id: str, *, lease_seconds: float = LEASE_SECONDS) -> Lease:
+    job = job_queue.claim(engine, worker_id=worker_id, lease_seconds=lease_seconds)
+    assert job is not None
+    return Lease(job.id, job.attempt, worker_id)
+
+
+def expire(engine: Engine, lease: Lease) -> None:
+    with write_transaction(engine) as session:
+        job = session.get_one(Job, lease.job_id)
+        job.lease_expires_at = database_now(session) - timedelta(seconds=1)
+
+
+def reap_for(reaper: Reaper, seconds: float, *, beat: Lease | None = None, engine: Engine) -> int:
+    """Reap as a worker does, while the worker of `beat` gives signs of life."""
+    num_lost, deadline = 0, time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if beat is not None:
+            leases.heartbeat(engine, beat, lease_seconds=LEASE_SECONDS, progress=0.0)
+        num_lost += reaper.reap()
+        time.sleep(BEAT_SECONDS)
+    return num_lost
+
+
+@contextmanager
+def beating(lease: Lease, *, engine: Engine, settings: Settings) -> Iterator[Heartbeat]:
+    shutdown, reaper = threading.Event(), Reaper(engine, settings=settings)
+    heartbeat = Heartbeat(lease, engine=engine, settings=settings, shutdown=shutdown, reaper=reaper)
+    with heartbeat:
+        yield heartbeat
+
+
+@BOTH_DATABASES
+@pytest.mark.parametrize("request_stop", [job_queue.cancel, job_queue.pause])
+def test_request_of_which_a_dead_worker_had_heard_is_met_when_asked_again(
+    engine: Engine, submit_job: SubmitJob, request_stop: object
+) -> None:
+    assert callable(request_stop)
+    submit_job()
+    lease = claim(engine, "w1", lease_seconds=30)
+    assert request_stop(engine, lease.job_id).status is JobStatus.running
+    expire(engine, lease)
+    assert request_stop(engine, lease.job_id).status in (JobStatus.cancelled, JobStatus.paused)
+
+
+@BOTH_DATABASES
+def test_second_request_of_a_living_job_is_no_second_event(
+    engine: Engine, submit_job: SubmitJob
+) -> None:
+    submit_job()
+    lease = claim(engine, "w1", lease_seconds=30)
+    job_queue.cancel(engine, lease.job_id)
+    job_queue.cancel(engine, lease.job_id)
+    with Session(engine) as session:
+        kinds = select(JobEvent.kind).where(col(JobEvent.kind) == "cancel_requested")
+        assert len(session.exec(kinds).all()) == 1
+
+
+@BOTH_DATABASES
+def test_job_of_a_silent_worker_is_taken(
+    engine: Engine, hasty: Settings, submit_job: SubmitJob
+) -> None:
+    submit_job()
+    lease = claim(engine, "silent")
+    reaper = Reaper(engine, settings=hasty)
+    assert reap_for(reaper, LEASE_SECONDS + 0.5, engine=engine) == 1
+    with pytest.raises(LeaseLostError):
+        leases.heartbeat(engine, lease, lease_seconds=LEASE_SECONDS, progress=0.0)
+
+
+@BOTH_DATABASES
+def test_after_an_outage_the_living_keep_their_jobs_and_the_dead_lose_theirs(
+    engine: Engine, hasty: Settings, submit_job: SubmitJob
+) -> None:
+    submit_job()
+    submit_job()
+    living, dead = claim(engine, "living"), claim(engine, "dead")
+    reaper = Reaper(engine, settings=hasty)
+    # Nobody reaches the database for so long that both leases run out.
+    time.sleep(LEASE_SECONDS + GAP_SECONDS)
+    assert reaper.reap() == 0
+    assert reap_for(reaper, LEASE_SECONDS + 0.5, beat=living, engine=engine) == 1
+    assert leases.read_stop_request(engine, living) is None
+    with pytest.raises(LeaseLostError):
+        leases.read_stop_request(engine, dead)
+
+
+@BOTH_DATABASES
+def test_job_that_stops_keeps_its_lease_until_its_state_is_saved(
+    engine: Engine, hasty: Settings, submit_job: SubmitJob
+) -> None:
+    job = submit_job()
+    lease = claim(engine, "w1")
+    job_queue.cancel(engine, lease.job_id)
+    with beating(lease, engine=engine, settings=hasty) as heartbeat:
+        wait_for(lambda: heartbeat.stop_reason is StopReason.requested)
+        heard_at = read(engine, job).lease_expires_at
+        assert heard_at is not None
+        reap_for(Reaper(engine, settings=hasty), 2 * LEASE_SECONDS, engine=engine)
+        still = read(engine, job)
+        assert still.status is JobStatus.running
+        assert still.lease_expires_at is not None
+        assert still.lease_expires_at > heard_at
+    assert leases.read_stop_request(engine, lease) is StopRequest.cancel
+    assert read_rows(engine, job) == []
+
+
+def test_transaction_that_postgresql_ended_for_want_of_a_statement_counts_as_an_outage(
+    postgres: Postgres,
+) -> None:
+    url = postgres.create_database().replace("postgresql://", "postgresql+psycopg://")
+    options = {"options": "-c idle_in_transaction_session_timeout=100ms"}
+    engine = create_engine(url, connect_args=options)
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+        time.sleep(0.5)
+        with pytest.raises(DBAPIError) as ended:
+            connection.execute(text("SELECT 1"))
+        assert is_outage(ended.value)
+    engine.dispose()
