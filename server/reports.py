@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from server.criteria import Criterion, CriterionStatus, Thresholds, Verdict
 from server.histories import History
@@ -48,6 +46,10 @@ class ReportEntry:
 
 def render_curves(entries: Sequence[ReportEntry], *, thresholds: Thresholds) -> bytes:
     """Loss, training accuracy with its target band and the collapse line, and KL, as a PNG."""
+    # matplotlib takes half a second to import, and the server shall be ready before that.
+    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
+
     figure = Figure(figsize=(15, 4.5), dpi=100, layout="constrained")
     loss, accuracy, kl = figure.subplots(1, 3)
     for index, entry in enumerate(entries):

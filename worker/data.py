@@ -36,7 +36,8 @@ class Dataset:
 
     def count_colours(self) -> list[int]:
         """Cells of each colour in the training split."""
-        return [int(n) for n in np.bincount(self.train.reshape(-1), minlength=NUM_COLOURS)]
+        # Ten passes over bytes take a tenth of the time of one `bincount`, which widens them.
+        return [int(np.count_nonzero(self.train == colour)) for colour in range(NUM_COLOURS)]
 
 
 def load_dataset(config: TrainingConfig, *, datasets_dir: Path, cache_dir: Path) -> Dataset:

@@ -1,8 +1,15 @@
 """Which processor a worker trains on, and how much of it is its own."""
 
+import ctypes
+import os
+
 import torch
 
 from server.settings import count_cores
+
+# glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 2**30
 
 
 def choose_device() -> torch.device:
@@ -16,9 +23,31 @@ def describe_device(device: torch.device) -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
+def ask_for_exactness() -> None:
+    """Let a GPU give the same numbers each time, so that a resumed run is the uninterrupted one.
+
+    cuBLAS reads its variable when it is first used.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
 def take_share_of_cores(*, num_workers: int) -> None:
     """Use this worker's share of the cores that its machine's workers may use together."""
     torch.set_num_threads(max(1, count_cores() // num_workers))
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees for its next step, up to a gigabyte.
+
+    glibc gives large blocks back to the kernel, and a step that asks for them again waits for
+    each of their pages. Another C library is left as it is.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def warm_up() -> None:

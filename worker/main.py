@@ -25,7 +25,13 @@ from server.models import Worker
 from server.reaper import Reaper
 from server.settings import Settings
 from worker.attempt import outlast_outages
-from worker.device import choose_device, describe_device, take_share_of_cores, warm_up
+from worker.device import (
+    choose_device,
+    describe_device,
+    keep_freed_memory,
+    take_share_of_cores,
+    warm_up,
+)
 from worker.runner import DeviceBrokenError, run_job
 
 _PARENT_CHECK_SECONDS = 1.0
@@ -41,6 +47,7 @@ def main() -> None:
     _install_signals(shutdown)
     if arguments.with_parent:
         _watch_parent(shutdown)
+    keep_freed_memory()
     take_share_of_cores(num_workers=settings.num_workers)
     warm_up()
     engine = outlast_outages(shutdown)(open_database, settings)

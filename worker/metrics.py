@@ -50,6 +50,10 @@ class MetricSums:
         self.confusion = torch.zeros(NUM_COLOURS**2, dtype=torch.int64, device=device)
         self.grids = torch.zeros(3, dtype=torch.int64, device=device)
 
+    def reset(self) -> None:
+        for name in self._names:
+            getattr(self, name).zero_()
+
     @torch.no_grad()
     def add(self, loss: GridLoss, *, logits: Tensor, grids: Tensor) -> None:
         """Count a batch: `logits` (B, 10, S, S) for `grids` (B, S, S)."""

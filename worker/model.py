@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from worker.convolution import Conv2d, ConvTranspose2d
+
 NUM_COLOURS = 10
 
 
@@ -35,27 +37,27 @@ class BetaVAE(nn.Module):
         small = grid_size // 4
         self.encoder = nn.Sequential(
             nn.Conv2d(NUM_COLOURS, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(64, 128, 3, stride=2, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
+            Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+            Conv2d(64, 128, 3, stride=2, padding=1),
+            nn.ReLU(inplace=True),
             nn.Flatten(),
             nn.Linear(128 * small * small, 128),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
         self.to_mu = nn.Linear(128, latent_dim)
         self.to_logvar = nn.Linear(128, latent_dim)
         self.decoder = nn.Sequential(
             nn.Linear(latent_dim, 128),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Linear(128, 128 * small * small),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Unflatten(1, (128, small, small)),
-            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),
-            nn.ReLU(),
-            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
-            nn.ReLU(),
+            ConvTranspose2d(128, 64, 4, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+            ConvTranspose2d(64, 32, 4, stride=2, padding=1),
+            nn.ReLU(inplace=True),
             nn.Conv2d(32, NUM_COLOURS, 3, padding=1),
         )
         # Rows of the identity are the one-hot codes: one gather, and channels-last at once.

@@ -3,7 +3,7 @@ no files."""
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from server.models import TrainingConfig
+from worker.capture import StepInputs, capture
 from worker.data import Dataset, DeviceGrids
+from worker.device import ask_for_exactness
 from worker.losses import (
     GridLoss,
     compute_beta,
@@ -114,7 +116,13 @@ class Trainer:
         self.class_weights = compute_class_weights(counts, weighting=config.class_weighting).to(
             device
         )
+        ask_for_exactness()
         self._generator = torch.Generator(device=device)
+        self._inputs = StepInputs(batch_size=self.batch_size, device=device)
+        self._sums = MetricSums(latent_dim=config.latent_dim, device=device)
+        self._val_sums = MetricSums(latent_dim=config.latent_dim, device=device)
+        self._step_losses = torch.zeros(self.steps_per_epoch, device=device)
+        self._forget_graphs()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             model = BetaVAE(latent_dim=config.latent_dim, grid_size=dataset.grid_size)
@@ -122,7 +130,10 @@ class Trainer:
         self.model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = torch.optim.Adam(
             self.model.parameters(),
-            lr=config.learning_rate,
+            # A graph reads the rate on the device; on a CPU a tensor would only cost time.
+            lr=torch.tensor(config.learning_rate, device=device)
+            if device.type == "cuda"
+            else config.learning_rate,
             fused=True,
             capturable=device.type == "cuda",
         )
@@ -186,6 +197,8 @@ class Trainer:
                 key: value.to(self.device, copy=True, memory_format=_memory_format(value))
                 for key, value in _select(state.tensors, prefix=f"optimizer.{name}.").items()
             }
+        # Adam's state lies elsewhere now.
+        self._forget_graphs()
         self.epoch = state.epoch
         self._under_way = None
         if "generator" in state.tensors:
@@ -203,13 +216,12 @@ class Trainer:
 
     def _begin_epoch(self) -> _EpochUnderWay:
         self._generator.manual_seed(self.config.seed * 1_000_003 + self.epoch)
-        return _EpochUnderWay(
-            order=torch.randperm(
-                self._train_grids.num_grids, generator=self._generator, device=self.device
-            ),
-            sums=MetricSums(latent_dim=self.config.latent_dim, device=self.device),
-            step_losses=torch.zeros(self.steps_per_epoch, device=self.device),
+        self._sums.reset()
+        self._step_losses.zero_()
+        order = torch.randperm(
+            self._train_grids.num_grids, generator=self._generator, device=self.device
         )
+        return _EpochUnderWay(order, self._sums, self._step_losses)
 
     def _run_epoch(self) -> EpochResult:
         if self._under_way is None:
@@ -227,7 +239,7 @@ class Trainer:
         train_seconds = seconds_before + time.perf_counter() - started
         last_step = (self.epoch + 1) * self.steps_per_epoch - 1
         beta = compute_beta(self.config, step=last_step, num_steps=self.num_steps)
-        val = self.evaluate(self._val_grids, beta=beta)
+        val = self._validate(beta=beta)
         self.epoch += 1
         self._under_way = None
         ratios = compute_spike_ratios(losses)
@@ -249,6 +261,8 @@ class Trainer:
         """The rest of an epoch's steps; stopping between two of them loses nothing."""
         self.model.train()
         seconds_before, started = epoch.seconds, time.perf_counter()
+        if not self._is_captured:
+            self._capture()
         first_step = self.epoch * self.steps_per_epoch
         while epoch.step < self.steps_per_epoch:
             if self._should_stop():
@@ -256,16 +270,52 @@ class Trainer:
             beta = compute_beta(self.config, step=first_step + epoch.step, num_steps=self.num_steps)
             self._set_learning_rate(first_step + epoch.step)
             indices = epoch.order[epoch.step * self.batch_size :][: self.batch_size]
-            loss = self._train_step(self._draw(indices), beta=beta, sums=epoch.sums)
-            epoch.step_losses[epoch.step] = loss
+            self._inputs.fill(indices, position=epoch.step, beta=beta)
+            self._step()
             epoch.step += 1
             epoch.seconds = seconds_before + time.perf_counter() - started
             self._on_step(self)
 
-    def _train_step(self, grids: Tensor, *, beta: float, sums: MetricSums) -> Tensor:
-        """One step of Adam; returns the batch's mean loss, NaN if it or a gradient is not
-        finite. Nothing here waits for the device."""
-        output, loss = self._forward(grids, beta=beta)
+    def _forget_graphs(self) -> None:
+        """On a GPU the next epoch makes new ones."""
+        self._step, self._validation = self._train_step, self._sum_validation
+        self._is_captured = self.device.type != "cuda"
+
+    def _capture(self) -> None:
+        """Make graphs of a step and of the validation, without a trace in either's figures."""
+        self._step = capture(
+            self._train_step,
+            name="training step",
+            generator=self._generator,
+            warming_up=self._unchanged(),
+        )
+        self.model.eval()
+        self._validation = capture(
+            self._sum_validation, name="validation", generator=self._generator
+        )
+        self.model.train()
+        self._is_captured = True
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Take back what steps in here do to the epoch; as after a loss that is not finite,
+        Adam leaves the weights and its moments alone."""
+        sums, losses = self._sums.state_dict(), self._step_losses.clone()
+        generator = self._generator.get_state()
+        self._non_finite.fill_(1.0)
+        try:
+            yield
+        finally:
+            self._sums.load_state_dict(sums)
+            self._step_losses.copy_(losses)
+            self._generator.set_state(generator)
+            self._non_finite.fill_(0.0)
+
+    def _train_step(self) -> None:
+        """One step of Adam with what lies in `_inputs`; its mean loss goes to `_step_losses`,
+        NaN if it or a gradient is not finite. Nothing here waits for the device."""
+        grids = self._draw(self._inputs.indices)
+        output, loss = self._forward(grids, beta=self._inputs.beta)
         mean_loss = loss.total.mean()
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(mean_loss)
@@ -275,10 +325,27 @@ class Trainer:
         is_finite = torch.isfinite(mean_loss.detach() + norm)
         self._non_finite.copy_(torch.maximum(self._non_finite, (~is_finite).float()))
         self._optimizer.step()
-        sums.add(loss, logits=output.logits, grids=grids)
-        return torch.where(is_finite, mean_loss.detach(), torch.nan)
+        self._sums.add(loss, logits=output.logits, grids=grids)
+        step_loss = torch.where(is_finite, mean_loss.detach(), torch.nan)
+        self._step_losses.index_copy_(0, self._inputs.position, step_loss.unsqueeze(0))
 
-    def _forward(self, grids: Tensor, *, beta: float) -> tuple[VAEOutput, GridLoss]:
+    def _validate(self, *, beta: float) -> SplitMetrics:
+        if self.device.type != "cuda":
+            return self.evaluate(self._val_grids, beta=beta)
+        self.model.eval()
+        self._inputs.beta.fill_(beta)
+        self._validation()
+        self.model.train()
+        return self._val_sums.compute()
+
+    @torch.no_grad()
+    def _sum_validation(self) -> None:
+        self._val_sums.reset()
+        for batch in self._val_grids.batches(_EVALUATION_BATCH_SIZE):
+            output, loss = self._forward(batch, beta=self._inputs.beta)
+            self._val_sums.add(loss, logits=output.logits, grids=batch)
+
+    def _forward(self, grids: Tensor, *, beta: float | Tensor) -> tuple[VAEOutput, GridLoss]:
         with autocast(self.device):
             output: VAEOutput = self.model(grids, generator=self._generator)
         loss = compute_loss(
@@ -300,7 +367,10 @@ class Trainer:
     def _set_learning_rate(self, step: int) -> None:
         rate = compute_learning_rate(self.config, step=step, num_steps=self.num_steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
 
 def _select(tensors: dict[str, Tensor], *, prefix: str) -> dict[str, Tensor]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from server.datasets import PALETTE
@@ -20,7 +21,11 @@ _PAPER, _GRID_LINE = 0xFF, 0x33
 _PAIRS_PER_ROW = 5
 _SIDE, _PAIR_GAP, _COLUMN_GAP = 160, 8, 24
 _CAPTION_HEIGHT, _TITLE_HEIGHT = 40, 36
-_DPI = 100
+_TITLE_SIZE, _LABEL_SIZE, _CAPTION_SIZE = 15, 11, 10
+_GREY = "#555555"
+# PNG's own compression costs more than everything else together, and runs of one colour
+# are small at any level.
+_COMPRESSION = 1
 
 _Image = npt.NDArray[np.uint8]
 
@@ -96,21 +101,20 @@ def reconstruct(
 def render_reconstructions(
     reconstructions: list[Reconstruction], path: Path, *, title: str = ""
 ) -> None:
-    """Write the picture as a PNG; a few artists over one image, so that it is quick."""
-    image = _compose(reconstructions)
-    figure = Figure(figsize=_inches(image), dpi=_DPI)
-    FigureCanvasAgg(figure)
-    _draw(figure, image, reconstructions, title=title)
-    figure.savefig(path, format="png")
+    """Write the picture as a PNG. Takes some 20 ms, matplotlib ten times as long."""
+    image = _draw(reconstructions, title=title)
+    image.save(path, format="png", compress_level=_COMPRESSION)
 
 
 def _open_window(reconstructions: list[Reconstruction]) -> None:
     # Only a window needs pyplot, and importing it takes longer than drawing a picture.
     import matplotlib.pyplot as plt  # noqa: PLC0415
 
-    image = _compose(reconstructions)
-    figure = plt.figure(figsize=_inches(image), dpi=_DPI)
-    _draw(figure, image, reconstructions, title="")
+    image = _draw(reconstructions, title="")
+    figure = plt.figure(figsize=(image.width / 100, image.height / 100), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(np.asarray(image), interpolation="none", aspect="auto")
+    axes.set_axis_off()
     plt.show()
     plt.close(figure)
 
@@ -158,36 +162,30 @@ def _paint(grid: npt.NDArray[np.uint8]) -> _Image:
     return image
 
 
-def _inches(image: _Image) -> tuple[float, float]:
-    return image.shape[1] / _DPI, image.shape[0] / _DPI
-
-
-def _draw(
-    figure: Figure, image: _Image, reconstructions: list[Reconstruction], *, title: str
-) -> None:
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(image, interpolation="none", aspect="auto")
-    axes.set_axis_off()
-    axes.text(
-        _COLUMN_GAP,
-        _TITLE_HEIGHT / 2 + 4,
-        title,
-        va="center",
-        fontsize=11,
-        weight="bold",
-        parse_math=False,  # a job's name may have dollar signs
-    )
+def _draw(reconstructions: list[Reconstruction], *, title: str) -> Image.Image:
+    image = Image.fromarray(_compose(reconstructions))
+    draw = ImageDraw.Draw(image)
+    middle = _TITLE_HEIGHT / 2 + 4
+    draw.text((_COLUMN_GAP, middle), title, "black", _font(_TITLE_SIZE, is_bold=True), anchor="lm")
     for index, pair in enumerate(reconstructions):
         top, left = _corner(index)
-        axes.text(left, top - 6, "original\n", va="bottom", fontsize=8, color="#555555")
-        axes.text(
-            left + _SIDE + _PAIR_GAP,
-            top - 6,
-            f"reconstruction\n{_caption(pair)}",
-            va="bottom",
-            fontsize=7.5,
-            linespacing=1.2,
-        )
+        right = left + _SIDE + _PAIR_GAP
+        label, caption = top - 21, top - 7  # baselines
+        draw.text((left, label), "original", _GREY, _font(_LABEL_SIZE), anchor="ls")
+        draw.text((right, label), "reconstruction", "black", _font(_CAPTION_SIZE), anchor="ls")
+        draw.text((right, caption), _caption(pair), "black", _font(_CAPTION_SIZE), anchor="ls")
+    return image
+
+
+@cache
+def _font(size: int, *, is_bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans as matplotlib ships it, which has the letters of most languages; found
+    without importing matplotlib, which would take half a second."""
+    spec = find_spec("matplotlib")
+    assert spec is not None
+    assert spec.origin is not None
+    name = "DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / name, size)
 
 
 def _caption(pair: Reconstruction) -> str:

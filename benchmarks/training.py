@@ -1,0 +1,264 @@
+"""Grids per second of training: Losslab, the plain PyTorch loop, and pythae's BaseTrainer.
+
+Each is a process of its own; they take turns, so that all meet the same machine, and the ratios
+are medians over the rounds. Beside them the roofline: what the step's arithmetic alone would
+take at the rate of a large matrix product. Prints a table and writes `results/training.json`;
+about four minutes on two cores:
+
+    python -m benchmarks.training --workers 1,2
+
+pythae is no dependency: `pip install --no-deps pythae tqdm imageio dill cloudpickle`.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.contestants import BATCH_SIZE, compute_plain_loss, make_plain_model
+from benchmarks.machine import REPOSITORY, describe_machine, write_results
+from server.settings import count_cores
+from worker.device import choose_device
+from worker.training import autocast
+
+PYTHAE_HINT = (
+    "pythae is not installed and is left out: "
+    "pip install --no-deps pythae tqdm imageio dill cloudpickle"
+)
+PACKAGES = ("losslab", "torch", "numpy", "pythae")
+MATMUL_SIZE = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A contestant's process."""
+
+    name: str
+    process: subprocess.Popen[str]
+
+    def start_round(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def finish_round(self) -> dict[str, float]:
+        answer: dict[str, float] = json.loads(self.read())
+        return answer
+
+    def read(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} ended early; see its output above")
+        return line
+
+    def __enter__(self) -> "Runner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    machine = describe_machine(PACKAGES)
+    results: dict[str, Any] = machine | {"devices": []}
+    for device in [torch.device("cpu"), *([choose_device()] if torch.cuda.is_available() else [])]:
+        measured = measure_device(device, arguments=arguments)
+        results["devices"].append(measured)
+        print(format_device(measured))
+    if not torch.cuda.is_available():
+        print("no CUDA device here: the GPU is unmeasured")
+    if not arguments.no_write:
+        write_results("training", results)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--grids", type=int, default=6_400, help="of a round on the CPU")
+    parser.add_argument("--gpu-grids", type=int, default=80_000, help="of a round on a GPU")
+    parser.add_argument(
+        "--workers",
+        type=lambda given: [int(number) for number in given.split(",")],
+        default=[],
+        help="also measure so many workers side by side on one device, such as 1,2,4,8",
+    )
+    parser.add_argument("--no-write", action="store_true", help="print the table only")
+    return parser.parse_args()
+
+
+def measure_device(device: torch.device, *, arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ["losslab", "plain"]
+    if find_spec("pythae"):
+        names.append("pythae")
+    else:
+        print(PYTHAE_HINT)
+    num_grids = arguments.grids if device.type == "cpu" else arguments.gpu_grids
+    rates = race(names, device=device, rounds=arguments.rounds, num_grids=num_grids)
+    roofline = measure_roofline(device)
+    losslab = statistics.median(rates["losslab"])
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": count_cores(),
+        "grids_a_round": num_grids,
+        "rounds": arguments.rounds,
+        "grids_per_second": {name: round(statistics.median(r)) for name, r in rates.items()},
+        "losslab_times_as_fast_as": {
+            name: round(compute_ratio(rates["losslab"], rates[name]), 2) for name in names[1:]
+        },
+        "rates": {name: [round(rate) for rate in found] for name, found in rates.items()},
+        "roofline": roofline | {"losslab_share": round(losslab / roofline["grids_per_second"], 3)},
+        "workers": measure_workers(device, arguments=arguments, num_grids=num_grids),
+    }
+
+
+def compute_ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median of the rounds' own ratios: a round's contestants ran one after the other."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def race(
+    names: list[str], *, device: torch.device, rounds: int, num_grids: int
+) -> dict[str, list[float]]:
+    """Grids per second of each contestant in each round."""
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    with ExitStack() as stack:
+        runners = [
+            stack.enter_context(
+                start(name, device=device, num_threads=count_cores(), num_grids=num_grids)
+            )
+            for name in names
+        ]
+        for runner in runners:
+            runner.read()
+        for _ in range(rounds):
+            for runner in runners:
+                runner.start_round()
+                answer = runner.finish_round()
+                rates[runner.name].append(answer["grids"] / answer["seconds"])
+    return rates
+
+
+def start(name: str, *, device: torch.device, num_threads: int, num_grids: int) -> Runner:
+    command = [sys.executable, "-m", "benchmarks.contestants", name, device.type]
+    process = subprocess.Popen(
+        [*command, str(num_threads), str(num_grids)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return Runner(name, process)
+
+
+def measure_workers(
+    device: torch.device, *, arguments: argparse.Namespace, num_grids: int
+) -> dict[int, dict[str, float]]:
+    """All grids per second of several workers that share the device and the cores."""
+    settings = arguments.workers
+    rates: dict[int, list[float]] = {number: [] for number in settings}
+    with ExitStack() as stack:
+        teams = {
+            number: [
+                stack.enter_context(
+                    start(
+                        "losslab",
+                        device=device,
+                        num_threads=max(1, count_cores() // number),
+                        num_grids=num_grids,
+                    )
+                )
+                for _ in range(number)
+            ]
+            for number in settings
+        }
+        for runner in (runner for team in teams.values() for runner in team):
+            runner.read()
+        for _ in range(arguments.rounds):
+            for number, team in teams.items():
+                rates[number].append(run_together(team))
+    return {
+        number: {
+            "grids_per_second": round(statistics.median(found)),
+            "times_the_first": round(compute_ratio(found, rates[settings[0]]), 2),
+        }
+        for number, found in rates.items()
+    }
+
+
+def run_together(team: list[Runner]) -> float:
+    started = time.perf_counter()
+    for runner in team:
+        runner.start_round()
+    grids = sum(runner.finish_round()["grids"] for runner in team)
+    return grids / (time.perf_counter() - started)
+
+
+def measure_roofline(device: torch.device) -> dict[str, Any]:
+    """Grids per second if a step's multiplications ran at the rate of one large product."""
+    flops = count_step_flops()
+    with autocast(device):
+        dtype = (torch.ones(1, 1, device=device) @ torch.ones(1, 1, device=device)).dtype
+    rate = measure_matmul_rate(device, dtype=dtype)
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "matmul_gflop_per_second": round(rate / 1e9, 1),
+        "step_gflop": round(flops / 1e9, 2),
+        "grids_per_second": round(BATCH_SIZE * rate / flops),
+    }
+
+
+def count_step_flops() -> int:
+    """Floating-point operations of the forward and backward pass of one batch."""
+    model = make_plain_model().train()
+    grids = torch.zeros(BATCH_SIZE, 16, 16, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        compute_plain_loss(model(grids), grids, torch.ones(10)).total.mean().backward()
+    return int(counter.get_total_flops())
+
+
+def measure_matmul_rate(device: torch.device, *, dtype: torch.dtype, repeats: int = 9) -> float:
+    """Operations per second of a square product, the median of several."""
+    matrix = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device).to(dtype)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        product = matrix @ matrix
+        product[0, 0].item()  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 2 * MATMUL_SIZE**3 / statistics.median(seconds)
+
+
+def format_device(measured: dict[str, Any]) -> str:
+    roofline = measured["roofline"]
+    lines = [f"{measured['device']}, {measured['threads']} threads", "| | grids/s | Losslab is |"]
+    lines.append("| --- | --- | --- |")
+    for name, rate in measured["grids_per_second"].items():
+        ratio = measured["losslab_times_as_fast_as"].get(name)
+        lines.append(f"| {name} | {rate} | {f'{ratio}x as fast' if ratio else ''} |")
+    lines.append(
+        f"| roofline, {roofline['dtype']} at {roofline['matmul_gflop_per_second']} GFLOP/s "
+        f"| {roofline['grids_per_second']} | at {roofline['losslab_share']:.0%} of it |"
+    )
+    for number, found in measured["workers"].items():
+        lines.append(
+            f"| workers: {number} | {found['grids_per_second']} in all "
+            f"| {found['times_the_first']}x the first line's |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Work on a GPU as one CUDA graph: a step has some 300 kernels, each of which takes longer to
+launch than to run."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+_NUM_WARM_UPS = 3
+
+_logger = logging.getLogger(__name__)
+
+
+class StepInputs:
+    """What differs from step to step, at addresses that stay: a graph reads these, and the
+    host fills them without waiting for the device.
+
+    `indices` (B,) of the step's grids, `position` (1,) of the step in its epoch, `beta` ().
+    """
+
+    def __init__(self, *, batch_size: int, device: torch.device) -> None:
+        self.indices = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=device)
+        self.beta = torch.zeros((), device=device)
+
+    def fill(self, indices: Tensor, *, position: int, beta: float) -> None:
+        self.indices.copy_(indices)
+        self.position.fill_(position)
+        self.beta.fill_(beta)
+
+
+def capture(
+    work: Callable[[], None],
+    *,
+    name: str,
+    generator: torch.Generator,
+    warming_up: AbstractContextManager[None] | None = None,
+) -> Callable[[], None]:
+    """`work` as the replay of a graph, or `work` itself, with the reason in the log.
+
+    `warming_up` undoes what the warm-up does, in place; capturing itself runs nothing. `work`
+    takes nothing and gives nothing: all that it reads and writes keeps its address.
+    """
+    try:
+        with warming_up or nullcontext():
+            _warm_up(work)
+        return _record(work, generator=generator).replay
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        _logger.warning("the %s is not captured as a graph and runs slower: %s", name, reason)
+        return work
+
+
+def _warm_up(work: Callable[[], None]) -> None:
+    """Let libraries choose their kernels and allocate, which a graph cannot hold."""
+    if not torch.cuda.is_available():
+        work()
+        return
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_NUM_WARM_UPS):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def _record(work: Callable[[], None], *, generator: torch.Generator) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    # The graph takes its random numbers where the generator stands at each replay.
+    graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        work()
+    return graph
