@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from server import retention
+from server.api_description import DescribedApi
 from server.database import open_database
 from server.event_feed import EventFeed
 from server.monitoring import RequestLog, StoreCollector
@@ -55,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
         registry.unregister(store)
         engine.dispose()
 
-    app = FastAPI(
+    app = DescribedApi(
         title="Losslab",
         version=version("losslab"),
         description=_DESCRIPTION,
@@ -63,6 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_size=MAX_BODY_BYTES,
         middleware=_list_middleware(settings, registry=registry),
     )
+    app.needs_token = bool(settings.tokens)
     app.state.settings = settings
     app.state.registry = registry
     install_problem_handlers(app)
