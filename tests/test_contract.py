@@ -21,6 +21,7 @@ from server.settings import Settings
 TOKEN = "a-long-and-secret-token"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 NUM_EXAMPLES = 5000
+TESTS = Path(__file__).parent
 SCHEMATHESIS = str(Path(sys.executable).with_name("schemathesis"))
 Json = dict[str, Any]
 
@@ -53,21 +54,15 @@ def report(service: Service, job_ids: list[str], tmp_path_factory: pytest.TempPa
     """What schemathesis found with all of its checks."""
     directory = tmp_path_factory.mktemp("schemathesis")
     command = [
-        *(SCHEMATHESIS, "run", f"{service.url}/openapi.json"),
+        *(SCHEMATHESIS, "--config-file", str(TESTS / "schemathesis.toml")),
+        *("run", f"{service.url}/openapi.json", "--checks", "all"),
         *("--header", f"Authorization: {BEARER['Authorization']}"),
-        *("--checks", "all", "--max-examples", "100", "--workers", "2", "--seed", "1"),
-        *("--continue-on-failure", "--no-shrink", "--generation-database", "none"),
         *("--report", "json", "--report-json-path", str(directory / "report.json")),
-    ]  # fmt: skip
-    environment = os.environ | {
-        "SCHEMATHESIS_HOOKS": "contract_hooks",
-        "PYTHONPATH": os.pathsep.join(
-            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-        ),
-        "CONTRACT_JOB_IDS": " ".join(job_ids),
-    }
-    # Away from the sources, where it would look for a configuration of its own.
+    ]
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "CONTRACT_JOB_IDS": " ".join(job_ids)}
     run = subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True)
+    sys.stderr.write(run.stdout[-1500:])
     report: Json = json.loads((directory / "report.json").read_text())
     return report | {"output": run.stdout + run.stderr, "returncode": run.returncode}
 
