@@ -24,7 +24,7 @@ from server.pages import job as job_page
 from server.pages import jobs as jobs_page
 from server.pages import login, rendering
 from server.problems import install_problem_handlers
-from server.request_limits import MAX_BODY_BYTES, Deadlines, RateLimit
+from server.request_limits import MAX_BODY_BYTES, Deadlines, HeaderLimit, RateLimit
 from server.routes import comparisons, datasets, jobs, operations
 from server.security import Authentication, SameOrigin, find_allowed_hosts
 from server.settings import Settings
@@ -81,13 +81,14 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
     hosts = find_allowed_hosts(settings.allowed_hosts, is_open=not tokens)
     layers = [
         Middleware(RequestLog, registry=registry),
+        Middleware(HeaderLimit),
         Middleware(SameOrigin, allowed_hosts=hosts),
         Middleware(Deadlines, request_seconds=settings.request_seconds),
         Middleware(RateLimit, limit=parse(settings.rate_limit)),
         Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5),
     ]
     if tokens:
-        layers.insert(3, Middleware(Authentication, tokens=tokens))
+        layers.insert(4, Middleware(Authentication, tokens=tokens))
     return layers
 
 

@@ -49,7 +49,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": HTTPStatus(status).phrase,
         "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
-    for status in (400, 401, 403, 404, 408, 409, 413, 421, 422, 429, 503)
+    for status in (400, 401, 403, 404, 408, 409, 413, 421, 422, 429, 431, 503)
 }
 
 

