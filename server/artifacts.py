@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from server.models import ArtifactKind
@@ -80,6 +81,15 @@ class JobFiles:
         path = self.checkpoints_dir / file_name
         if path.parent != self.checkpoints_dir or path.is_symlink() or not path.is_file():
             raise FileNotFoundError(f"{file_name} of job {self.job_id} is not on disk")
+        return path
+
+    def verified_path(self, file_name: str, *, sha256: str) -> Path:
+        """As `path`, but FileNotFoundError too if the file is not as it was written."""
+        path = self.path(file_name)
+        if _find_sha256(path, _get_version(path)) != sha256:
+            raise FileNotFoundError(
+                f"{file_name} of job {self.job_id} was changed on disk: its sha256 is another"
+            )
         return path
 
     def write(
@@ -158,6 +168,18 @@ class JobFiles:
 def compute_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _find_sha256(path: Path, _version: tuple[int, ...]) -> str:
+    """A file that has not changed is not read again."""
+    return compute_sha256(path)
+
+
+def _get_version(path: Path) -> tuple[int, ...]:
+    # Nobody can set the time of the last change of a file's entry, unlike that of its contents.
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _sync_dir(directory: Path) -> None:

@@ -133,6 +133,10 @@ def get_token_name(request: Request) -> str:
 TokenNameDep = Annotated[str, Depends(get_token_name)]
 
 
+#: For the description of what `is_known` may answer.
+NOT_MODIFIED: Final[dict[str, Any]] = {"description": "What `If-None-Match` names is still right"}
+
+
 def is_known(request: Request, etag: str) -> bool:
     """Whether the client has what the tag stands for (RFC 9110, 13.1.2: a weak comparison)."""
     known = (

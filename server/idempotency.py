@@ -12,6 +12,9 @@ from sqlmodel import Session, col, delete
 from server.database import database_now
 from server.models import IdempotencyKey, Job
 
+#: What a transaction shall add to the job that it makes.
+Also = Callable[[Session, Job], None]
+
 #: How long a key is remembered.
 REMEMBER_FOR = timedelta(days=1)
 
@@ -31,7 +34,7 @@ class Answer:
 
 def do_once(
     engine: Engine,
-    do: Callable[[Callable[[Session, Job], None]], Job],
+    do: Callable[[Also], Job],
     *,
     key: str,
     token_name: str,

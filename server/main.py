@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from server import retention
+from server.api_description import DescribedApi
 from server.database import open_database
 from server.event_feed import EventFeed
 from server.monitoring import RequestLog, StoreCollector
@@ -24,7 +25,7 @@ from server.pages import jobs as jobs_page
 from server.pages import login, rendering
 from server.problems import install_problem_handlers
 from server.reaper import Reaper
-from server.request_limits import MAX_BODY_BYTES, Deadlines, RateLimit
+from server.request_limits import MAX_BODY_BYTES, Deadlines, HeaderLimit, RateLimit
 from server.routes import comparisons, datasets, jobs, operations
 from server.security import Authentication, SameOrigin, find_allowed_hosts
 from server.settings import Settings
@@ -60,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
         registry.unregister(store)
         engine.dispose()
 
-    app = FastAPI(
+    app = DescribedApi(
         title="Losslab",
         version=version("losslab"),
         description=_DESCRIPTION,
@@ -68,6 +69,7 @@ def create_app(settings: Settings) -> FastAPI:
         max_body_size=MAX_BODY_BYTES,
         middleware=_list_middleware(settings, registry=registry),
     )
+    app.needs_token = bool(settings.tokens)
     app.state.settings = settings
     app.state.registry = registry
     install_problem_handlers(app)
@@ -84,13 +86,14 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
     hosts = find_allowed_hosts(settings.allowed_hosts, is_open=not tokens)
     layers = [
         Middleware(RequestLog, registry=registry),
+        Middleware(HeaderLimit),
         Middleware(SameOrigin, allowed_hosts=hosts),
         Middleware(Deadlines, request_seconds=settings.request_seconds),
         Middleware(RateLimit, limit=parse(settings.rate_limit)),
         Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5),
     ]
     if tokens:
-        layers.insert(3, Middleware(Authentication, tokens=tokens))
+        layers.insert(4, Middleware(Authentication, tokens=tokens))
     return layers
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from server.database import OUTAGES
 from server.datasets import DatasetError, DatasetExistsError
@@ -19,6 +20,9 @@ from server.job_queue import JobStateError, QueueFullError
 from server.pages.rendering import is_page, render_page
 
 RETRY_AFTER_SECONDS = 5
+PROBLEM_TYPE: Final = "application/problem+json"
+
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 _logger = logging.getLogger(__name__)
 
@@ -43,9 +47,9 @@ class Problem(BaseModel):
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {
         "description": HTTPStatus(status).phrase,
-        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+        "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
-    for status in (400, 401, 403, 404, 408, 409, 413, 421, 422, 429, 503)
+    for status in (400, 401, 403, 404, 408, 409, 413, 421, 422, 429, 431, 503)
 }
 
 
@@ -53,6 +57,8 @@ def install_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def on_http(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_list_methods(request))
         return respond(request, error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(RequestValidationError)
@@ -133,8 +139,18 @@ def respond(
         problem.model_dump(exclude_none=True),
         status_code=status,
         headers=headers,
-        media_type="application/problem+json",
+        media_type=PROBLEM_TYPE,
     )
+
+
+def _list_methods(request: Request) -> list[str]:
+    """All that the path answers; the router names those of the first route that has the path."""
+    scopes = [{**request.scope, "method": method} for method in _METHODS]
+    return [
+        scope["method"]
+        for scope in scopes
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def _name_field(location: tuple[int | str, ...], *, num_outer: int) -> str:

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from server.problems import respond
 from server.security import HEALTH_PATHS
 
-#: A request line with all headers; more is answered 400.
+#: A request line with all headers; more is answered 431, or 400 where it comes in pieces.
 MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 1000
@@ -60,6 +60,28 @@ class HttpProtocol(H11Protocol):
     def _hang_up(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+
+class HeaderLimit:
+    """Answers 431 to long addresses and headers.
+
+    The protocol's own limit only stops those that come in pieces, not what one read brings.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _measure_head(scope) <= MAX_HEADER_BYTES:
+            await self._app(scope, receive, send)
+            return
+        detail = f"address and headers may have {MAX_HEADER_BYTES} bytes together"
+        await respond(Request(scope), 431, detail)(scope, receive, send)
+
+
+def _measure_head(scope: Scope) -> int:
+    headers = sum(len(name) + len(value) for name, value in scope["headers"])
+    return headers + len(scope["raw_path"]) + len(scope["query_string"])
 
 
 class Deadlines:

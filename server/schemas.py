@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 
 from server.criteria import Recommendation, Verdict
 from server.models import (
@@ -35,10 +35,41 @@ _JOB_EXAMPLES: list[JsonValue] = [
 PlainText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 Label = Annotated[PlainText, Field(max_length=512)]
 LabelKey = Annotated[PlainText, Field(min_length=1, max_length=64)]
-Labels = Annotated[dict[LabelKey, Label], Field(max_length=MAX_METADATA_PAIRS)]
+Labels = Annotated[
+    dict[LabelKey, Label],
+    Field(
+        max_length=MAX_METADATA_PAIRS,
+        # Pydantic's own schema takes a key that the pattern does not match for a free one.
+        json_schema_extra={"additionalProperties": False},
+    ),
+]
 
 
-class JobRequest(TrainingConfig):
+#: The context in which a form is validated: it only has texts.
+FORM: Final = {"is_form": True}
+
+
+class JsonBody(BaseModel):
+    """What is sent as JSON, in which a text is no number and a number no truth value."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_other_types(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.context == FORM or info.field_name is None:
+            return value
+        kinds = _list_types(cls.model_fields[info.field_name].annotation)
+        if bool in kinds and not isinstance(value, bool):
+            raise ValueError("must be true or false")
+        if kinds & {int, float} and isinstance(value, str | bool):
+            raise ValueError("must be a number")
+        return value
+
+
+def _list_types(annotation: Any) -> set[Any]:
+    return set(get_args(annotation)) or {annotation}
+
+
+class JobRequest(TrainingConfig, JsonBody):
     """A loss configuration to train. A setting that is sent overrides the option's preset and
     `quick_test`; one that is left out follows them."""
 
@@ -132,7 +163,7 @@ def _estimate_seconds_left(job: Job) -> float | None:
     return round(seconds / done * (1 - job.progress), 1)
 
 
-class ResumeRequest(BaseModel):
+class ResumeRequest(JsonBody):
     """What a job shall do beyond what it was asked to do first."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"epochs": 100}]})
@@ -146,7 +177,7 @@ class ResumeRequest(BaseModel):
     )
 
 
-class JobChange(BaseModel):
+class JobChange(JsonBody):
     """What can be changed of a job whatever its status."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"is_pinned": True}]})

@@ -5,6 +5,7 @@ Browsers send the token in a cookie, which the login page sets.
 
 import base64
 import binascii
+import re
 from http.cookies import CookieError, SimpleCookie
 from typing import Final
 from urllib.parse import quote, urlsplit
@@ -31,6 +32,10 @@ _HEADERS: Final = {
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
+#: Stricter than what reads URLs: a name that ends in a path would pass for the part before it.
+_HOST_PATTERN: Final = re.compile(
+    r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::[0-9]{1,5})?"
+)
 _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -123,10 +128,8 @@ def find_allowed_hosts(configured: tuple[str, ...], *, is_open: bool) -> tuple[s
 
 def _strip_port(host: str) -> str:
     """`[::1]:8000` is `::1`; what is no host at all is itself."""
-    try:
-        return urlsplit(f"//{host}").hostname or host
-    except ValueError:
-        return host
+    match = _HOST_PATTERN.fullmatch(host)
+    return (match["address"] or match["name"]).lower() if match else host
 
 
 def _is_cross_origin(request: Request, *, host: str) -> bool:

@@ -23,6 +23,8 @@ class Service:
     data_dir: Path
     token: str = ""
     port: int = field(default_factory=find_free_port)
+    environment: dict[str, str] = field(default_factory=dict)
+    log_path: Path | None = None
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -42,10 +44,12 @@ class Service:
             "LOSSLAB_HEARTBEAT_SECONDS": "1",
             "LOSSLAB_NUM_WORKERS": "2",  # one thread: the browser needs a core, too
         }
+        environment |= self.environment
         for name in names:
-            self.processes[name] = subprocess.Popen(
-                [LOSSLAB, *commands[name]], env=environment, stderr=subprocess.DEVNULL
-            )
+            with open(self.log_path or os.devnull, "ab") as log:
+                self.processes[name] = subprocess.Popen(
+                    [LOSSLAB, *commands[name]], env=environment, stderr=log
+                )
         wait_until_it_answers(f"{self.url}/readyz")
 
     def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:

@@ -1,26 +1,47 @@
-"""Who is let in, and where the service listens."""
+"""Who is let in, by which name, with which token, and where the service listens."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import open_client
+from conftest import SubmitJob, open_client
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
+from sqlalchemy import Engine
+from stored_state import read_state
 
 from server.launcher import ServerThread, StartError
 from server.main import create_app
+from server.pages import comparison, job, jobs, login, rendering
 from server.settings import Settings
+from server.tokens import ApiToken, TokenScope
 
-TOKEN = "a-long-and-secret-token"
+TOKEN, READ_TOKEN = "a-long-and-secret-token", "one-that-may-only-look"
 OPEN_PATHS = {"/healthz", "/readyz"}
+PAGES = [
+    route
+    for module in (jobs, job, comparison, login, rendering)
+    for route in module.router.routes
+    if isinstance(route, APIRoute)
+]
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW")
 
 
 @pytest.fixture
 def guarded(settings: Settings) -> Iterator[TestClient]:
-    app = create_app(settings.model_copy(update={"api_token": SecretStr(TOKEN)}))
-    with open_client(app) as client:
+    """A service with a token for everything, and one to look."""
+    reader = ApiToken.of(READ_TOKEN, name="reader", scope=TokenScope.read)
+    update = {"api_token": SecretStr(TOKEN), "api_tokens": (reader,)}
+    with open_client(create_app(settings.model_copy(update=update))) as client:
+        client.follow_redirects = False
         yield client
+
+
+def list_paths() -> list[str]:
+    return [*create_app(Settings()).openapi()["paths"], "/docs", "/openapi.json", "/nowhere"]
 
 
 def list_requests() -> list[tuple[str, str]]:
@@ -29,8 +50,26 @@ def list_requests() -> list[tuple[str, str]]:
     return pages + [(method.upper(), path) for path in paths for method in paths[path]]
 
 
+def list_page_requests() -> list[tuple[str, str]]:
+    """What the dashboard asks, but for the login and what it looks like."""
+    return [
+        (method, route.path)
+        for route in PAGES
+        for method in sorted(route.methods)
+        if not route.path.startswith(("/ui/login", "/ui/logout", "/static"))
+    ]
+
+
+def fill_in(path: str, *, job_id: str) -> str:
+    """The path as it would be sent."""
+    values = {"job_id": job_id, "epoch": "best", "name": "mine", "action": "cancel"}
+    return re.sub(r"{(\w+)}", lambda match: values[match[1]], path)
+
+
 def test_all_routes_are_walked() -> None:
     assert {("POST", "/jobs"), ("DELETE", "/jobs/{job_id}")} <= set(list_requests())
+    assert {("PUT", "/datasets/{name}"), ("GET", "/metrics")} <= set(list_requests())
+    assert {("POST", "/ui/jobs/{job_id}/{action}"), ("GET", "/")} <= set(list_page_requests())
 
 
 @pytest.mark.parametrize(("method", "path"), list_requests())
@@ -51,10 +90,153 @@ def test_every_route_but_health_asks_for_the_token(
     assert TOKEN not in answer.text
 
 
+def test_no_method_of_any_route_changes_anything_without_a_token(
+    guarded: TestClient, engine: Engine, settings: Settings, submit_job: SubmitJob
+) -> None:
+    job_id = submit_job().id
+    before = read_state(engine, settings)
+    for path in list_paths():
+        for method in METHODS:
+            answer = guarded.request(method, fill_in(path, job_id=job_id), content=b"{}")
+            if path not in OPEN_PATHS:
+                assert answer.status_code == 401, (method, path)
+                assert job_id not in answer.text.replace(answer.request.url.path, "")
+    assert read_state(engine, settings) == before
+
+
+@pytest.mark.parametrize(("method", "path"), list_page_requests())
+def test_pages_lead_to_the_login_without_a_token(
+    guarded: TestClient,
+    engine: Engine,
+    settings: Settings,
+    submit_job: SubmitJob,
+    method: str,
+    path: str,
+) -> None:
+    url = fill_in(path, job_id=submit_job().id)
+    before = read_state(engine, settings)
+    for cookie in ("", "losslab_token=d3Jvbmc="):
+        headers = {"Cookie": cookie, "Sec-Fetch-Site": "same-origin"}
+        answer = guarded.request(method, url, headers=headers)
+        assert answer.status_code == 303
+        assert answer.headers["location"].startswith("/ui/login?next=")
+        assert answer.content == b""
+    assert read_state(engine, settings) == before
+
+
+def test_token_that_may_only_read_changes_nothing(
+    guarded: TestClient, engine: Engine, settings: Settings, submit_job: SubmitJob
+) -> None:
+    job_id = submit_job().id
+    headers = {"Authorization": f"Bearer {READ_TOKEN}"}
+    before = read_state(engine, settings)
+    for method, path in [*list_requests(), *list_page_requests()]:
+        url = fill_in(path, job_id=job_id)
+        answer = guarded.request(method, url, headers=headers, json={"option": "a"})
+        expected = {403} if method not in ("GET", "HEAD") else {200, 404, 422}
+        assert answer.status_code in expected, (method, url, answer.text)
+    assert read_state(engine, settings) == before
+
+
+def test_cookie_of_a_reader_changes_nothing(
+    guarded: TestClient, engine: Engine, settings: Settings, submit_job: SubmitJob
+) -> None:
+    job_id = submit_job().id
+    own = {"Sec-Fetch-Site": "same-origin"}
+    assert guarded.post("/ui/login", data={"token": READ_TOKEN}, headers=own).status_code == 303
+    before = read_state(engine, settings)
+    assert guarded.get(f"/ui/jobs/{job_id}").status_code == 200
+    answer = guarded.post(f"/ui/jobs/{job_id}/cancel", headers=own)
+    assert answer.status_code == 403
+    assert "may only read" in answer.text
+    assert read_state(engine, settings) == before
+
+
 def test_token_opens_the_service(guarded: TestClient) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     assert guarded.post("/jobs", json={"option": "b"}, headers=headers).status_code == 201
     assert len(guarded.get("/jobs", headers=headers).json()["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    "query", [f"token={TOKEN}", f"access_token={TOKEN}", f"api_token={TOKEN}", f"key={TOKEN}"]
+)
+def test_token_in_an_address_opens_nothing(guarded: TestClient, query: str) -> None:
+    assert guarded.get(f"/jobs?{query}").status_code == 401
+
+
+HOSTS = [
+    *("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example"),
+    *("169.254.169.254", "0.0.0.0", "[::ffff:1.2.3.4]", "127.0.0.1@evil.example", "", " "),
+    *("localhost\\.evil.example", "localhost/.evil.example", "[", "evil.example:localhost"),
+    *("evil.example@localhost", "localhost#.evil.example", "localhost?", "localhost,evil.example"),
+]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_foreign_host_is_refused_on_every_route(
+    client: TestClient, engine: Engine, settings: Settings, submit_job: SubmitJob, host: str
+) -> None:
+    job_id = submit_job().id
+    before = read_state(engine, settings)
+    for method, path in [*list_requests(), *list_page_requests(), ("GET", "/static/x/y.js")]:
+        url = fill_in(path, job_id=job_id)
+        # Forwarding headers are no way around it.
+        headers = {"Host": host, "X-Forwarded-Host": "localhost", "Forwarded": "host=localhost"}
+        answer = client.request(method, url, headers=headers, json={"option": "a"})
+        assert answer.status_code == 421, (method, path)
+    assert read_state(engine, settings) == before
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:8000", "127.0.0.1", "[::1]:1", "LOCALHOST"]
+)
+def test_own_names_are_answered(client: TestClient, host: str) -> None:
+    assert client.get("/jobs", headers={"Host": host}).status_code == 200
+
+
+def test_configured_hosts_are_the_only_ones(settings: Settings) -> None:
+    own = settings.model_copy(update={"allowed_hosts": ("lab.example",)})
+    with open_client(create_app(own)) as client:
+        assert client.get("/jobs", headers={"Host": "lab.example:8000"}).status_code == 200
+        assert client.get("/jobs", headers={"Host": "localhost"}).status_code == 421
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "http://localhost:1"},
+        {"Origin": "null"},
+        {"Origin": ""},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+)
+def test_pages_of_other_sites_change_nothing_by_any_method(
+    client: TestClient,
+    engine: Engine,
+    settings: Settings,
+    submit_job: SubmitJob,
+    headers: dict[str, str],
+) -> None:
+    job_id = submit_job().id
+    before = read_state(engine, settings)
+    for path in [*list_paths(), *(route.path for route in PAGES if "static" not in route.path)]:
+        for method in ("POST", "PUT", "PATCH", "DELETE", "BREW"):
+            url = fill_in(path, job_id=job_id)
+            answer = client.request(method, url, headers=headers, json={"option": "a"})
+            assert answer.status_code == 403, (method, path)
+            assert "access-control-allow-origin" not in answer.headers
+    assert read_state(engine, settings) == before
+
+
+def test_no_other_site_may_read(client: TestClient) -> None:
+    preflight = {"Origin": "http://evil.example", "Access-Control-Request-Method": "GET"}
+    for method in ("GET", "OPTIONS"):
+        answer = client.request(method, "/jobs", headers=preflight)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 
 @pytest.mark.parametrize(
@@ -85,11 +267,6 @@ def test_open_address_without_a_token_is_not_listened_on(tmp_path: Path) -> None
         ServerThread(settings, log_level="info")
 
 
-def test_secrets_do_not_show() -> None:
-    settings = Settings(api_token=SecretStr(TOKEN), database_password=SecretStr(TOKEN))
-    assert TOKEN not in repr(settings)
-
-
 def test_password_goes_into_a_url_that_has_none() -> None:
     password = SecretStr("p@ss/word")
     settings = Settings(database_url="postgresql://u@h/d", database_password=password)
@@ -98,12 +275,36 @@ def test_password_goes_into_a_url_that_has_none() -> None:
     assert settings.resolved_database_url == "postgresql+psycopg://u:own@h/d"
 
 
-def test_readiness_names_what_is_missing(client: TestClient, settings: Settings) -> None:
-    answer = client.get("/readyz")
-    assert answer.status_code == 200
-    expected = {"status": "ready", "database": True, "disk": True, "num_workers": 0}
-    assert answer.json() == expected
-    settings.data_dir.rename(settings.data_dir.with_name("gone"))
-    answer = client.get("/readyz")
-    assert answer.status_code == 503
-    assert answer.json()["disk"] is False
+def test_secrets_do_not_show() -> None:
+    settings = Settings(api_token=SecretStr(TOKEN), database_password=SecretStr(TOKEN))
+    assert TOKEN not in repr(settings)
+
+
+def test_secrets_are_in_no_answer_and_no_log(
+    guarded: TestClient, submit_job: SubmitJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    job_id, body = submit_job().id, {"option": "x", "name": "kept-to-ourselves"}
+    wrong = "nearly-the-secret-token"
+    texts: list[Any] = []
+    for token in (TOKEN, wrong):
+        for method, path in [*list_requests(), *list_page_requests()]:
+            headers = {"Authorization": f"Bearer {token}", "Cookie": f"losslab_token={token}"}
+            url = fill_in(path, job_id=job_id)
+            answer = guarded.request(method, url, headers=headers, json=body)
+            texts.append(answer.text + str(answer.headers))
+    logged = caplog.text + "".join(str(record.__dict__) for record in caplog.records)
+    # Of bodies, a refusal may repeat the field that it refuses, and a log nothing.
+    assert body["name"] not in logged
+    for secret in (TOKEN, READ_TOKEN, wrong):
+        assert secret not in "".join(texts)
+        assert secret not in logged
+
+
+def test_description_tells_of_the_token_and_no_secret(guarded: TestClient) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    answer = guarded.get("/openapi.json", headers=headers)
+    assert answer.json()["security"] == [{"token": []}]
+    assert answer.json()["paths"]["/healthz"]["get"]["security"] == []
+    assert TOKEN not in answer.text
+    assert ApiToken.of(TOKEN, name="default").sha256 not in answer.text

@@ -14,7 +14,7 @@ from server.pages.curves import draw_job
 from server.pages.login import FormDep, stay_here
 from server.pages.rendering import render_page
 from server.routes.jobs import list_checkpoints, list_reconstructions
-from server.schemas import JobPublic, ResumeRequest
+from server.schemas import FORM, JobPublic, ResumeRequest
 
 NUM_EVENTS = 100
 NUM_LOG_LINES = 100
@@ -89,7 +89,7 @@ def _read_num_epochs(form: dict[str, str]) -> int | None:
     if not given:
         return None
     try:
-        return ResumeRequest.model_validate({"epochs": given}).epochs
+        return ResumeRequest.model_validate({"epochs": given}, context=FORM).epochs
     except ValueError:
         raise HTTPException(422, f"epochs: a whole number up to 1000, not {given[:20]!r}") from None
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from server.models import OPTION_SUMMARIES, Option, TrainingConfig
 from server.problems import explain_errors
-from server.schemas import JobRequest
+from server.schemas import FORM, JobRequest
 
 _SCHEMA = TrainingConfig.model_json_schema()["properties"]
 _OWN_FIELDS = ("option", "quick_test", "name")
@@ -52,7 +52,7 @@ def fill_form(sent: Mapping[str, str]) -> JobForm:
     }
     form = JobForm(values)
     try:
-        form.request = JobRequest.model_validate(values)
+        form.request = JobRequest.model_validate(values, context=FORM)
         form.config = form.request.resolve_config()
     except ValidationError as error:
         form.errors = {entry.field: entry.message for entry in explain_errors(error.errors())}

@@ -18,6 +18,8 @@ from server.schemas import ComparedJob, Comparison, JobPublic
 from server.settings import Settings
 
 MAX_COMPARED_JOBS = 100
+# Only described: `_parse_options` says which name is wrong.
+_OPTIONS_PATTERN = r"^( *[abc] *(, *[abc] *)*)?$"
 
 router = APIRouter(prefix="/comparisons", tags=["comparisons"], responses=PROBLEM_RESPONSES)
 
@@ -31,6 +33,7 @@ class ComparisonQuery(Thresholds):
         max_length=20,
         description="`a,b,c` takes the newest succeeded job of each",
         examples=["a,b,c"],
+        json_schema_extra={"pattern": _OPTIONS_PATTERN},
     )
 
     def thresholds(self) -> Thresholds:
@@ -64,7 +67,7 @@ def read_comparison(entries: EntriesDep) -> Comparison:
     return make_comparison(entries)
 
 
-@router.get("/curves.png")
+@router.get("/curves.png", response_class=Response, responses={200: {"content": {"image/png": {}}}})
 def read_curves(entries: EntriesDep, *, query: QueryDep) -> Response:
     """Loss, accuracy and KL of each job."""
     headers = {"X-Content-Type-Options": "nosniff"}
@@ -111,7 +114,8 @@ def _add_picture(entry: ReportEntry, *, session: Session, settings: Settings) ->
     if artifact is None:
         return entry
     try:
-        picture = JobFiles(settings.runs_dir, entry.job.id).path(artifact.file_name).read_bytes()
+        files = JobFiles(settings.runs_dir, entry.job.id)
+        picture = files.verified_path(artifact.file_name, sha256=artifact.sha256).read_bytes()
     except FileNotFoundError:
         # A report of what is left is worth more than none; the page says that it is missing.
         return entry

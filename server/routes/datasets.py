@@ -23,7 +23,7 @@ from server.datasets import (
     open_upload,
     read_contents,
 )
-from server.dependencies import EngineDep, SettingsDep, is_known
+from server.dependencies import NOT_MODIFIED, EngineDep, SettingsDep, is_known
 from server.models import TERMINAL_STATUSES, Job
 from server.problems import PROBLEM_RESPONSES
 from server.schemas import DatasetDetails, DatasetList, DatasetPublic
@@ -112,7 +112,7 @@ def read_dataset(name: Name, *, settings: SettingsDep) -> DatasetDetails:
 @router.get(
     "/{name}/preview.png",
     response_class=Response,
-    responses={200: {"content": {"image/png": {}}}},
+    responses={200: {"content": {"image/png": {}}}, 304: NOT_MODIFIED},
 )
 def read_preview(name: Name, *, request: Request, settings: SettingsDep) -> Response:
     """A picture of its first grids."""

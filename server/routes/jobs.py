@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
@@ -19,6 +19,7 @@ from server.criteria import Thresholds, Verdict, judge
 from server.datasets import check_dataset
 from server.dependencies import (
     LABELS_PARAMETER,
+    NOT_MODIFIED,
     EngineDep,
     EventFeedDep,
     JobDep,
@@ -60,6 +61,8 @@ MAX_EVENTS = 1000
 MAX_ID = 2**31 - 1
 _STREAM_RESPONSE = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 IdempotencyKeyHeader = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,255}$")]
+EventId = Annotated[int, Field(ge=0, le=MAX_ID)]
+NumLines = Annotated[int, Field(ge=1, le=MAX_LOG_LINES)]
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEM_RESPONSES)
 
@@ -84,7 +87,7 @@ def create_job(
     else:
         answer = do_once(
             engine,
-            submit,
+            lambda also: submit(also=also),
             key=idempotency_key,
             token_name=token_name,
             body=request.model_dump_json(exclude_unset=True),
@@ -137,7 +140,7 @@ def list_jobs(
     return JobList(data=[JobPublic.of(job) for job in page[:limit]], has_more=len(page) > limit)
 
 
-@router.get("/{job_id}", response_model=JobPublic)
+@router.get("/{job_id}", response_model=JobPublic, responses={304: NOT_MODIFIED})
 def read_job(job: JobDep, *, request: Request) -> Response:
     """The job as it is, with an `ETag`: with `If-None-Match` 304 says that nothing changed."""
     return answer_tagged(request, JobPublic.of(job))
@@ -194,9 +197,9 @@ def list_events(
     session: SessionDep,
     feed: EventFeedDep,
     settings: SettingsDep,
-    after: Annotated[int, Query(ge=0, le=MAX_ID, description="the id of the last event seen")] = 0,
+    after: Annotated[EventId, Query(description="the id of the last event seen")] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
-    last_event_id: Annotated[int | None, Header(ge=0, le=MAX_ID)] = None,
+    last_event_id: Annotated[EventId | None, Header()] = None,
 ) -> EventList | EventSourceResponse:
     """What happened to the job, oldest first. With `Accept: text/event-stream` a live stream,
     which closes after an event `end` when the job has ended."""
@@ -214,9 +217,7 @@ def list_events(
 
 
 @router.get("/{job_id}/log", response_class=PlainTextResponse)
-def read_log(
-    files: JobFilesDep, *, tail: Annotated[int | None, Query(ge=1, le=MAX_LOG_LINES)] = None
-) -> str:
+def read_log(files: JobFilesDep, *, tail: Annotated[NumLines | None, Query()] = None) -> str:
     """The run's log, or its last `tail` lines."""
     return files.read_log(tail=tail)
 
@@ -238,7 +239,11 @@ def list_reconstructions(job: JobDep, *, session: SessionDep) -> ReconstructionL
     )
 
 
-@router.get("/{job_id}/reconstructions/{epoch}.png", response_class=FileResponse)
+@router.get(
+    "/{job_id}/reconstructions/{epoch}.png",
+    response_class=FileResponse,
+    responses={200: {"content": {"image/png": {}}}, 304: NOT_MODIFIED},
+)
 def read_reconstruction(
     job: JobDep, *, epoch: str, request: Request, session: SessionDep, files: JobFilesDep
 ) -> Response:
@@ -259,7 +264,11 @@ def list_checkpoints(job: JobDep, *, session: SessionDep) -> CheckpointList:
     return CheckpointList(data=checkpoints, has_more=False)
 
 
-@router.get("/{job_id}/checkpoints/{epoch}", response_class=FileResponse)
+@router.get(
+    "/{job_id}/checkpoints/{epoch}",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/octet-stream": {}}}, 304: NOT_MODIFIED},
+)
 def read_checkpoint(
     job: JobDep, *, epoch: str, request: Request, session: SessionDep, files: JobFilesDep
 ) -> Response:
@@ -321,7 +330,7 @@ def _send_file(
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     try:
-        path = files.path(artifact.file_name)
+        path = files.verified_path(artifact.file_name, sha256=artifact.sha256)
     except FileNotFoundError as error:
         raise HTTPException(404, str(error)) from None
     return FileResponse(

@@ -14,6 +14,7 @@ from sqlmodel import Session, col, select
 from server.database import OUTAGES, database_now
 from server.dependencies import EngineDep, SessionDep, SettingsDep
 from server.models import OPTION_SUMMARIES, Job, Option, Worker
+from server.problems import PROBLEM_RESPONSES
 from server.schemas import (
     Health,
     OptionList,
@@ -30,7 +31,7 @@ MAX_WORKERS = 100
 
 _logger = logging.getLogger(__name__)
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(tags=["operations"], responses=PROBLEM_RESPONSES)
 
 
 @router.get("/options")

@@ -1,0 +1,232 @@
+"""Clients that keep a real server waiting, or speak HTTP as nobody should."""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import httpx
+import pytest
+from npz_files import GRIDS, make_npz
+from service import Service
+
+from server.request_limits import MAX_HEADER_BYTES
+
+REQUEST_SECONDS = 2.0
+#: For a machine that is busy with other tests.
+PATIENCE_SECONDS = 60.0
+HEAD = "Host: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    directory = tmp_path_factory.mktemp("slow")
+    service = Service(directory / "experiments", log_path=directory / "server.log")
+    service.environment = {"LOSSLAB_REQUEST_SECONDS": str(REQUEST_SECONDS)}
+    service.start("server")
+    yield service
+    service.stop("server")
+
+
+@pytest.fixture(autouse=True)
+def unharmed(service: Service) -> Iterator[None]:
+    """Whatever happened, no job was posted and others are answered at once."""
+    before = httpx.get(f"{service.url}/jobs").json()
+    yield
+    assert httpx.get(f"{service.url}/jobs").json() == before
+    assert list(service.data_dir.rglob(".*.part")) == []
+
+
+def connect(service: Service) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE_SECONDS)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What the server says until it hangs up, however it does so."""
+    received = b""
+    try:
+        while piece := connection.recv(65536):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def exchange(service: Service, request: bytes) -> bytes:
+    """What comes back for these bytes, to the end of the connection."""
+    with closing(connect(service)) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(request)
+        return read_all(connection)
+
+
+def read_status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
+
+
+def test_who_says_nothing_is_hung_up_on(service: Service) -> None:
+    with closing(connect(service)) as connection:
+        assert read_all(connection) == b""
+
+
+def test_headers_that_trickle_are_hung_up_on(service: Service) -> None:
+    started = time.monotonic()
+    with closing(connect(service)) as connection:
+        connection.sendall(b"GET /jobs HTTP/1.1\r\nHost: localhost\r\n")
+        with pytest.raises(ConnectionError):
+            while time.monotonic() - started < PATIENCE_SECONDS:
+                connection.sendall(b"X-A: b\r\n")
+                time.sleep(0.3)
+    assert time.monotonic() - started < PATIENCE_SECONDS
+
+
+def test_second_request_that_trickles_is_hung_up_on(service: Service) -> None:
+    with closing(connect(service)) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert read_status(connection.recv(65536)) == 200
+        connection.sendall(b"GET /jobs HT")
+        assert read_all(connection).count(b"HTTP/1.1 200") == 0
+
+
+@pytest.mark.parametrize("method", ["POST /jobs", "POST /ui/jobs", "PATCH /jobs/000000000000"])
+def test_body_that_stops_is_answered_408(service: Service, method: str) -> None:
+    head = HEAD + "Sec-Fetch-Site: same-origin\r\nContent-Length: 100\r\n"
+    with closing(connect(service)) as connection:
+        connection.sendall(f"{method} HTTP/1.1\r\n{head}\r\n{{".encode())
+        answer = read_all(connection)
+    assert read_status(answer) == 408
+    assert b"connection: close" in answer.lower()
+
+
+def test_upload_that_stops_is_answered_408_and_leaves_nothing(service: Service) -> None:
+    started = time.monotonic()
+    with closing(connect(service)) as connection:
+        head = f"PUT /datasets/mine HTTP/1.1\r\n{HEAD}Content-Length: 100000\r\n\r\n"
+        connection.sendall(head.encode() + bytes(1000))
+        assert read_status(read_all(connection)) == 408
+    # An upload may take ten times as long as another request.
+    assert time.monotonic() - started >= 5 * REQUEST_SECONDS
+    assert httpx.get(f"{service.url}/datasets/mine").status_code == 404
+
+
+def test_upload_that_breaks_off_leaves_nothing(service: Service) -> None:
+    content = make_npz(images=GRIDS)
+    head = f"PUT /datasets/mine HTTP/1.1\r\n{HEAD}Content-Length: {len(content)}\r\n\r\n"
+    for length in (0, 1, len(content) // 2, len(content) - 1):
+        with closing(connect(service)) as connection:
+            connection.sendall(head.encode() + content[:length])
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while list(service.data_dir.rglob(".*.part")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert httpx.get(f"{service.url}/datasets/mine").status_code == 404
+
+
+def test_slow_ones_do_not_keep_others_waiting(service: Service) -> None:
+    head = f"POST /jobs HTTP/1.1\r\n{HEAD}Content-Length: 100\r\n\r\n{{".encode()
+    slow = [connect(service) for _ in range(200)]
+    try:
+        for index, connection in enumerate(slow):
+            connection.sendall(head if index % 2 else head[:40])
+        started = time.monotonic()
+        for _ in range(20):
+            assert httpx.get(f"{service.url}/jobs", timeout=10).status_code == 200
+        assert time.monotonic() - started < 10
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def test_endless_chunks_are_counted(service: Service) -> None:
+    head = f"POST /jobs HTTP/1.1\r\n{HEAD}Transfer-Encoding: chunked\r\n\r\n"
+    chunk = b"400\r\n" + b" " * 1024 + b"\r\n"
+    assert read_status(exchange(service, head.encode() + 200 * chunk)) == 413
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "X-A: " + "a" * MAX_HEADER_BYTES,
+        "\r\n".join(f"X-{i}: a" for i in range(3000)),
+        "Cookie: " + "losslab_token=a; " * 2000,
+        "Authorization: Bearer " + "a" * 2 * MAX_HEADER_BYTES,
+    ],
+    ids=["long", "many", "cookies", "token"],
+)
+def test_oversized_headers_are_refused(service: Service, lines: str) -> None:
+    request = f"GET /jobs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{lines}\r\n\r\n"
+    assert read_status(exchange(service, request.encode())) in (400, 431)
+
+
+def test_oversized_address_is_refused(service: Service) -> None:
+    request = f"GET /jobs?name={'a' * 2 * MAX_HEADER_BYTES} HTTP/1.1\r\n{HEAD}\r\n"
+    assert read_status(exchange(service, request.encode())) in (400, 431)
+
+
+BODY = b'{"option": "b"}'
+LENGTH = f"Content-Length: {len(BODY)}\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        # Each of these means one thing to a proxy in front and might mean another one here.
+        f"POST /jobs HTTP/1.1\r\n{HEAD}{LENGTH}Content-Length: 3\r\n\r\n",
+        f"POST /jobs HTTP/1.1\r\n{HEAD}Content-Length: +15\r\n\r\n",
+        f"POST /jobs HTTP/1.1\r\n{HEAD}Content-Length: 15, 15x\r\n\r\n",
+        f"POST /jobs HTTP/1.1\r\n{HEAD}Content-Length: -1\r\n\r\n",
+        f"POST /jobs HTTP/1.1\r\n{HEAD}Transfer-Encoding: xchunked\r\n\r\n",
+        f"POST /jobs HTTP/1.1\r\n{HEAD}Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n",
+        f"POST /jobs HTTP/1.1\r\n{HEAD}{LENGTH}X-A: b\rX-B: c\r\n\r\n",
+        f"POST /jobs HTTP/1.1\r\n{HEAD}{LENGTH}X-A\x00: b\r\n\r\n",
+        f"POST /jobs HTTP/1.1\r\n{HEAD}Content-Length : 15\r\n\r\n",
+        f"POST /jobs HTTP/1.1\r\nHost: localhost\r\n{HEAD}{LENGTH}\r\n",
+        f"POST /jobs HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n{LENGTH}\r\n",
+        f"POST /jobs HTTP/1.1\r\nConnection: close\r\n{LENGTH}\r\n",
+        f"POST\t/jobs HTTP/1.1\r\n{HEAD}{LENGTH}\r\n",
+        f"POST /jobs\r\nX: y HTTP/1.1\r\n{HEAD}{LENGTH}\r\n",
+        "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+def test_ambiguous_request_posts_nothing(service: Service, request_: str) -> None:
+    answer = exchange(service, request_.encode("latin-1") + BODY)
+    assert read_status(answer) in (0, 400, 408, 421, 422)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("/../../../etc/passwd", "/static/../../etc/passwd", "/jobs/../../etc/passwd"),
+        *(
+            "//etc/passwd",
+            "/..;/etc/passwd",
+            "/%2e%2e/%2e%2e/etc/passwd",
+            "/jobs/..%2f..%2fjob.log",
+        ),
+        *("/datasets/..\\..\\losslab.db", "http://evil.example/jobs/x", "*", "/jobs/x#/../.."),
+    ],
+)
+def test_raw_path_leads_nowhere(service: Service, target: str) -> None:
+    request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    answer = exchange(service, request.encode())
+    assert read_status(answer) in (400, 404)
+    assert b"root:" not in answer
+
+
+def test_hundreds_of_silent_connections_end_by_themselves(service: Service) -> None:
+    silent = [connect(service) for _ in range(300)]
+    try:
+        with ThreadPoolExecutor(10) as pool:
+            assert set(pool.map(read_all, silent)) == {b""}
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def test_log_shows_no_traceback(service: Service) -> None:
+    assert service.log_path is not None
+    assert "Traceback" not in service.log_path.read_text(encoding="utf-8")
+    assert os.path.getsize(service.log_path) < 10_000_000
