@@ -2,10 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any, Final, NoReturn
 
 from fastapi import Depends, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy import Engine
@@ -17,6 +18,8 @@ from server.models import EpochMetrics, Job
 from server.schemas import Labels
 from server.settings import Settings
 
+#: Fewer than the connections of the pool (15): a request that writes takes another one.
+NUM_SESSIONS: Final = 8
 _LABELS: Final = TypeAdapter(Labels)
 _LABEL_PARAMETER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
@@ -41,10 +44,18 @@ EngineDep = Annotated[Engine, Depends(get_engine)]
 EventFeedDep = Annotated[EventFeed, Depends(get_event_feed)]
 
 
-def get_session(engine: EngineDep) -> Iterator[Session]:
-    """A session for reading; changes go through `server.job_queue`."""
-    with Session(engine) as session:
-        yield session
+async def get_session(request: Request, engine: EngineDep) -> AsyncIterator[Session]:
+    """A session for reading; changes go through `server.job_queue`.
+
+    A session keeps its connection from one thread of a request to the next. Were there more of
+    them than connections, the threads that wait for one would keep out those that give one back.
+    """
+    async with request.app.state.session_turns:
+        session = Session(engine)
+        try:
+            yield session
+        finally:
+            await run_in_threadpool(session.close)
 
 
 # Closed before the answer is sent, so that a slow reader or a stream holds no transaction.

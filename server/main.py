@@ -17,6 +17,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from server import retention
 from server.api_description import DescribedApi
 from server.database import open_database
+from server.dependencies import NUM_SESSIONS
 from server.event_feed import EventFeed
 from server.monitoring import RequestLog, StoreCollector
 from server.pages import comparison as comparison_page
@@ -49,6 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = app.state.engine = open_database(settings)
+        app.state.session_turns = asyncio.Semaphore(NUM_SESSIONS)
         app.state.event_feed = EventFeed(engine)
         store = StoreCollector(engine, lease_seconds=settings.lease_seconds)
         registry.register(store)
@@ -86,8 +88,8 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
     hosts = find_allowed_hosts(settings.allowed_hosts, is_open=not tokens)
     layers = [
         Middleware(RequestLog, registry=registry),
-        Middleware(HeaderLimit),
         Middleware(SameOrigin, allowed_hosts=hosts),
+        Middleware(HeaderLimit),
         Middleware(Deadlines, request_seconds=settings.request_seconds),
         Middleware(RateLimit, limit=parse(settings.rate_limit)),
         Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5),
