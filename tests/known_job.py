@@ -171,10 +171,12 @@ class KnownJob:
 
     def ask(self, request: StopRequest) -> bool:
         """Whether it changes anything; only a worker that lives is waited for."""
-        if request is self.request or AFTER_REQUEST[request] is self.status:
+        is_waited_for = self.lease is not None and not self.is_expired
+        is_new = request is not self.request or not is_waited_for
+        if not is_new or AFTER_REQUEST[request] is self.status:
             return False
         self.request = request
-        if self.lease is None or self.is_expired:
+        if not is_waited_for:
             self.leave()
         return True
 

@@ -26,6 +26,7 @@ from server.models import (
     EpochMetrics,
     Job,
     JobEvent,
+    JobLabel,
     JobStatus,
     TrainingConfig,
     Worker,
@@ -139,6 +140,8 @@ def make_rows(tables: Mapping[str, Table]) -> Iterator[tuple[type[SQLModel], Val
     yield Worker, make_values(tables["worker"], id=WORKER_ID, state="busy")
     for status, job_id in JOB_IDS.items():
         yield Job, make_job(tables["job"], status)
+        if "job_label" in tables:
+            yield JobLabel, make_values(tables["job_label"], job_id=job_id, key="study", value="x")
         for epoch in (1, 2):
             yield EpochMetrics, make_epoch(tables["epoch_metrics"], job_id, epoch)
             yield JobEvent, make_values(tables["job_event"], job_id=job_id, kind="epoch")

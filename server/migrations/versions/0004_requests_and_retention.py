@@ -8,11 +8,14 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    with op.batch_alter_table("job") as job:
-        job.add_column(
-            sa.Column("is_pinned", sa.Boolean(), nullable=False, server_default=sa.false())
-        )
-        job.add_column(sa.Column("num_requeues", sa.Integer(), nullable=False, server_default="0"))
+    # Not as a batch, which on SQLite copies the table for the first column's default, and loses
+    # by their foreign keys all rows that belong to a job.
+    op.add_column(
+        "job", sa.Column("is_pinned", sa.Boolean(), nullable=False, server_default=sa.false())
+    )
+    op.add_column(
+        "job", sa.Column("num_requeues", sa.Integer(), nullable=False, server_default="0")
+    )
     is_requeued = sa.text("num_requeues > 0")
     op.create_index(
         "ix_job_requeued",
