@@ -281,10 +281,11 @@ def _run_service(settings: "Settings", *, num_workers: int) -> None:
         launcher.StopSignal() as stop,
         launcher.Service(settings, num_workers=num_workers, stop=stop) as service,
     ):
-        welcome = tables.welcome_text(
-            service.url, data_dir=settings.data_dir, num_workers=num_workers
-        )
-        _console.print(welcome, soft_wrap=True)
+        if not settings.json_logs:  # then only objects are on stdout
+            welcome = tables.welcome_text(
+                service.url, data_dir=settings.data_dir, num_workers=num_workers
+            )
+            _console.print(welcome, soft_wrap=True)
         service.run()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -54,7 +55,7 @@ class JsonFormatter(logging.Formatter):
 
 def configure_logging(*, as_json: bool, log_path: Path | None = None) -> None:
     """Called by entry points only; modules just log."""
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if log_path is not None:
         handlers.append(logging.FileHandler(log_path, encoding="utf-8"))
     formatter = JsonFormatter() if as_json else logging.Formatter(_FORMAT)

@@ -48,7 +48,10 @@ class Service:
         for name in names:
             with open(self.log_path or os.devnull, "ab") as log:
                 self.processes[name] = subprocess.Popen(
-                    [LOSSLAB, *commands[name]], env=environment, stderr=log
+                    [LOSSLAB, *commands[name]],
+                    env=environment,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
                 )
         wait_until_it_answers(f"{self.url}/readyz")
 

@@ -1,0 +1,108 @@
+"""A request that is sent again is done once."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import BOTH_DATABASES, open_client
+from fastapi.testclient import TestClient
+from httpx2 import Response
+from sqlalchemy import Engine, func, select, update
+
+from server.idempotency import REMEMBER_FOR
+from server.main import create_app
+from server.models import IdempotencyKey, Job, utc_now
+from server.settings import Settings
+from server.tokens import ApiToken
+
+pytestmark = BOTH_DATABASES
+
+BODY = {"option": "b", "quick_test": True}
+
+
+def post(client: TestClient, key: str, *, token: str = "", **body: object) -> Response:
+    headers = {"Idempotency-Key": key} | ({"Authorization": f"Bearer {token}"} if token else {})
+    return client.post("/jobs", json=BODY | body, headers=headers)
+
+
+def count_jobs(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return connection.execute(select(func.count()).select_from(Job)).scalar_one()
+
+
+def test_same_request_is_answered_alike_and_makes_one_job(
+    client: TestClient, engine: Engine
+) -> None:
+    first = post(client, "run-1")
+    client.post(f"/jobs/{first.json()['id']}/cancel").raise_for_status()
+    again = post(client, "run-1")
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert (again.content, again.headers["location"]) == (first.content, first.headers["location"])
+    assert "idempotency-replayed" not in first.headers
+    assert again.headers["idempotency-replayed"] == "true"
+    assert count_jobs(engine) == 1
+
+
+def test_another_request_under_the_same_key_is_refused(client: TestClient, engine: Engine) -> None:
+    post(client, "run-1").raise_for_status()
+    answer = post(client, "run-1", option="a")
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["field"] == "Idempotency-Key"
+    assert count_jobs(engine) == 1
+
+
+def test_requests_without_a_key_or_with_their_own_make_a_job_each(
+    client: TestClient, engine: Engine
+) -> None:
+    for key in ("run-1", "run-2"):
+        post(client, key).raise_for_status()
+    for _ in range(2):
+        client.post("/jobs", json=BODY).raise_for_status()
+    assert count_jobs(engine) == 4
+
+
+def test_same_request_at_the_same_time_makes_one_job(client: TestClient, engine: Engine) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: post(client, "run-1"), range(24)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.content for answer in answers}) == 1
+    assert count_jobs(engine) == 1
+
+
+def test_request_that_was_refused_may_be_mended_under_its_key(
+    client: TestClient, engine: Engine
+) -> None:
+    assert post(client, "run-1", dataset="nowhere").status_code == 422
+    assert post(client, "run-1").status_code == 201
+    assert count_jobs(engine) == 1
+
+
+@pytest.mark.parametrize("key", ["", " ", "a b", "ä", "x" * 256])
+def test_key_of_odd_characters_is_refused(client: TestClient, engine: Engine, key: str) -> None:
+    headers = {"Idempotency-Key": key.encode()}
+    assert client.post("/jobs", json=BODY, headers=headers).status_code == 422
+    assert count_jobs(engine) == 0
+
+
+def test_key_is_forgotten_after_a_day(client: TestClient, engine: Engine) -> None:
+    first = post(client, "run-1").json()
+    with engine.begin() as connection:
+        long_ago = utc_now() - 2 * REMEMBER_FOR
+        connection.execute(update(IdempotencyKey).values(created_at=long_ago))
+    assert post(client, "run-1").json()["id"] != first["id"]
+    with engine.connect() as connection:
+        assert len(connection.execute(select(IdempotencyKey.key)).all()) == 1
+
+
+@pytest.fixture
+def guarded(settings: Settings) -> Iterator[TestClient]:
+    """A service for alice and bob."""
+    tokens = tuple(ApiToken.of(f"{name}-secret", name=name) for name in ("alice", "bob"))
+    with open_client(create_app(settings.model_copy(update={"api_tokens": tokens}))) as client:
+        yield client
+
+
+def test_tokens_do_not_see_each_others_keys(guarded: TestClient, engine: Engine) -> None:
+    ids = [post(guarded, "run-1", token=f"{name}-secret").json()["id"] for name in ("alice", "bob")]
+    assert len(set(ids)) == count_jobs(engine) == 2
+    assert post(guarded, "run-1", token="bob-secret", option="c").status_code == 422

@@ -1,0 +1,269 @@
+"""What the service tells of itself, and what it keeps within bounds."""
+
+import io
+import json
+import logging
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from conftest import BOTH_DATABASES, TINY, SubmitJob, open_client
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from service import LOSSLAB, Service
+from sqlalchemy import Engine
+
+from server import job_queue, logs
+from server.leases import Lease
+from server.main import create_app
+from server.models import FailureKind, JobStatus
+from server.settings import Settings
+from server.tokens import ApiToken, TokenScope
+from worker.main import work
+
+
+@contextmanager
+def serve(settings: Settings, **changes: object) -> Iterator[TestClient]:
+    with open_client(create_app(settings.model_copy(update=changes))) as client:
+        yield client
+
+
+def read_metrics(client: TestClient) -> dict[str, dict[tuple[str, ...], float]]:
+    """The samples by name and the values of their labels."""
+    answer = client.get("/metrics").raise_for_status()
+    found: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sample.labels.values())] = sample.value
+    return found
+
+
+# -- metrics
+
+
+@BOTH_DATABASES
+def test_metrics_count_jobs_and_the_queue(
+    client: TestClient, engine: Engine, submit_job: SubmitJob
+) -> None:
+    assert read_metrics(client)["losslab_queue_oldest_seconds"] == {(): 0.0}
+    for _ in range(3):
+        submit_job()
+    job_queue.cancel(engine, submit_job().id)
+    metrics = read_metrics(client)
+    jobs = metrics["losslab_jobs"]
+    assert (jobs["queued",], jobs["cancelled",], jobs["running",]) == (3, 1, 0)
+    assert set(jobs) == {(status,) for status in JobStatus}
+    assert metrics["losslab_queue_depth"] == {(): 3}
+    assert 0 < metrics["losslab_queue_oldest_seconds"][()] < 60
+
+
+@BOTH_DATABASES
+def test_metrics_tell_of_failures_and_of_requeues(
+    client: TestClient, engine: Engine, submit_job: SubmitJob
+) -> None:
+    for kind in (FailureKind.numeric, FailureKind.numeric, FailureKind.user):
+        submit_job()
+        job = job_queue.claim(engine, worker_id="w1", lease_seconds=30)
+        assert job is not None
+        lease = Lease(job.id, job.attempt, "w1")
+        job_queue.hand_back(engine, lease, reason="worker was stopped")
+        job = job_queue.claim(engine, worker_id="w1", lease_seconds=30)
+        assert job is not None
+        lease = Lease(job.id, job.attempt, "w1")
+        job_queue.fail(engine, lease, code="x", message="because", kind=kind)
+    metrics = read_metrics(client)
+    assert metrics["losslab_failed_jobs"] == {("numeric",): 2, ("user",): 1}
+    assert metrics["losslab_requeues"] == {(): 3}
+
+
+@BOTH_DATABASES
+def test_metrics_follow_a_worker_and_its_newest_epoch(
+    client: TestClient, engine: Engine, settings: Settings, submit_job: SubmitJob
+) -> None:
+    submit_job(epochs=500)
+    settings.heartbeat_seconds = 0.1
+    shutdown = threading.Event()
+    worker = threading.Thread(
+        target=work, args=(settings,), kwargs={"engine": engine, "shutdown": shutdown}
+    )
+    worker.start()
+    try:
+        while not (metrics := read_metrics(client)).get("losslab_epoch_seconds"):
+            time.sleep(0.05)
+    finally:
+        shutdown.set()
+        worker.join()
+    ((worker_id,),) = metrics["losslab_worker_heartbeat_age_seconds"]
+    assert 0 <= metrics["losslab_worker_heartbeat_age_seconds"][worker_id,] < 60
+    assert metrics["losslab_epoch_seconds"][worker_id,] > 0
+    assert metrics["losslab_grids_per_second"][worker_id,] > 0
+
+
+def test_latency_is_counted_by_route_and_never_by_address(client: TestClient) -> None:
+    for path in ("/jobs/000000000001", "/jobs/000000000002", "/nowhere/1", "/nowhere/2"):
+        client.get(path)
+    counts = read_metrics(client)["losslab_request_seconds_count"]
+    assert counts["GET", "/jobs/{job_id}", "404"] == 2
+    assert counts["GET", "none", "404"] == 2
+    assert not [labels for labels in counts if "0001" in str(labels) or "nowhere" in str(labels)]
+
+
+# -- readiness
+
+
+def test_service_is_ready_without_a_worker_and_says_so(client: TestClient) -> None:
+    answer = client.get("/readyz").raise_for_status().json()
+    assert answer == {"status": "ready", "database": True, "disk": True, "num_workers": 0}
+
+
+def test_lost_disk_makes_the_service_not_ready(client: TestClient, settings: Settings) -> None:
+    shutil.move(settings.data_dir, settings.data_dir.with_name("elsewhere"))
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["disk"]) == (503, False)
+    assert client.get("/healthz").status_code == 200
+
+
+# -- rates
+
+
+def test_who_asks_too_often_is_told_when_to_come_back(settings: Settings) -> None:
+    with serve(settings, rate_limit="5/hour") as client:
+        answers = [client.get("/jobs") for _ in range(7)]
+        assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
+        assert answers[-1].headers["content-type"] == "application/problem+json"
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 3600
+        assert "LOSSLAB_RATE_LIMIT" in answers[-1].json()["detail"]
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/readyz").status_code == 200
+
+
+def test_each_token_has_a_rate_of_its_own(settings: Settings) -> None:
+    tokens = tuple(
+        ApiToken.of(f"{name}-secret", name=name, scope=TokenScope.read) for name in ("alice", "bob")
+    )
+    with serve(settings, rate_limit="2/hour", api_tokens=tokens) as client:
+
+        def ask(name: str) -> int:
+            headers = {"Authorization": f"Bearer {name}-secret"}
+            return client.get("/jobs", headers=headers).status_code
+
+        assert [ask("alice") for _ in range(3)] == [200, 200, 429]
+        assert [ask("bob") for _ in range(3)] == [200, 200, 429]
+
+
+def test_streams_are_limited_and_make_room_when_they_close(tmp_path: Path) -> None:
+    service = Service(tmp_path, environment={"LOSSLAB_MAX_STREAMS": "2"})
+    service.start("server")
+    try:
+        job = service.train("b")
+        url, headers = f"{service.url}/jobs/{job['id']}/events", {"Accept": "text/event-stream"}
+
+        def stream() -> httpx.Response:
+            # A client for each: closing it is what a closed browser tab does.
+            clients.append(httpx.Client())
+            request = clients[-1].build_request("GET", url, headers=headers)
+            return clients[-1].send(request, stream=True)
+
+        clients: list[httpx.Client] = []
+        streams = [stream(), stream()]
+        assert [each.status_code for each in streams] == [200, 200]
+        lines = [each.iter_lines() for each in streams]
+        for each_lines in lines:
+            assert next(each_lines)
+        refused = httpx.get(url, headers=headers)
+        assert refused.status_code == 429
+        assert "LOSSLAB_MAX_STREAMS" in refused.json()["detail"]
+        assert httpx.get(url).status_code == 200
+        streams[0].close()
+        clients[0].close()
+        deadline = time.monotonic() + 30
+        while (again := stream()).status_code == 429 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert again.status_code == 200
+        for client in clients:
+            client.close()
+    finally:
+        service.stop("server", signal.SIGTERM)
+
+
+# -- logs
+
+
+def read_entries(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def test_logs_are_json_on_stdout_with_request_and_job_ids_and_no_secret(tmp_path: Path) -> None:
+    log_path = tmp_path / "log"
+    environment = {"LOSSLAB_JSON_LOGS": "1"}
+    service = Service(
+        tmp_path / "data", token="a-secret", environment=environment, log_path=log_path
+    )
+    service.start("server", "worker")
+    auth = {"Authorization": "Bearer a-secret"}
+    try:
+        body = {"option": "b", "name": "a body that stays out", **TINY}
+        answer = httpx.post(
+            f"{service.url}/jobs", json=body, headers=auth | {"X-Request-ID": "mine-1"}
+        )
+        job_id = answer.raise_for_status().json()["id"]
+        while httpx.get(f"{service.url}/jobs/{job_id}", headers=auth).json()["status"] != (
+            "succeeded"
+        ):
+            time.sleep(0.1)
+    finally:
+        for name in ("worker", "server"):
+            service.stop(name)
+    text = log_path.read_text()
+    entries = read_entries(text)
+    assert len(entries) == len(text.splitlines())
+    (posted,) = [entry for entry in entries if entry.get("method") == "POST"]
+    assert posted["request_id"] == answer.headers["X-Request-ID"] == "mine-1"
+    assert (posted["path"], posted["status"], posted["token"]) == ("/jobs", 201, "default")
+    assert [entry for entry in entries if entry.get("job_id") == job_id]
+    assert "a-secret" not in text
+    assert "a body that stays out" not in text
+
+
+def test_error_in_a_log_is_one_line_with_its_traceback() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs.JsonFormatter())
+    logger = logging.Logger("losslab.test")
+    logger.addHandler(handler)
+    try:
+        raise OSError("two\nlines")
+    except OSError:
+        logger.exception("it %s", "broke")
+    (entry,) = read_entries(stream.getvalue())
+    assert (entry["level"], entry["message"]) == ("ERROR", "it broke")
+    assert str(entry["traceback"]).endswith("OSError: two\nlines")
+
+
+def test_token_that_was_made_opens_the_service(settings: Settings) -> None:
+    done = subprocess.run(
+        [LOSSLAB, "token", "alice", "--read-only"], capture_output=True, text=True, check=True
+    )
+    secret, entry = re.findall(r"=(\S+)", done.stdout)
+    assert secret not in entry
+    made = Settings(data_dir=settings.data_dir, api_tokens=entry)
+    assert made.tokens[0].name == "alice"
+    headers = {"Authorization": f"Bearer {secret}"}
+    with open_client(create_app(made)) as client:
+        assert client.get("/jobs").status_code == 401
+        assert client.get("/jobs", headers=headers).status_code == 200
+        assert client.post("/jobs", headers=headers, json={"option": "b"}).status_code == 403
+
+
+def test_token_of_an_odd_name_is_refused() -> None:
+    done = subprocess.run([LOSSLAB, "token", "a:b"], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "'a:b'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,131 @@
+"""What goes when files or time run out, and what stays whatever happens."""
+
+import threading
+import time
+
+import pytest
+from conftest import SubmitJob, drain, read, read_artifacts
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine
+
+from server import job_queue, retention
+from server.artifacts import JobFiles
+from server.database import open_database
+from server.models import ArtifactKind, FailureKind, Job, JobStatus
+from server.settings import Settings
+from worker.main import work
+
+
+def checkpoint_epochs(engine: Engine, job: Job) -> list[int]:
+    kept = [a.epoch for a in read_artifacts(engine, job) if a.kind is ArtifactKind.checkpoint]
+    return sorted(kept)
+
+
+def needed_epochs(engine: Engine, job: Job) -> list[int]:
+    """The best and the newest."""
+    row = read(engine, job)
+    assert row.best_epoch is not None
+    return sorted({row.best_epoch, row.epochs_completed})
+
+
+def limit(settings: Settings, num_bytes: int) -> Settings:
+    return settings.model_copy(update={"max_storage_bytes": num_bytes})
+
+
+@pytest.fixture
+def trained(settings: Settings, engine: Engine, submit_job: SubmitJob) -> list[Job]:
+    """Two jobs of five checkpoints each, the older first."""
+    jobs = [submit_job(epochs=5), submit_job(epochs=5)]
+    drain(settings, engine)
+    return jobs
+
+
+def test_oldest_checkpoints_go_until_the_rest_fits(
+    settings: Settings, engine: Engine, trained: list[Job]
+) -> None:
+    older, newer = trained
+    in_use = sum(a.size_bytes for job in trained for a in read_artifacts(engine, job))
+    files = JobFiles(settings.runs_dir, older.id)
+    first = min(set(range(1, 6)) - set(needed_epochs(engine, older)))
+    assert retention.free_space(engine, limit(settings, in_use - 1)) == 1
+    assert checkpoint_epochs(engine, older) == [e for e in range(1, 6) if e != first]
+    assert checkpoint_epochs(engine, newer) == [1, 2, 3, 4, 5]
+    with pytest.raises(FileNotFoundError):
+        files.path(f"checkpoint_epoch_{first}.safetensors")
+    assert retention.free_space(engine, limit(settings, in_use - 1)) == 0
+
+
+def test_what_a_resume_needs_and_all_pictures_stay(
+    settings: Settings, engine: Engine, trained: list[Job]
+) -> None:
+    retention.free_space(engine, limit(settings, 1))
+    for job in trained:
+        assert checkpoint_epochs(engine, job) == needed_epochs(engine, job)
+        pictures = [
+            artifact
+            for artifact in read_artifacts(engine, job)
+            if artifact.kind is ArtifactKind.reconstruction
+        ]
+        assert len(pictures) == 5
+    job_queue.resume(engine, trained[0].id, num_epochs=6)
+    drain(settings, engine)
+    assert read(engine, trained[0]).status == JobStatus.succeeded
+    assert read(engine, trained[0]).epochs_completed == 6
+
+
+def test_pinned_job_keeps_everything_until_it_is_let_go(
+    client: TestClient, settings: Settings, engine: Engine, trained: list[Job]
+) -> None:
+    older, newer = trained
+    pinned = client.patch(f"/jobs/{older.id}", json={"is_pinned": True}).raise_for_status()
+    assert pinned.json()["is_pinned"]
+    retention.free_space(engine, limit(settings, 1))
+    assert checkpoint_epochs(engine, older) == [1, 2, 3, 4, 5]
+    assert checkpoint_epochs(engine, newer) == needed_epochs(engine, newer)
+    client.patch(f"/jobs/{older.id}", json={"is_pinned": False}).raise_for_status()
+    retention.free_space(engine, limit(settings, 1))
+    assert checkpoint_epochs(engine, older) == needed_epochs(engine, older)
+
+
+def test_job_that_has_not_ended_keeps_everything(
+    settings: Settings, engine: Engine, trained: list[Job]
+) -> None:
+    job_queue.resume(engine, trained[0].id, num_epochs=6)
+    retention.free_space(engine, limit(settings, 1))
+    assert checkpoint_epochs(engine, trained[0]) == [1, 2, 3, 4, 5]
+
+
+def test_removed_checkpoint_is_no_longer_offered(
+    client: TestClient, settings: Settings, engine: Engine, trained: list[Job]
+) -> None:
+    retention.free_space(engine, limit(settings, 1))
+    listed = client.get(f"/jobs/{trained[0].id}/checkpoints").json()["data"]
+    assert [entry["epoch"] for entry in listed] == needed_epochs(engine, trained[0])
+    (gone, *_) = set(range(1, 6)) - set(needed_epochs(engine, trained[0]))
+    answer = client.get(f"/jobs/{trained[0].id}/checkpoints/{gone}")
+    assert answer.status_code == 404
+    assert "there are best, latest" in answer.json()["detail"]
+
+
+def test_job_that_trains_too_long_fails_and_goes_on_when_resumed(
+    settings: Settings, submit_job: SubmitJob
+) -> None:
+    short = settings.model_copy(update={"max_job_seconds": 1.0, "heartbeat_seconds": 0.1})
+    engine = open_database(settings)
+    job = submit_job(epochs=1000)
+    drain(short, engine)
+    ended = read(engine, job)
+    assert (ended.status, ended.failure_kind) == (JobStatus.failed, FailureKind.timeout)
+    assert "LOSSLAB_MAX_JOB_SECONDS" in (ended.error_message or "")
+    job_queue.resume(engine, job.id)
+    shutdown = threading.Event()
+    worker = threading.Thread(
+        target=work, args=(settings,), kwargs={"engine": engine, "shutdown": shutdown}
+    )
+    worker.start()
+    while read(engine, job).epochs_completed <= ended.epochs_completed:
+        time.sleep(0.05)
+    shutdown.set()
+    worker.join()
+    assert read(engine, job).attempt == 2
+    engine.dispose()
