@@ -17,7 +17,7 @@ test: $(VENV)/.developer  ## lint, type-check and test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-docker: $(VENV)/.developer  ## build the images and use the CPU stack in a container engine
 	docker/tests/run.sh $(BIN)/python

@@ -61,6 +61,8 @@ def create_app(settings: Settings) -> FastAPI:
         ):
             yield
         registry.unregister(store)
+        # What a cancelled task asked of the database goes on in its thread, with a connection.
+        await asyncio.get_running_loop().shutdown_default_executor()
         engine.dispose()
 
     app = DescribedApi(
