@@ -70,6 +70,8 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("losslab"),
         description=_DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # a page of ours shows it: FastAPI's own would load scripts from elsewhere
+        redoc_url=None,
         max_body_size=MAX_BODY_BYTES,
         middleware=_list_middleware(settings, registry=registry),
     )

@@ -200,6 +200,19 @@ def test_slider_moves_by_keys_and_by_mouse(
     expect(page.locator("#epoch-shown")).to_contain_text("best")
 
 
+def test_api_is_tried_on_its_own_page(open_page: OpenPage, service: Service) -> None:
+    page = open_page("/docs")
+    page.get_by_role("button", name="POST /jobs Create Job").click()
+    page.get_by_role("button", name="Try it out").click()
+    page.locator("textarea").fill('{"option": "a", "epochs": 1, "num_samples": 200}')
+    page.get_by_role("button", name="Execute").click()
+    answer = page.locator(".live-responses-table")
+    expect(answer).to_contain_text("201")
+    job_id = re.search(r'"id": "([0-9a-f]{12})"', answer.inner_text())
+    assert job_id is not None
+    service.wait(job_id[1])
+
+
 @pytest.mark.parametrize("side", [8, 16, 28])
 def test_error_pictures_show_the_cells_that_are_wrong(
     open_page: OpenPage, service: Service, side: int

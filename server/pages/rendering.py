@@ -76,9 +76,19 @@ def render_page(
     return HTMLResponse(html, status_code=status_code, headers=_HEADERS)
 
 
+@router.get("/docs")
+def show_docs(request: Request) -> HTMLResponse:
+    """Every route of the API, to be read and tried."""
+    page = render_page("docs.html", request)
+    # The icons of Swagger UI are part of its style sheet.
+    policy = _HEADERS["Content-Security-Policy"].replace("img-src", "img-src data:")
+    page.headers["Content-Security-Policy"] = policy
+    return page
+
+
 def is_page(path: str) -> bool:
     """Whether people ask for this path, rather than programs."""
-    return path == "/" or path.startswith("/ui/")
+    return path in ("/", "/docs") or path.startswith("/ui/")
 
 
 def encode_data(value: Any) -> Markup:
