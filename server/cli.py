@@ -17,6 +17,7 @@ from rich.text import Text
 
 from server import arguments as arg
 from server import launcher, local_runs, tables
+from server.exit_codes import INTERRUPTED, print_error, reported
 
 if TYPE_CHECKING:
     from server.client import LosslabClient, ReportFormat
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 #: What three quick tests on two cores get through in about five minutes.
 QUICKSTART_CPU_SAMPLES: Final = 80_000
 LAST_EPOCHS_SHOWN: Final = 10
-
-_INTERRUPTED = 130
 
 Json = dict[str, Any]
 
@@ -69,7 +68,7 @@ def worker(
 ) -> None:
     """Run one worker until Ctrl-C; it then hands its job back."""
     if check:
-        with _reported():
+        with reported():
             raise typer.Exit(not launcher.count_live_workers(_settings(data_dir=data_dir)))
     launcher.become_worker(_settings(data_dir=data_dir), *(["--drain"] if drain else []))
 
@@ -100,7 +99,7 @@ def train(
         learning_rate=learning_rate, latent_dim=latent_dim, beta=beta, seed=seed,
     )  # fmt: skip
     settings = _settings(data_dir=data_dir, wandb_project="" if no_wandb else wandb_project)
-    with _reported(), tables.JobProgress(_error_console) as progress:
+    with reported(), tables.JobProgress(_error_console) as progress:
         answer = local_runs.train(settings, request, log=log, on_update=progress.update)
     if as_json:
         _print_json(answer)
@@ -232,7 +231,7 @@ def token(
     from server.tokens import ApiToken, TokenScope, new_secret  # noqa: PLC0415
 
     secret, scope = new_secret(), TokenScope.read if read_only else TokenScope.full
-    with _reported():
+    with reported():
         entry = ApiToken.of(secret, name=name, scope=scope)
     _console.print(f"client  LOSSLAB_API_TOKEN={secret}", soft_wrap=True, highlight=False)
     _console.print(f"server  LOSSLAB_API_TOKENS={entry}", soft_wrap=True, highlight=False)
@@ -255,7 +254,7 @@ def quickstart(
     if num_samples is None and not has_gpu:
         num_samples = QUICKSTART_CPU_SAMPLES
     with (
-        _reported(),
+        reported(),
         launcher.StopSignal() as stop,
         local_runs.quickstart_service(settings, has_gpu=has_gpu, stop=stop) as service,
         _client(service.url) as client,
@@ -277,7 +276,7 @@ def _run_service(settings: "Settings", *, num_workers: int) -> None:
 
     configure_logging(as_json=settings.json_logs)
     with (
-        _reported(),
+        reported(),
         launcher.StopSignal() as stop,
         launcher.Service(settings, num_workers=num_workers, stop=stop) as service,
     ):
@@ -294,15 +293,15 @@ def _wait(client: "LosslabClient", job_id: str) -> Json:
         with tables.JobProgress(_error_console) as progress:
             return client.wait(job_id, on_update=progress.update)
     except KeyboardInterrupt:
-        _print_error(f"stopped waiting; job {job_id} goes on (losslab cancel {job_id} ends it)")
-        raise typer.Exit(_INTERRUPTED) from None
+        print_error(f"stopped waiting; job {job_id} goes on (losslab cancel {job_id} ends it)")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _settings(**changes: Any) -> "Settings":
     """The environment's settings with what the command line says instead."""
     from server.settings import Settings  # noqa: PLC0415
 
-    with _reported():
+    with reported():
         return Settings(**{key: value for key, value in changes.items() if value is not None})
 
 
@@ -312,50 +311,10 @@ def _client(url: str | None = None) -> "Iterator[LosslabClient]":
 
     url = url or os.environ.get("LOSSLAB_URL") or DEFAULT_URL
     with (
-        _reported(),
+        reported(),
         LosslabClient(url, token=os.environ.get("LOSSLAB_API_TOKEN")) as client,
     ):
         yield client
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Turn what the user can mend into one line on stderr; anything else is a bug and shows."""
-    try:
-        yield
-    except Exception as error:
-        code = _find_exit_code(error)
-        if code is None:
-            raise
-        _print_error(_describe_error(error))
-        raise typer.Exit(code) from None
-
-
-def _find_exit_code(error: Exception) -> int | None:
-    """2 for bad input, 1 for what failed, None for a bug."""
-    from pydantic import ValidationError  # noqa: PLC0415
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
-
-    from server.client import LosslabError  # noqa: PLC0415
-    from server.datasets import DatasetError  # noqa: PLC0415
-    from server.job_queue import QueueFullError  # noqa: PLC0415
-    from server.tokens import TokenNameError  # noqa: PLC0415
-
-    if isinstance(error, ValidationError | DatasetError | local_runs.InputError | TokenNameError):
-        return 2
-    failures = (launcher.StartError, LosslabError, SQLAlchemyError, QueueFullError, OSError)
-    return 1 if isinstance(error, failures) else None
-
-
-def _describe_error(error: Exception) -> str:
-    from pydantic import ValidationError  # noqa: PLC0415
-
-    if isinstance(error, ValidationError):
-        return "; ".join(
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}, not {item['input']!r}"
-            for item in error.errors()
-        )
-    return str(error).partition("\n")[0]
 
 
 def _report_format(path: Path) -> "ReportFormat":
@@ -379,7 +338,7 @@ def _print_run(answer: Json, *, settings: "Settings", log: Path | None) -> None:
     _print_paths(log=log or run_dir / "job.log")
     if job["status"] != "succeeded":
         reason = job["error"]["message"] if job["error"] else f"the job was {job['status']}"
-        _print_error(reason)
+        print_error(reason)
 
 
 def _print_quickstart(ended: list[Json], *, client: "LosslabClient", settings: "Settings") -> None:
@@ -407,7 +366,3 @@ def _print_answer(answer: Json, *, as_json: bool, view: Callable[[Json], Rendera
 
 def _print_json(answer: Json) -> None:
     typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
-
-
-def _print_error(message: str) -> None:
-    _error_console.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)

@@ -1,0 +1,65 @@
+"""How an error ends a command: one line that says what to mend, and an exit code.
+
+Imports that cost much are made where they are used, as in `server.cli`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from server import launcher, local_runs
+
+BAD_INPUT: Final = 2
+FAILED: Final = 1
+#: 128 and SIGINT's number, as shells count.
+INTERRUPTED: Final = 130
+
+_error_console = Console(stderr=True)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn what the user can mend into one line on stderr; anything else is a bug and shows."""
+    try:
+        yield
+    except Exception as error:
+        code = _find_exit_code(error)
+        if code is None:
+            raise
+        print_error(_describe_error(error))
+        raise typer.Exit(code) from None
+
+
+def _find_exit_code(error: Exception) -> int | None:
+    """None for a bug."""
+    from pydantic import ValidationError  # noqa: PLC0415
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+    from server.client import LosslabError  # noqa: PLC0415
+    from server.datasets import DatasetError  # noqa: PLC0415
+    from server.job_queue import QueueFullError  # noqa: PLC0415
+    from server.tokens import TokenNameError  # noqa: PLC0415
+
+    if isinstance(error, ValidationError | DatasetError | local_runs.InputError | TokenNameError):
+        return BAD_INPUT
+    failures = (launcher.StartError, LosslabError, SQLAlchemyError, QueueFullError, OSError)
+    return FAILED if isinstance(error, failures) else None
+
+
+def _describe_error(error: Exception) -> str:
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}, not {item['input']!r}"
+            for item in error.errors()
+        )
+    return str(error).partition("\n")[0]
+
+
+def print_error(message: str) -> None:
+    _error_console.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
