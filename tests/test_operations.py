@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 from conftest import BOTH_DATABASES, TINY, SubmitJob, open_client
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -24,7 +26,7 @@ from server import job_queue, logs
 from server.leases import Lease
 from server.main import create_app
 from server.models import FailureKind, JobStatus
-from server.settings import Settings
+from server.settings import Settings, count_cores
 from server.tokens import ApiToken, TokenScope
 from worker.main import work
 
@@ -267,3 +269,23 @@ def test_token_of_an_odd_name_is_refused() -> None:
     assert done.returncode != 0
     assert "'a:b'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# -- cores
+
+
+@pytest.mark.parametrize(
+    ("quota", "num_cores"),
+    [("max 100000", None), ("50000 100000", 1), ("100000 100000", 1), ("10000000 100000", None)],
+)
+def test_cores_are_those_of_the_container(
+    tmp_path: Path, quota: str, num_cores: int | None
+) -> None:
+    path = tmp_path / "cpu.max"
+    path.write_text(f"{quota}\n")
+    available = len(os.sched_getaffinity(0))
+    assert count_cores(quota_path=path) == (num_cores or available)
+
+
+def test_cores_are_those_of_the_process_where_no_quota_is_set(tmp_path: Path) -> None:
+    assert count_cores(quota_path=tmp_path / "none") == len(os.sched_getaffinity(0))
