@@ -24,11 +24,19 @@ fi
 if ! docker info > /dev/null 2>&1; then
     [ "$(id -u)" = 0 ] || fail "no engine answers, and only root can start one"
     scratch=$(mktemp -d)
-    dockerd --storage-driver vfs --data-root "$scratch/data" --exec-root "$scratch/exec" \
-        --pidfile "$scratch/pid" > "$scratch/log" 2>&1 &
-    engine=$!
     trap 'kill $engine; wait $engine || true; rm -rf "$scratch"' EXIT
-    for _ in $(seq 60); do docker info > /dev/null 2>&1 && break; sleep 1; done
+    # vfs copies whole images, and works on any file system.
+    for driver in overlay2 vfs; do
+        dockerd --storage-driver "$driver" --data-root "$scratch/$driver" \
+            --exec-root "$scratch/exec" --pidfile "$scratch/pid" > "$scratch/log" 2>&1 &
+        engine=$!
+        for _ in $(seq 60); do
+            docker info > /dev/null 2>&1 && break 2
+            kill -0 $engine 2> /dev/null || break
+            sleep 1
+        done
+        kill $engine 2> /dev/null && wait $engine || true
+    done
     docker info > /dev/null || { tail -20 "$scratch/log" >&2; fail "the engine does not start"; }
 fi
 
