@@ -252,12 +252,15 @@ def start_worker(
 
 
 def worker_environment(settings: "Settings", *, num_workers: int = 1) -> dict[str, str]:
-    """This environment, with what the command line may have changed in the settings."""
+    """This environment, with what the command line may have changed in the settings.
+
+    There may be more workers on this machine than the `num_workers` that are started here.
+    """
     return os.environ | {
         "LOSSLAB_DATA_DIR": str(settings.data_dir),
         "LOSSLAB_DATABASE_URL": settings.database_url,
         "LOSSLAB_WANDB_PROJECT": settings.wandb_project,
-        "LOSSLAB_NUM_WORKERS": str(num_workers),
+        "LOSSLAB_NUM_WORKERS": str(max(num_workers, settings.num_workers)),
     }
 
 

@@ -23,6 +23,7 @@ from service import LOSSLAB, Service
 from sqlalchemy import Engine
 
 from server import job_queue, logs
+from server.launcher import worker_environment
 from server.leases import Lease
 from server.main import create_app
 from server.models import FailureKind, JobStatus
@@ -289,3 +290,10 @@ def test_cores_are_those_of_the_container(
 
 def test_cores_are_those_of_the_process_where_no_quota_is_set(tmp_path: Path) -> None:
     assert count_cores(quota_path=tmp_path / "none") == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("set_in_all", "started", "told"), [(1, 1, 1), (4, 1, 4), (1, 3, 3)])
+def test_worker_is_told_how_many_share_its_cores(set_in_all: int, started: int, told: int) -> None:
+    settings = Settings(num_workers=set_in_all)
+    environment = worker_environment(settings, num_workers=started)
+    assert environment["LOSSLAB_NUM_WORKERS"] == str(told)
