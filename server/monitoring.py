@@ -115,7 +115,7 @@ class StoreCollector(Collector):
         seconds = _gauge("epoch_seconds", "that the newest epoch of a worker's job took", "worker")
         speed = _gauge("grids_per_second", "in the newest epoch of a worker's job", "worker")
         for worker in session.exec(select_live(now, lease_seconds=self._lease_seconds)):
-            age.add_metric([worker.id], (now - worker.heartbeat_at).total_seconds())
+            age.add_metric([worker.id], _count_seconds(worker.heartbeat_at, until=now))
             if (epoch := _read_newest_epoch(session, worker)) is not None:
                 seconds.add_metric([worker.id], epoch.seconds)
                 speed.add_metric([worker.id], epoch.grids_per_second)
@@ -144,13 +144,18 @@ def _collect_queue(session: Session, *, now: datetime) -> Iterator[Metric]:
     metric = _gauge("queue_depth", "jobs that wait for a worker")
     metric.add_metric([], depth)
     age = _gauge("queue_oldest_seconds", "since the job that waits longest was posted")
-    age.add_metric([], (now - oldest_at).total_seconds() if oldest_at else 0.0)
+    age.add_metric([], _count_seconds(oldest_at, until=now) if oldest_at else 0.0)
     yield from (metric, age)
 
 
 def _read_newest_epoch(session: Session, worker: Worker) -> EpochMetrics | None:
     epochs = select(EpochMetrics).where(EpochMetrics.job_id == worker.job_id)
     return session.exec(epochs.order_by(col(EpochMetrics.epoch).desc()).limit(1)).first()
+
+
+def _count_seconds(moment: datetime, *, until: datetime) -> float:
+    """Never less than none: what is read may have been written after the clock was."""
+    return max(0.0, (until - moment).total_seconds())
 
 
 def _gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:

@@ -99,3 +99,12 @@ def test_workers_are_shown_with_device_and_versions(client: TestClient, engine: 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return settings.model_copy(update=LIMITS)
+
+
+def test_sign_of_life_from_after_the_look_at_the_clock_is_of_age_none(
+    client: TestClient, engine: Engine
+) -> None:
+    enter(engine)
+    make_silent(engine, -5)
+    metrics = client.get("/metrics").raise_for_status().text
+    assert f'losslab_worker_heartbeat_age_seconds{{worker="{NAME}"}} 0.0' in metrics
