@@ -2,12 +2,9 @@
 
 import io
 import re
-import zipfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import BOTH_DATABASES, open_client
 from fastapi.testclient import TestClient
@@ -106,65 +103,6 @@ def test_learning_rate_must_be_finite(client: TestClient, number: str) -> None:
 def test_body_that_is_no_json_object_is_refused(client: TestClient, content: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     assert client.post("/jobs", content=content, headers=headers).status_code in (400, 422)
-
-
-def _npz(**arrays: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def _bomb() -> bytes:
-    """A header that claims a terabyte."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "|u1", "fortran_order": False, "shape": (2**30, 32, 32)}
-    )
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("images.npy", header.getvalue())
-    return buffer.getvalue()
-
-
-GRIDS = np.zeros((20, 8, 8), dtype=np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "no readable .npz"),
-        (b"not a zip", "no readable .npz"),
-        (_npz(images=GRIDS)[:300], "no readable .npz"),
-        (_npz(images=GRIDS + 10), "values from 10 to 10; colours are 0 to 9"),
-        (_npz(images=GRIDS.astype(np.int64) - 1), "values from -1 to -1"),
-        (_npz(images=GRIDS.astype(np.float32)), "integer dtype"),
-        (_npz(images=np.array([[[{}] * 4] * 4] * 10, dtype=object)), "Python objects"),
-        (_npz(images=GRIDS[0]), "shape (8, 8)"),
-        (_npz(images=GRIDS[:5]), "10 or more"),
-        (_npz(images=np.zeros((20, 8, 12), dtype=np.uint8)), "square"),
-        (_npz(images=np.zeros((20, 6, 6), dtype=np.uint8)), "divisible by 4"),
-        (_npz(images=np.zeros((20, 36, 36), dtype=np.uint8)), "at most 32"),
-        (_npz(train=GRIDS, val=GRIDS), "train, val and test, or images"),
-        (_npz(train=GRIDS, val=GRIDS, test=np.zeros((9, 4, 4), dtype=np.int8)), "one grid size"),
-        (_npz(other=GRIDS), "it has ['other']"),
-        (_bomb(), "does not hold"),
-    ],
-)
-def test_unusable_data_set_is_refused_and_named(
-    client: TestClient, settings: Settings, content: bytes, words: str
-) -> None:
-    settings.datasets_dir.mkdir(parents=True)
-    (settings.datasets_dir / "mine.npz").write_bytes(content)
-    answer = problem(client.post("/jobs", json={"option": "b", "dataset": "mine"}), 422)
-    assert [error["field"] for error in answer["errors"]] == ["dataset"]
-    assert "mine.npz" in answer["detail"]
-    assert words in answer["detail"]
-    assert client.get("/jobs").json()["data"] == []
-
-
-def test_good_data_set_is_accepted(client: TestClient, write_npz: Callable[..., str]) -> None:
-    name = write_npz(images=np.zeros((20, 8, 8), dtype=np.int64))
-    assert client.post("/jobs", json={"option": "b", "dataset": name}).status_code == 201
 
 
 @pytest.mark.parametrize(

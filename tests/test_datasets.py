@@ -1,7 +1,7 @@
 """Data sets that clients bring: how they come, how they are shown, and when they may go."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY, drain, open_client
 from fastapi.testclient import TestClient
 from httpx2 import Response
-from npz_files import make_npz
+from npz_files import GRIDS, HOSTILE, make_npz
 from PIL import Image
 from sqlalchemy import Engine
 from stored_state import read_state
@@ -145,3 +145,46 @@ def test_upload_ends_up_as_one_file(client: TestClient, settings: Settings) -> N
     put(client).raise_for_status()
     assert put(client, "broken", CONTENT[:500]).status_code == 422
     assert [path.name for path in Path(settings.datasets_dir).iterdir()] == ["mine.npz"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no readable .npz"),
+        (b"not a zip", "no readable .npz"),
+        (make_npz(images=GRIDS)[:300], "no readable .npz"),
+        (make_npz(images=GRIDS + 10), "values from 10 to 10; colours are 0 to 9"),
+        (make_npz(images=GRIDS.astype(np.int64) - 1), "values from -1 to -1"),
+        (make_npz(images=GRIDS.astype(np.float32)), "integer dtype"),
+        (make_npz(images=np.array([[[{}] * 4] * 4] * 10, dtype=object)), "Python objects"),
+        (make_npz(images=GRIDS[0]), "shape (8, 8)"),
+        (make_npz(images=GRIDS[:5]), "10 or more"),
+        (make_npz(images=np.zeros((20, 8, 12), dtype=np.uint8)), "square"),
+        (make_npz(images=np.zeros((20, 6, 6), dtype=np.uint8)), "divisible by 4"),
+        (make_npz(images=np.zeros((20, 36, 36), dtype=np.uint8)), "at most 32"),
+        (make_npz(train=GRIDS, val=GRIDS), "train, val and test, or images"),
+        (
+            make_npz(train=GRIDS, val=GRIDS, test=np.zeros((9, 4, 4), dtype=np.int8)),
+            "one grid size",
+        ),
+        (make_npz(other=GRIDS), "it has ['other']"),
+        (HOSTILE["terabyte by the header"], "does not hold"),
+    ],
+)
+def test_unusable_data_set_is_refused_and_named(
+    client: TestClient, settings: Settings, content: bytes, words: str
+) -> None:
+    settings.datasets_dir.mkdir(parents=True)
+    (settings.datasets_dir / "mine.npz").write_bytes(content)
+    refused = client.post("/jobs", json={"option": "b", "dataset": "mine"})
+    assert refused.status_code == 422
+    answer = refused.json()
+    assert [error["field"] for error in answer["errors"]] == ["dataset"]
+    assert "mine.npz" in answer["detail"]
+    assert words in answer["detail"]
+    assert client.get("/jobs").json()["data"] == []
+
+
+def test_good_data_set_is_accepted(client: TestClient, write_npz: Callable[..., str]) -> None:
+    name = write_npz(images=np.zeros((20, 8, 8), dtype=np.int64))
+    assert client.post("/jobs", json={"option": "b", "dataset": name}).status_code == 201
