@@ -158,17 +158,22 @@ def test_form_shows_the_configuration_before_it_is_sent(client: TestClient) -> N
 
 def test_form_posts_a_job(client: TestClient) -> None:
     form = {"option": "a", "name": "from the form", "quick_test": "true", "beta": "", "seed": "7"}
+    form["priority"] = "3"
     answer = client.post("/ui/jobs", data=form, headers=OWN, follow_redirects=False)
     assert answer.status_code == 303
     job = client.get(answer.headers["location"].removeprefix("/ui")).json()
     assert (job["name"], job["option"], job["config"]["seed"]) == ("from the form", "a", 7)
     assert job["config"]["epochs"] == 5
     assert job["config"]["beta"] == 1.0
+    assert job["priority"] == 3
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", "many"), ("latent_dim", "0"), ("dataset", "missing"), ("option", "z")],
+    [
+        *(("epochs", "many"), ("latent_dim", "0"), ("dataset", "missing"), ("option", "z")),
+        ("priority", "101"),
+    ],
 )
 def test_form_keeps_what_was_typed_and_names_the_wrong_field(
     client: TestClient, field: str, value: str
@@ -179,6 +184,16 @@ def test_form_keeps_what_was_typed_and_names_the_wrong_field(
     assert f"<strong>{field}</strong>" in answer.text
     assert 'value="mine"' in answer.text
     assert client.get("/jobs").json()["data"] == []
+
+
+def test_job_shows_by_what_scripts_find_it(client: TestClient) -> None:
+    sent = {"option": "b", "name": "mine", "priority": 7, "metadata": {"study": HOSTILE}}
+    job_id = client.post("/jobs", json=sent).json()["id"]
+    page = client.get(f"/ui/jobs/{job_id}").text
+    assert HOSTILE not in page
+    shown = text_of(page)
+    for words in (f"Id {job_id}", "Priority 7", "study"):
+        assert words in shown
 
 
 def test_buttons_pause_resume_and_cancel(

@@ -12,7 +12,7 @@ from server.problems import explain_errors
 from server.schemas import FORM, JobRequest
 
 _SCHEMA = TrainingConfig.model_json_schema()["properties"]
-_OWN_FIELDS = ("option", "quick_test", "name")
+_OWN_FIELDS = ("option", "quick_test", "name", "priority")
 
 
 @dataclass(frozen=True, slots=True)
