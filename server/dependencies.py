@@ -130,6 +130,15 @@ LABELS_PARAMETER: Final[dict[str, Any]] = {
 }
 
 
+def refuse_unknown_parameters(request: Request) -> None:
+    """A filter that is misspelt would otherwise be none at all."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in known and not name.startswith("metadata"):
+            allowed = ", ".join([*sorted(known), "metadata[key]"])
+            refuse_query(name, f"unknown parameter; there are {allowed}")
+
+
 def refuse_query(name: str, message: str) -> NoReturn:
     """Answer 422 for a query parameter."""
     error: dict[str, Any] = {"type": "value_error", "loc": ("query", name), "msg": message}

@@ -108,10 +108,7 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 def explain_errors(errors: Iterable[Any], *, num_outer: int = 0) -> list[FieldError]:
     """Pydantic's errors by field; `num_outer` parts of a location, like `body`, are no field."""
-    return [
-        FieldError(field=_name_field(entry["loc"], num_outer=num_outer), message=_explain(entry))
-        for entry in errors
-    ]
+    return [_explain_error(entry, num_outer=num_outer) for entry in errors]
 
 
 def respond(
@@ -151,6 +148,14 @@ def _list_methods(request: Request) -> list[str]:
         for scope in scopes
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
     ]
+
+
+def _explain_error(error: dict[str, Any], *, num_outer: int) -> FieldError:
+    location = error["loc"]
+    if error["type"] == "json_invalid":
+        message = f"no JSON: {error['ctx']['error']} (character {location[-1]})"
+        return FieldError(field="body", message=message)
+    return FieldError(field=_name_field(location, num_outer=num_outer), message=_explain(error))
 
 
 def _name_field(location: tuple[int | str, ...], *, num_outer: int) -> str:

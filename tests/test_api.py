@@ -105,6 +105,13 @@ def test_body_that_is_no_json_object_is_refused(client: TestClient, content: byt
     assert client.post("/jobs", content=content, headers=headers).status_code in (400, 422)
 
 
+def test_broken_json_is_told_by_its_place(client: TestClient) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = client.post("/jobs", content=b'{"option": }', headers=headers)
+    (error,) = problem(answer, 422)["errors"]
+    assert (error["field"], error["message"]) == ("body", "no JSON: Expecting value (character 11)")
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -159,6 +166,7 @@ def test_list_is_filtered(client: TestClient) -> None:
         ("limit=101", "limit"),
         ("status=done", "status.0"),
         ("option=x", "option"),
+        ("statu=failed", "statu"),
     ],
 )
 def test_bad_query_is_answered_with_its_parameter(

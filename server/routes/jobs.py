@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import Field, StringConstraints
@@ -32,6 +32,7 @@ from server.dependencies import (
     find_job,
     is_known,
     read_epochs,
+    refuse_unknown_parameters,
 )
 from server.event_feed import EventFeed, read_events
 from server.histories import read_histories
@@ -122,7 +123,11 @@ def submit_job(
     )
 
 
-@router.get("", openapi_extra={"parameters": [LABELS_PARAMETER]})
+@router.get(
+    "",
+    openapi_extra={"parameters": [LABELS_PARAMETER]},
+    dependencies=[Depends(refuse_unknown_parameters)],
+)
 def list_jobs(
     session: SessionDep,
     *,
