@@ -4,22 +4,23 @@ Runs the jobs through the real queue and worker processes, writes `results/abc.j
 table into the README. About two minutes an option and seed on two cores with bf16:
 
     python -m benchmarks.abc
+
+How much of it is chance shows with more seeds, in a file of their own:
+
+    python -m benchmarks.abc --options b --seeds 0 1 2 3 4 5 6 7 8 9 --results seeds
 """
 
 import argparse
-import json
 import os
-import platform
 import re
 import subprocess
 import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from sqlmodel import Session
 
+from benchmarks.machine import REPOSITORY, describe_machine, write_results
 from server import job_queue
 from server.criteria import judge
 from server.database import open_database
@@ -28,13 +29,15 @@ from server.models import Job, Option
 from server.schemas import resolve_config
 from server.settings import Settings
 
-REPOSITORY = Path(__file__).parent.parent
-RESULTS_PATH = Path(__file__).parent / "results" / "abc.json"
+#: The results whose table the README shows.
+README_RESULTS = "abc"
 README_PATH = REPOSITORY / "README.md"
+PACKAGES = ("losslab", "torch", "numpy")
 
 
 def main() -> None:
     arguments = parse_arguments()
+    machine = describe_machine(PACKAGES)
     settings = Settings(data_dir=arguments.data_dir)
     engine = open_database(settings)
     job_ids = [
@@ -50,7 +53,7 @@ def main() -> None:
             name=f"{option}, seed {seed}",
         ).id
         for seed in arguments.seeds
-        for option in Option
+        for option in arguments.options
     ]
     drain(settings, num_workers=arguments.workers)
     with Session(engine) as session:
@@ -58,16 +61,21 @@ def main() -> None:
     rows.sort(key=lambda row: (row["option"], row["seed"]))
     table = format_table(rows)
     print(table)
-    if not arguments.no_write:
-        write_results(rows, table=table, num_workers=arguments.workers)
+    if arguments.no_write:
+        return
+    write_results(arguments.results, machine | {"num_workers": arguments.workers, "jobs": rows})
+    if arguments.results == README_RESULTS:
+        show_in_readme(table)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=REPOSITORY / "experiments" / "abc")
     parser.add_argument("--num-samples", type=int, default=100_000)
+    parser.add_argument("--options", type=Option, nargs="+", default=list(Option))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1, help="they share the cores")
+    parser.add_argument("--results", default=README_RESULTS, help="name of the file in results/")
     parser.add_argument("--no-write", action="store_true", help="print the table only")
     return parser.parse_args()
 
@@ -132,16 +140,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_results(rows: list[dict[str, Any]], *, table: str, num_workers: int) -> None:
-    result = {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "num_workers": num_workers,
-        "jobs": rows,
-    }
-    RESULTS_PATH.parent.mkdir(exist_ok=True)
-    RESULTS_PATH.write_text(json.dumps(result, indent=1) + "\n")
+def show_in_readme(table: str) -> None:
     readme = README_PATH.read_text()
     marked = re.sub(
         r"(<!-- abc -->\n).*?(<!-- /abc -->)", rf"\g<1>{table}\n\g<2>", readme, flags=re.DOTALL

@@ -144,7 +144,7 @@ def finished(
     tmp_path_factory: pytest.TempPathFactory, make_settings: MakeSettings
 ) -> Iterator[tuple[TestClient, dict[str, str]]]:
     """A server on which options a, b and c have run, and their ids by option."""
-    settings = make_settings(tmp_path_factory.mktemp("finished"))
+    settings = make_settings(tmp_path_factory.mktemp("finished") / "experiments")
     with open_client(create_app(settings)) as client:
         ids = {
             option: client.post("/jobs", json={"option": option, "name": f"run {option}", **TINY})

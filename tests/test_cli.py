@@ -23,7 +23,7 @@ from server.models import Option
 
 LOSSLAB = str(Path(sys.executable).with_name("losslab"))
 COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
-TINY = ["--num-samples", "1000", "--epochs", "1"]
+TINY = ["--num-samples", "300", "--epochs", "1"]
 EXAMPLE = Path(__file__).parent.parent / "examples" / "compare_options.py"
 
 Finished = subprocess.CompletedProcess[str]
@@ -307,7 +307,7 @@ def test_refusal_is_one_line(service: Up, command: list[str], words: str) -> Non
 def test_example_compares_the_options(service: Up, tmp_path: Path) -> None:
     report = tmp_path / "comparison.html"
     done = subprocess.run(
-        [sys.executable, EXAMPLE, "--num-samples", "1000", "--report", report],
+        [sys.executable, EXAMPLE, "--num-samples", "300", "--report", report],
         env=make_environment(LOSSLAB_URL=service.url),
         capture_output=True,
         text=True,
@@ -351,7 +351,7 @@ def test_killed_up_takes_its_worker_along(tmp_path: Path) -> None:
 
 
 def test_quickstart_compares_the_options(run_here: RunCommand, tmp_path: Path) -> None:
-    done = run_here("quickstart", "--num-samples", "1000")
+    done = run_here("quickstart", "--num-samples", "300")
     assert done.returncode == 0, done.stderr
     report = tmp_path / "quickstart-report.html"
     assert str(report) in done.stdout
