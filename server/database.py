@@ -31,9 +31,16 @@ _MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 # Any number will do, as long as every Losslab process takes the same.
 _MIGRATION_LOCK = 0x1055_1AB
 _BUSY_TIMEOUT_SECONDS = 30
-_CONNECT_TIMEOUT_SECONDS = 10
 _IDLE_TRANSACTION_SECONDS = 10
 _CHANNEL = "losslab_job"
+# A database whose machine is gone says nothing more; waiting for it ends after some ten seconds.
+_CONNECTION = {
+    "connect_timeout": 10,
+    "tcp_user_timeout": 10_000,  # milliseconds
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
 
 #: What a database raises that does not answer, is locked or full, or that ended a transaction in
 #: which nothing had been asked for too long (InternalError).
@@ -43,18 +50,24 @@ _logger = logging.getLogger(__name__)
 
 
 def open_database(settings: Settings) -> Engine:
-    """Connect and bring the schema up to date; safe in several processes at once."""
+    """Connect and bring the schema up to date; safe in several processes at once.
+
+    What a statement carries, such as names and labels, stays out of errors and logs.
+    """
     url = settings.resolved_database_url
     if url.startswith("sqlite"):
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_SECONDS})
+        arguments: dict[str, Any] = {"timeout": _BUSY_TIMEOUT_SECONDS}
+        engine = create_engine(url, connect_args=arguments, hide_parameters=True)
         _configure_sqlite(engine)
     else:
         # A worker that is frozen, or whose machine is lost, inside a transaction would keep the
         # job's row locked, and so keep others from taking the job over.
         idle = f"-c idle_in_transaction_session_timeout={_IDLE_TRANSACTION_SECONDS}s"
-        arguments = {"connect_timeout": _CONNECT_TIMEOUT_SECONDS, "options": idle}
-        engine = create_engine(url, pool_pre_ping=True, connect_args=arguments)
+        arguments = _CONNECTION | {"options": idle}
+        engine = create_engine(
+            url, pool_pre_ping=True, connect_args=arguments, hide_parameters=True
+        )
     _migrate(engine)
     return engine
 

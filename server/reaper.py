@@ -12,7 +12,7 @@ class Reaper:
     """Returns the jobs of silent workers to the queue; each worker has one, and the server.
 
     While the database is away, all leases run out, those of living workers too. So whoever could
-    not reach it for a while gives everybody a lease's time to be heard again.
+    not reach it gives everybody a lease's time to be heard again.
     """
 
     def __init__(self, engine: Engine, *, settings: Settings) -> None:
@@ -20,18 +20,27 @@ class Reaper:
         self._max_attempts = settings.max_attempts
         self._lease_seconds = settings.lease_seconds
         self._longest_gap_seconds = max(settings.lease_seconds / 2, 2 * settings.heartbeat_seconds)
-        self._called_at = time.monotonic()
+        self._answered_at = time.monotonic()
+        self._has_failed = False
         self._waits_until = 0.0
 
     def reap(self) -> int:
-        """To be called right after a sign of life that the database took, every few seconds.
-        Returns how many jobs were lost."""
+        """To be called every few seconds; a worker does so right after a sign of life that the
+        database took. Returns how many jobs were lost. Raises what an outage raises."""
         now = time.monotonic()
-        if now - self._called_at > self._longest_gap_seconds:
+        if self._has_failed or now - self._answered_at > self._longest_gap_seconds:
             self._waits_until = now + self._lease_seconds
-        self._called_at = now
-        if now < self._waits_until:
-            return 0
+        self._has_failed = True
+        num_lost = self._requeue() if now >= self._waits_until else self._look_whether_it_answers()
+        self._has_failed, self._answered_at = False, now
+        return num_lost
+
+    def _look_whether_it_answers(self) -> int:
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1")
+        return 0
+
+    def _requeue(self) -> int:
         return requeue_lost_jobs(
             self._engine, max_attempts=self._max_attempts, lease_seconds=self._lease_seconds
         )

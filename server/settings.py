@@ -3,9 +3,9 @@
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 
@@ -21,6 +21,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="LOSSLAB_",
+        env_ignore_empty=True,
         extra="ignore",
         secrets_dir=_SECRETS_DIR if _SECRETS_DIR.is_dir() else None,
     )
@@ -112,6 +113,16 @@ class Settings(BaseSettings):
         if password and not url.password:
             url = url.set(password=password)
         return url.render_as_string(hide_password=False)
+
+    @model_validator(mode="after")
+    def _check_lease(self) -> Self:
+        if self.lease_seconds < 3 * self.heartbeat_seconds:
+            raise ValueError(
+                f"lease_seconds must be at least three times heartbeat_seconds "
+                f"({self.heartbeat_seconds:g}), not {self.lease_seconds:g}: one late heartbeat "
+                "would cost a healthy worker its job"
+            )
+        return self
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

@@ -59,6 +59,11 @@ def reap_for(reaper: Reaper, seconds: float, *, beat: Lease | None = None, engin
     return num_lost
 
 
+def rename_table(engine: Engine, name: str, new_name: str) -> None:
+    with write_transaction(engine) as session:
+        session.connection().exec_driver_sql(f"ALTER TABLE {name} RENAME TO {new_name}")
+
+
 @contextmanager
 def beating(lease: Lease, *, engine: Engine, settings: Settings) -> Iterator[Heartbeat]:
     shutdown, reaper = threading.Event(), Reaper(engine, settings=settings)
@@ -120,6 +125,26 @@ def test_after_an_outage_the_living_keep_their_jobs_and_the_dead_lose_theirs(
     assert leases.read_stop_request(engine, living) is None
     with pytest.raises(LeaseLostError):
         leases.read_stop_request(engine, dead)
+
+
+def test_reaper_that_kept_asking_through_an_outage_takes_no_living_job(
+    engine: Engine, hasty: Settings, submit_job: SubmitJob
+) -> None:
+    submit_job()
+    living = claim(engine, "living")
+    reaper = Reaper(engine, settings=hasty)
+    rename_table(engine, "job", "away")
+    deadline, num_failures = time.monotonic() + LEASE_SECONDS + GAP_SECONDS, 0
+    while time.monotonic() < deadline:
+        try:
+            reaper.reap()
+        except DBAPIError:
+            num_failures += 1
+        time.sleep(BEAT_SECONDS)
+    assert num_failures > 0
+    rename_table(engine, "away", "job")
+    assert reaper.reap() == 0
+    assert reap_for(reaper, LEASE_SECONDS + 0.5, beat=living, engine=engine) == 0
 
 
 @BOTH_DATABASES
