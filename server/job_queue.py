@@ -15,8 +15,9 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, func, or_, update
+from sqlalchemy import Engine, and_, func, or_, update
 from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from server.database import database_now, ring_doorbell, write_transaction
 from server.job_events import add_event
@@ -51,9 +52,11 @@ def submit(
     labels: dict[str, str] | None = None,
     priority: int = 0,
     max_queued_jobs: int | None = None,
+    reserved_seconds: float = 0.0,
     also: Callable[[Session, Job], None] | None = None,
 ) -> Job:
-    """Queue a job; it is committed on return, with what `also` adds. Raises QueueFullError."""
+    """Queue a job; it is committed on return, with what `also` adds. For `reserved_seconds` only
+    a worker that asks for this very job gets it. Raises QueueFullError."""
     job = Job(
         option=option,
         config=config.model_dump(mode="json"),
@@ -72,7 +75,13 @@ def submit(
             JobLabel(job_id=job.id, key=key, value=value, created_at=job.created_at)
             for key, value in job.labels.items()
         )
-        _enqueue(session, job, message=f"option {option} queued")
+        reserved_until = job.created_at + timedelta(seconds=reserved_seconds)
+        _enqueue(
+            session,
+            job,
+            message=f"option {option} queued",
+            available_at=reserved_until if reserved_seconds else None,
+        )
         if also is not None:
             also(session, job)
     return job
@@ -95,12 +104,7 @@ def claim(
     """
     # A plain look first: idle workers shall not take SQLite's write lock at every poll.
     with Session(engine) as session:
-        now = database_now(session)
-        due = or_(col(Job.available_at).is_(None), col(Job.available_at) <= now)
-        waiting = select(Job.id).where(Job.status == JobStatus.queued, due)
-        if job_id is not None:
-            waiting = waiting.where(Job.id == job_id)
-        waiting = waiting.order_by(col(Job.priority).desc(), col(Job.created_at), col(Job.id))
+        waiting = _select_waiting(database_now(session), job_id=job_id)
         if session.exec(waiting.limit(1)).first() is None:
             return None
     first = waiting.limit(1).with_for_update(skip_locked=True).scalar_subquery()
@@ -122,6 +126,16 @@ def claim(
             message = f"attempt {job.attempt} started by worker {worker_id}"
             add_event(session, job, EventKind.running, message=message)
     return job
+
+
+def _select_waiting(now: datetime, *, job_id: str | None) -> SelectOfScalar[str]:
+    """Ids of the jobs that may be claimed now, the most urgent first, or of that one job."""
+    due = or_(col(Job.available_at).is_(None), col(Job.available_at) <= now)
+    if job_id is not None:
+        # A reservation is for whoever asks for the job; a pause between attempts is for all.
+        due = and_(col(Job.id) == job_id, or_(due, col(Job.attempt) == 0))
+    waiting = select(Job.id).where(Job.status == JobStatus.queued, due)
+    return waiting.order_by(col(Job.priority).desc(), col(Job.created_at), col(Job.id))
 
 
 def finish(engine: Engine, lease: Lease, *, test_metrics: dict[str, Any]) -> None:

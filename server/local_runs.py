@@ -33,6 +33,8 @@ OnUpdate = Callable[[Json], None]
 
 QUICKSTART_PRIORITY: Final = 100  # before whatever waits in the same data directory
 
+#: Another worker on the same data directory shall not take the job while its own one starts.
+_RESERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.25
 _CANCEL_SECONDS = 10.0
 _OUTPUT_TAIL_BYTES = 2000
@@ -159,6 +161,7 @@ def _run_job(
         config=wanted.resolve_config(),
         quick_test=wanted.quick_test,
         name=wanted.name,
+        reserved_seconds=_RESERVED_SECONDS,
     )
     arguments = ["--job", job.id, *(["--log", str(log)] if log else [])]
     with tempfile.TemporaryFile() as output:

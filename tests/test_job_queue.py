@@ -102,6 +102,20 @@ def test_claim_of_one_job_leaves_the_others(engine: Engine, submit_job: SubmitJo
     assert read(engine, first.id).status is JobStatus.queued
 
 
+def test_reserved_job_is_for_the_worker_that_asks_for_it(engine: Engine) -> None:
+    job = job_queue.submit(engine, option=Option.a, config=TrainingConfig(), reserved_seconds=60)
+    assert claim(engine) is None
+    taken = job_queue.claim(engine, worker_id="own", lease_seconds=30, job_id=job.id)
+    assert taken is not None
+    # A pause before the next attempt is no reservation.
+    lease = Lease(taken.id, taken.attempt, "own")
+    job_queue.fail(
+        engine, lease, code="x", message="x", kind=FailureKind.infrastructure,
+        max_attempts=3, retry_seconds=60,
+    )  # fmt: skip
+    assert job_queue.claim(engine, worker_id="own", lease_seconds=30, job_id=job.id) is None
+
+
 def test_competing_threads_claim_every_job_once(engine: Engine, submit_job: SubmitJob) -> None:
     submitted = {submit_job().id for _ in range(30)}
     claimed: list[str] = []
