@@ -1,9 +1,11 @@
 """Data sets that users bring: `.npz` files in the data directory, read without trust."""
 
 import filecmp
+import lzma
 import math
 import os
 import re
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -34,6 +36,16 @@ PALETTE: Final = np.array(
     dtype=np.uint8,
 )  # fmt: skip
 
+#: What zipfile and its decompressors raise; an encrypted member is a RuntimeError, a method that
+#: zipfile does not know a NotImplementedError, and a name in no encoding a ValueError.
+_BROKEN_ARCHIVE: Final = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError,
+)  # fmt: skip
+#: numpy evaluates a literal, and each of these is a way in which one can be bad.
+_BROKEN_HEADER: Final = (
+    ValueError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError,
+)  # fmt: skip
+
 Grids = npt.NDArray[np.uint8]
 
 
@@ -43,6 +55,15 @@ class DatasetError(ValueError):
 
 class DatasetExistsError(Exception):
     """Another data set has the name. Jobs count on their data, so none is ever replaced."""
+
+
+def count_colours(*splits: Grids) -> list[int]:
+    """Cells of each colour."""
+    # Ten passes over bytes take a tenth of the time of one `bincount`, which makes eight of each.
+    return [
+        sum(int(np.count_nonzero(grids == colour)) for grids in splits)
+        for colour in range(NUM_COLOURS)
+    ]
 
 
 def check_dataset(name: str, *, datasets_dir: Path) -> None:
@@ -101,13 +122,10 @@ class DatasetContents:
 
     @classmethod
     def of(cls, arrays: dict[str, Grids]) -> Self:
-        counts = sum(
-            (np.bincount(grids.ravel(), minlength=NUM_COLOURS) for grids in arrays.values()),
-            start=np.zeros(NUM_COLOURS, dtype=np.int64),
-        )
         first = next(iter(arrays.values()))
         num_grids = {key: len(grids) for key, grids in arrays.items()}
-        return cls(num_grids, first.shape[1], counts.tolist(), first[:NUM_SAMPLE_GRIDS].copy())
+        counts = count_colours(*arrays.values())
+        return cls(num_grids, first.shape[1], counts, first[:NUM_SAMPLE_GRIDS].copy())
 
 
 def read_contents(name: str, *, datasets_dir: Path) -> DatasetContents:
@@ -132,17 +150,10 @@ def read_file(
             members = (name for name in archive.namelist() if name.endswith(".npy"))
             keys = _choose_keys({member.removesuffix(".npy") for member in members})
             arrays = {key: _read_grids(archive, key=key) for key in keys}
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        OSError,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:
-        raise DatasetError(f"{name} is no readable .npz file (truncated?): {error}") from None
     except DatasetError as error:
         raise DatasetError(f"{name}: {error}") from None
+    except _BROKEN_ARCHIVE as error:
+        raise DatasetError(f"{name} is no readable .npz file (truncated?): {error}") from None
     sizes = {key: grids.shape[1] for key, grids in arrays.items()}
     if len(set(sizes.values())) > 1:
         raise DatasetError(f"{name}: all arrays need one grid size, not {sizes}")
@@ -218,8 +229,7 @@ def _read_header(file: IO[bytes], *, key: str) -> tuple[tuple[int, ...], np.dtyp
             else np.lib.format.read_array_header_2_0
         )
         shape, _, dtype = read(file)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-        # numpy evaluates a literal, and each of these is a way in which one can be bad.
+    except _BROKEN_HEADER as error:
         raise DatasetError(f"{key} has no valid array header: {error}") from None
     return shape, dtype
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlmodel import Session, col, delete, select
 
+from server.database import database_now
 from server.job_events import add_artifact_event, add_epoch_event, add_event
 from server.leases import Lease, holding
 from server.models import (
@@ -31,11 +32,18 @@ def set_phase(engine: Engine, lease: Lease, phase: JobPhase) -> None:
 
 
 def record_start(
-    engine: Engine, lease: Lease, *, device: str, dataset_summary: dict[str, Any]
+    engine: Engine,
+    lease: Lease,
+    *,
+    device: str,
+    progress: float,
+    dataset_summary: dict[str, Any],
 ) -> None:
-    """Say that training begins, where, and on what."""
-    with holding(engine, lease) as (_, job):
+    """Say that training begins, where, from which progress on, and on what."""
+    with holding(engine, lease) as (session, job):
         job.phase = JobPhase.training
+        # Less than before where a state could not be loaded: the job is not stalled meanwhile.
+        job.progress, job.progress_at = progress, database_now(session)
         job.device, job.dataset_summary = device, dataset_summary
 
 

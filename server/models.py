@@ -109,7 +109,10 @@ class TrainingConfig(BaseModel):
     batch_size: int = Field(default=128, ge=2, le=4096)
     learning_rate: float = Field(default=1e-3, gt=0, le=1)
     min_learning_rate: float = Field(
-        default=1e-5, ge=0, le=1, description="where the cosine decay ends"
+        default=1e-5,
+        ge=0,
+        le=1,
+        description="where the cosine decay ends, if `learning_rate` is above it",
     )
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
     latent_dim: int = Field(default=10, ge=1, le=256)

@@ -72,6 +72,11 @@ HOSTILE: dict[str, bytes] = {
     ),
     "nested header": zip_members(images=make_npy("(" * 9000 + ")" * 9000)),
     "header of the future": zip_members(images=make_npy(describe(), version=(9, 9))),
+    "header that never ends": zip_members(images=make_npy("{'descr': (")),
+    "broken LZMA": zip_members(
+        zipfile.ZIP_LZMA, images=make_npy(describe(), data=bytes(1280))
+    ).replace(b"\x5d\x00\x00\x80\x00", b"\xff\xff\xff\xff\xff", 1),
+    "name in no encoding": make_npz(images=GRIDS).replace(b"images.npy", b"\xff\xfe\xffges.npy"),
     "truncated archive": make_npz(images=GRIDS)[:300],
     "truncated array": zip_members(images=make_npy(describe(), data=bytes(100))),
     "flipped bytes": make_npz(images=GRIDS).replace(bytes(64), b"\x01" * 64, 1),

@@ -75,7 +75,7 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_why(
     assert calls == [1]
     (message,) = caplog.messages
     assert message.startswith("the training step is not captured as a graph and runs slower: ")
-    assert "CUDAGraph" in message
+    assert not message.endswith(": ")
 
 
 @needs_no_gpu

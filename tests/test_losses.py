@@ -163,6 +163,11 @@ def test_beta_follows_its_schedule(schedule: BetaSchedule, expected: list[float]
     assert betas == pytest.approx(expected)
 
 
+def test_learning_rate_below_where_the_decay_ends_stays_as_it_is() -> None:
+    config = TrainingConfig(learning_rate=1e-6, min_learning_rate=1e-5)
+    assert {compute_learning_rate(config, step=step, num_steps=5) for step in range(5)} == {1e-6}
+
+
 def test_learning_rate_falls_on_a_cosine_from_start_to_end() -> None:
     config = TrainingConfig(learning_rate=1e-3, min_learning_rate=1e-5)
     rates = [compute_learning_rate(config, step=step, num_steps=101) for step in (0, 50, 100)]

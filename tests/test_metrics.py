@@ -72,5 +72,12 @@ def test_spike_ratios_compare_each_step_with_the_median_before_it() -> None:
     assert ratios.max() == ratios[25] == 4.0
 
 
+@pytest.mark.parametrize("num_steps", [6, 49, 50, 51, 52, 300])
+def test_spike_ratios_are_those_of_a_plain_loop(num_steps: int) -> None:
+    losses = np.random.default_rng(0).random(num_steps, dtype=np.float32) + 0.1
+    plain = [losses[i] / np.median(losses[max(0, i - 50) : i]) for i in range(5, num_steps)]
+    assert compute_spike_ratios(losses).tolist() == np.array(plain).tolist()
+
+
 def test_an_epoch_of_few_steps_has_no_spike_ratios() -> None:
     assert compute_spike_ratios(np.ones(5)).size == 0

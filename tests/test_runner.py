@@ -125,7 +125,7 @@ def test_checkpoint_holds_weights_adam_and_configuration(
 def test_handed_back_job_goes_on_where_it_was_and_ends_with_the_same_numbers(
     settings: Settings, engine: Engine, submit_job: SubmitJob
 ) -> None:
-    whole, interrupted = submit_job(epochs=4), submit_job(epochs=4)
+    whole, interrupted = submit_job(epochs=12), submit_job(epochs=12)
     shutdown = threading.Event()
     claimed = job_queue.claim(engine, worker_id="w1", lease_seconds=30, job_id=interrupted.id)
     assert claimed is not None
@@ -133,10 +133,10 @@ def test_handed_back_job_goes_on_where_it_was_and_ends_with_the_same_numbers(
     stopper.start()
     run_job(claimed, settings=settings, engine=engine, shutdown=shutdown)
     stopper.join()
-    handed_back = read(engine, interrupted)
+    assert read(engine, interrupted).status is JobStatus.queued
     drain(settings, engine)
     resumed = read(engine, interrupted)
-    assert handed_back.status in (JobStatus.queued, JobStatus.succeeded)
+    assert resumed.attempt == 2
     assert resumed.status is JobStatus.succeeded
     assert [numbers(row) for row in read_rows(engine, resumed)] == [
         numbers(row) for row in read_rows(engine, whole)
@@ -255,8 +255,48 @@ def test_corrupt_checkpoint_is_skipped_for_the_one_before(
         session.commit()
     drain(settings, engine)
     assert "does not match its sha256" in JobFiles(settings.runs_dir, submitted.id).read_log()
+    (warning,) = read_warnings(engine, submitted)
+    assert warning == "checkpoint_epoch_3.safetensors does not match its sha256 and is skipped"
     assert read(engine, submitted).status is JobStatus.succeeded
     assert [numbers(row) for row in read_rows(engine, submitted)] == whole
+
+
+def test_job_that_has_lost_all_its_checkpoints_starts_over_and_says_so(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    submitted = submit_job(epochs=2)
+    drain(settings, engine)
+    whole = [numbers(row) for row in read_rows(engine, submitted)]
+    for path in checkpoints_dir(settings, submitted).glob("*.safetensors"):
+        path.unlink()
+    job_queue.resume(engine, submitted.id, num_epochs=3)
+    drain(settings, engine)
+    job = read(engine, submitted)
+    assert (job.status, job.progress) == (JobStatus.succeeded, 1.0)
+    assert "none of the job's checkpoints can be loaded; it starts over" in read_warnings(
+        engine, job
+    )
+    # Three planned epochs have another schedule than two.
+    assert len(read_rows(engine, job)) == len(whole) + 1
+
+
+def test_job_does_not_go_on_with_other_data_under_the_same_name(
+    settings: Settings, engine: Engine, submit_job: SubmitJob, write_npz: Callable[..., str]
+) -> None:
+    name = write_npz(images=np.zeros((40, 8, 8), dtype=np.uint8))
+    submitted = submit_job(dataset=name)
+    drain(settings, engine)
+    write_npz(images=np.ones((40, 8, 8), dtype=np.uint8))
+    job_queue.resume(engine, submitted.id, num_epochs=3)
+    drain(settings, engine)
+    job = read(engine, submitted)
+    assert (job.status, job.error_code) == (JobStatus.failed, "bad_dataset")
+    assert "is not the one that this job began with" in (job.error_message or "")
+    assert job.epochs_completed == 2
+    write_npz(images=np.zeros((40, 8, 8), dtype=np.uint8))
+    job_queue.resume(engine, submitted.id)
+    drain(settings, engine)
+    assert read(engine, submitted).epochs_completed == 3
 
 
 def test_job_whose_best_checkpoint_broke_is_measured_with_the_next_best(
@@ -276,7 +316,7 @@ def test_job_whose_best_checkpoint_broke_is_measured_with_the_next_best(
     job = read(engine, submitted)
     assert job.status is JobStatus.succeeded
     assert job.test_metrics is not None
-    (warning,) = read_warnings(engine, job)
+    *_, warning = read_warnings(engine, job)
     assert re.search(r"the best checkpoint cannot be loaded; epoch [23], next best", warning)
 
 
@@ -299,6 +339,21 @@ def test_too_little_memory_is_its_own_kind_of_failure(submit_job: SubmitJob) -> 
         failure = describe_failure(error, job=submit_job())
         assert (failure.code, failure.kind) == ("out_of_memory", FailureKind.oom)
         assert "batch_size 32" in failure.message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx(...)`",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    ],
+)
+def test_failure_of_a_library_of_the_device_is_one_of_the_device(
+    submit_job: SubmitJob, message: str
+) -> None:
+    failure = describe_failure(RuntimeError(message), job=submit_job())
+    assert (failure.code, failure.kind) == ("device_failed", FailureKind.infrastructure)
 
 
 def test_unforeseen_error_is_named_and_may_be_tried_again(submit_job: SubmitJob) -> None:

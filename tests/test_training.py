@@ -7,6 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import worker
 from server.models import TrainingConfig
@@ -91,6 +92,41 @@ def test_a_run_resumed_after_any_step_is_the_uninterrupted_one_to_the_last_bit(
     resumed.load_state(state)
     results = list(resumed.epochs())
     assert [numbers(r) for r in results] == [numbers(r) for r in whole[state.epoch :]]
+
+
+def test_a_state_of_another_kind_of_device_goes_on_and_says_so(dataset: Dataset) -> None:
+    state = run_steps(dataset, 13)
+    assert make_trainer(dataset).load_state(state)
+    # A GPU's generator has 16 bytes, a CPU's some thousands.
+    state.tensors["generator"] = torch.zeros(16, dtype=torch.uint8)
+    resumed = make_trainer(dataset)
+    assert not resumed.load_state(state)
+    assert [result.epoch for result in resumed.epochs()] == [2, 3]
+
+
+class CountWaits(TorchDispatchMode):
+    """Counts how often the host asks for a number of the device, as `.item()` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_waits = 0
+
+    def __torch_dispatch__(  # type: ignore[no-untyped-def]
+        self, func, types, args=(), kwargs=None
+    ):
+        self.num_waits += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_never_waits_for_the_device_inside_an_epoch(dataset: Dataset) -> None:
+    waits = []
+    for batch_size in (32, 64):
+        trainer = make_trainer(dataset, batch_size=batch_size)
+        with CountWaits() as counter:
+            next(trainer.epochs())
+        waits.append(counter.num_waits)
+    # Twice as many steps ask no more often: all of it is after the last one.
+    assert waits[0] == waits[1]
 
 
 def run_steps(dataset: Dataset, num_steps: int) -> TrainingState:

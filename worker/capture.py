@@ -4,6 +4,7 @@ launch than to run."""
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -50,7 +51,8 @@ def capture(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+        # What ends a recording early also makes its end fail, which hides it.
+        reason = str(error.__context__ or error).partition("\n")[0]
         _logger.warning("the %s is not captured as a graph and runs slower: %s", name, reason)
         return work
 
@@ -60,7 +62,7 @@ def _warm_up(work: Callable[[], None]) -> None:
     if not torch.cuda.is_available():
         work()
         return
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = _side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_NUM_WARM_UPS):
@@ -72,6 +74,17 @@ def _record(work: Callable[[], None], *, generator: torch.Generator) -> torch.cu
     graph = torch.cuda.CUDAGraph()
     # The graph takes its random numbers where the generator stands at each replay.
     graph.register_generator_state(generator)
-    with torch.cuda.graph(graph):
-        work()
+    stream = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    finally:
+        # A recording that fails leaves its own stream behind.
+        torch.cuda.set_stream(stream)
     return graph
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all warm-ups: libraries keep some memory for each stream that they have seen."""
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@ metadata, the configuration and the position. Nothing in it can be code."""
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,32 +51,42 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, TrainingConfig]:
 
 
 def load_newest_state(
-    files: JobFiles, rows: list[Artifact], *, resume_point: ResumePoint | None = None
+    files: JobFiles,
+    rows: list[Artifact],
+    *,
+    resume_point: ResumePoint | None = None,
+    warn: Callable[[str], None] = lambda _message: None,
 ) -> TrainingState | None:
     """The newest of the states that `rows` and `resume_point` name and that is as written.
 
-    One that is missing or whose hash differs is skipped, with a warning, for the one before.
+    One that is missing or whose hash differs is skipped for the one before; `warn` hears of it.
     """
     named = [_Candidate(row.epoch, 0, row.file_name, row.sha256) for row in rows]
     if resume_point is not None:
         point = resume_point
         named.append(_Candidate(point.epoch, point.step, point.file_name, point.sha256))
-    return _load_first(files, sorted(named, reverse=True))
+    return _load_first(files, sorted(named, reverse=True), warn=warn)
 
 
-def load_first_state(files: JobFiles, rows: list[Artifact]) -> TrainingState | None:
+def load_first_state(
+    files: JobFiles, rows: list[Artifact], *, warn: Callable[[str], None]
+) -> TrainingState | None:
     """As `load_newest_state`, in the order of `rows`."""
     named = [_Candidate(row.epoch, 0, row.file_name, row.sha256) for row in rows]
-    return _load_first(files, named)
+    return _load_first(files, named, warn=warn)
 
 
-def _load_first(files: JobFiles, candidates: list[_Candidate]) -> TrainingState | None:
+def _load_first(
+    files: JobFiles, candidates: list[_Candidate], *, warn: Callable[[str], None]
+) -> TrainingState | None:
     for candidate in candidates:
         try:
             path = files.path(candidate.file_name)
             if compute_sha256(path) == candidate.sha256:
                 return load_checkpoint(path)[0]
-            _logger.warning("%s does not match its sha256 and is skipped", candidate.file_name)
+            message = f"{candidate.file_name} does not match its sha256 and is skipped"
         except (OSError, SafetensorError) as error:
-            _logger.warning("%s cannot be loaded and is skipped: %s", candidate.file_name, error)
+            message = f"{candidate.file_name} cannot be loaded and is skipped: {error}"
+        _logger.warning(message)
+        warn(message)
     return None

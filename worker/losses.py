@@ -118,6 +118,8 @@ def compute_beta(config: TrainingConfig, *, step: int, num_steps: int) -> float:
 
 
 def compute_learning_rate(config: TrainingConfig, *, step: int, num_steps: int) -> float:
-    """Cosine decay from `learning_rate` to `min_learning_rate` (Loshchilov & Hutter, 2017)."""
+    """Cosine decay from `learning_rate` to `min_learning_rate` (Loshchilov & Hutter, 2017); a
+    `learning_rate` that is below the other stays as it is, since a decay never rises."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / max(1, num_steps - 1)))
-    return config.min_learning_rate + cosine * (config.learning_rate - config.min_learning_rate)
+    lowest = min(config.min_learning_rate, config.learning_rate)
+    return lowest + cosine * (config.learning_rate - lowest)

@@ -17,6 +17,7 @@ from server.artifacts import JobFiles
 from server.database import is_outage
 from server.datasets import DatasetError
 from server.leases import LeaseLostError
+from server.logs import LineFormatter
 from server.models import (
     Artifact,
     ArtifactKind,
@@ -40,6 +41,7 @@ from worker.trackers import Tracker, open_tracker
 from worker.training import NonFiniteLossError, Trainer, TrainingStopped
 
 _logger = logging.getLogger(__name__)
+_DEVICE_FAILED = "device_failed"
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -99,9 +101,9 @@ def describe_failure(error: Exception, *, job: Job) -> Failure:
                 "a smaller batch_size or num_samples helps"
             )
             return Failure("out_of_memory", message, FailureKind.oom)
-        case torch.AcceleratorError():
+        case _ if _is_device_failure(error):
             message = f"the device failed: {str(error).partition(chr(10))[0]}"
-            return Failure("device_failed", message, FailureKind.infrastructure)
+            return Failure(_DEVICE_FAILED, message, FailureKind.infrastructure)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             message = f"no space left for the job's files: {error}; resume the job once there is"
             return Failure("disk_full", message, FailureKind.infrastructure)
@@ -115,8 +117,20 @@ def describe_failure(error: Exception, *, job: Job) -> Failure:
 
 def _is_out_of_memory(error: Exception) -> bool:
     # The allocator of the CPU has no exception type of its own.
-    is_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return is_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _says(
+        error, "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED"
+    )
+
+
+def _is_device_failure(error: Exception) -> bool:
+    # What CUDA's libraries report has no exception type of its own either.
+    return isinstance(error, torch.AcceleratorError) or _says(
+        error, "CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS"
+    )
+
+
+def _says(error: Exception, *words: str) -> bool:
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _run_to_its_end(attempt: Attempt) -> None:
@@ -138,7 +152,7 @@ def _run_to_its_end(attempt: Attempt) -> None:
         try:
             _fail(attempt, failure)
         finally:
-            if isinstance(error, torch.AcceleratorError):
+            if failure.code == _DEVICE_FAILED:
                 # Also if nobody could be told: this process must not claim another job.
                 raise DeviceBrokenError(failure.message) from error
 
@@ -205,11 +219,14 @@ def _train(attempt: Attempt, dataset: Dataset, *, tracker: Tracker) -> Trainer:
     should_stop = attempt.heartbeat.should_stop
     try:
         trainer = Trainer(config, dataset, device=device, should_stop=should_stop, on_step=on_step)
+        summary = _summarise(dataset, trainer=trainer)
+        _check_same_data(attempt.job, summary)
         _resume(trainer, attempt)
         attempt.write(
             job_records.record_start,
             device=describe_device(device),
-            dataset_summary=_summarise(dataset, trainer=trainer),
+            progress=trainer.progress,
+            dataset_summary=summary,
         )
         _record_epochs(trainer, recorder, attempt=attempt)
     finally:
@@ -226,6 +243,10 @@ def _record_epochs(trainer: Trainer, recorder: EpochRecorder, *, attempt: Attemp
             recorder.save(trainer)
             recorder.wait()
         raise
+    except Exception:
+        # Whatever ended this epoch, those before it are worth keeping.
+        recorder.wait()
+        raise
     attempt.write(job_records.set_phase, JobPhase.saving)
     recorder.wait()
 
@@ -235,10 +256,13 @@ def _resume(trainer: Trainer, attempt: Attempt) -> None:
     job = attempt.job
     point = ResumePoint.model_validate(job.resume_point) if job.resume_point else None
     rows = attempt.retrying(_checkpoint_rows, attempt.engine, job.id)
-    state = load_newest_state(attempt.files, rows, resume_point=point)
+    state = load_newest_state(attempt.files, rows, resume_point=point, warn=attempt.warn)
     if state is None:
+        if rows or point:
+            attempt.warn("none of the job's checkpoints can be loaded; it starts over")
         return
-    trainer.load_state(state)
+    if not trainer.load_state(state):
+        attempt.warn("saved on another kind of device: this epoch's random numbers are drawn anew")
     message = f"resumed after epoch {state.epoch}"
     if state.step:
         message += f", step {state.step} of {trainer.steps_per_epoch}"
@@ -249,7 +273,7 @@ def _resume(trainer: Trainer, attempt: Attempt) -> None:
 def _evaluate_best(trainer: Trainer, dataset: Dataset, *, attempt: Attempt) -> SplitMetrics:
     """Measure the test split with the weights of the best epoch."""
     best_first = attempt.retrying(_best_checkpoint_rows, attempt.engine, attempt.job.id)
-    state = load_first_state(attempt.files, best_first)
+    state = load_first_state(attempt.files, best_first, warn=attempt.warn)
     if state is not None:
         trainer.load_weights(state)
     if state is None or state.epoch != best_first[0].epoch:
@@ -293,10 +317,22 @@ def _summarise(dataset: Dataset, *, trainer: Trainer) -> dict[str, object]:
         "num_val": len(dataset.val),
         "num_test": len(dataset.test),
         "grid_size": dataset.grid_size,
+        "sha256": dataset.compute_sha256(),
         "colour_counts": counts,
         "background_share": counts[0] / sum(counts),
         "class_weights": [round(weight, 4) for weight in trainer.class_weights.tolist()],
     }
+
+
+def _check_same_data(job: Job, summary: dict[str, object]) -> None:
+    """Raises DatasetError if an earlier attempt trained on other grids under the same name."""
+    known = (job.dataset_summary or {}).get("sha256", summary["sha256"])
+    if known != summary["sha256"]:
+        name = job.config["dataset"]
+        raise DatasetError(
+            f"the data set {name!r} is not the one that this job began with; bring that one back "
+            "and resume the job, or post a new one"
+        )
 
 
 def _stop(attempt: Attempt) -> None:
@@ -324,7 +360,7 @@ def _stop(attempt: Attempt) -> None:
 def _job_log(files: JobFiles) -> Iterator[None]:
     """Send what the worker logs to the job's own log as well."""
     handler = logging.FileHandler(files.log_path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    handler.setFormatter(LineFormatter(_LOG_FORMAT))
     worker_logger = logging.getLogger("worker")
     level = worker_logger.level
     # The job's log is whole, whatever the process shows of it.

@@ -189,8 +189,12 @@ class Trainer:
         }
         return TrainingState(on_host, self.epoch, under_way.step if under_way else 0)
 
-    def load_state(self, state: TrainingState) -> None:
-        """Go on where `state` was copied, as if this trainer had come there itself."""
+    def load_state(self, state: TrainingState) -> bool:
+        """Go on where `state` was copied, as if this trainer had come there itself.
+
+        Returns whether the random numbers go on, too. Inside an epoch they cannot if the state
+        is of another kind of device: the rest of that epoch is then drawn anew.
+        """
         self.load_weights(state)
         for name, parameter in self.model.named_parameters():
             self._optimizer.state[parameter] = {
@@ -201,14 +205,18 @@ class Trainer:
         self._forget_graphs()
         self.epoch = state.epoch
         self._under_way = None
-        if "generator" in state.tensors:
-            under_way = self._begin_epoch()
-            under_way.sums.load_state_dict(_select(state.tensors, prefix="sums."))
-            under_way.step_losses.copy_(state.tensors["step_losses"])
-            under_way.step = state.step
-            under_way.seconds = state.tensors["seconds"].item()
-            self._generator.set_state(state.tensors["generator"])
-            self._under_way = under_way
+        if "generator" not in state.tensors:
+            return True
+        under_way = self._under_way = self._begin_epoch()
+        under_way.sums.load_state_dict(_select(state.tensors, prefix="sums."))
+        under_way.step_losses.copy_(state.tensors["step_losses"])
+        under_way.step = state.step
+        under_way.seconds = state.tensors["seconds"].item()
+        generator = state.tensors["generator"]
+        is_alike = generator.numel() == self._generator.get_state().numel()
+        if is_alike:
+            self._generator.set_state(generator)
+        return is_alike
 
     def load_weights(self, state: TrainingState) -> None:
         """Take the model's weights alone, to evaluate with them."""
@@ -289,12 +297,14 @@ class Trainer:
             generator=self._generator,
             warming_up=self._unchanged(),
         )
+        self._is_captured = True
+        if self._step == self._train_step:
+            return  # what keeps a step from being recorded keeps the validation, too
         self.model.eval()
         self._validation = capture(
             self._sum_validation, name="validation", generator=self._generator
         )
         self.model.train()
-        self._is_captured = True
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
