@@ -5,7 +5,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from server.problems import Problem
-from server.security import HEALTH_PATHS
+from server.security import HEALTH_PATH
 
 _TOKEN_SCHEME: Final = "token"
 _COMPONENT: Final = "#/components/schemas/{model}"
@@ -52,6 +52,5 @@ def _add_token(description: dict[str, Any]) -> None:
     scheme = {"type": "http", "scheme": "bearer", "description": "`losslab token NAME` makes one"}
     description["components"]["securitySchemes"] = {_TOKEN_SCHEME: scheme}
     description["security"] = [{_TOKEN_SCHEME: []}]
-    for path in HEALTH_PATHS:
-        for operation in description["paths"][path].values():
-            operation["security"] = []
+    for operation in description["paths"][HEALTH_PATH].values():
+        operation["security"] = []

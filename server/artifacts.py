@@ -79,7 +79,7 @@ class JobFiles:
         """The path of a file that a row names. Raises FileNotFoundError if it is missing, a
         link, or not directly in the folder."""
         path = self.checkpoints_dir / file_name
-        if path.parent != self.checkpoints_dir or path.is_symlink() or not path.is_file():
+        if path.parent != self.checkpoints_dir or not self._is_own_file(path):
             raise FileNotFoundError(f"{file_name} of job {self.job_id} is not on disk")
         return path
 
@@ -154,15 +154,22 @@ class JobFiles:
 
     def delete(self) -> None:
         """Remove the job's folder with everything in it."""
-        if self.job_dir.exists():
+        if self.job_dir.is_symlink():
+            self.job_dir.unlink()  # what it leads to is not the job's
+        elif self.job_dir.exists():
             shutil.rmtree(self.job_dir)
 
     def read_log(self, *, tail: int | None = None) -> str:
         """The run's log, or its last `tail` lines; empty before the run."""
-        if not self.log_path.exists():
+        if not self._is_own_file(self.log_path):
             return ""
         text = self.log_path.read_text(encoding="utf-8", errors="replace")
         return text if tail is None else "".join(text.splitlines(keepends=True)[-tail:])
+
+    def _is_own_file(self, path: Path) -> bool:
+        """Whether the path is a file to which no link leads on the way from `runs_dir`."""
+        own_path = self.runs_dir.resolve() / path.relative_to(self.runs_dir)
+        return path.is_file() and path.resolve() == own_path
 
 
 def compute_sha256(path: Path) -> str:

@@ -181,15 +181,16 @@ class LosslabClient:
     ) -> Json:
         """Poll until the job has succeeded, failed, been cancelled or paused; returns the job.
 
-        A service that stops answering is asked again for RETRY_SECONDS, so that a restart of it
-        goes unnoticed.
+        A service that stops answering, or whose database does, is asked again for RETRY_SECONDS,
+        so that a restart of either goes unnoticed.
         """
         answered_at = time.monotonic()
         while True:
             try:
                 job = self.read_job(job_id)
-            except UnreachableError:
-                if time.monotonic() - answered_at > RETRY_SECONDS:
+            except LosslabError as error:
+                is_outage = isinstance(error, UnreachableError) or error.status == 503
+                if not is_outage or time.monotonic() - answered_at > RETRY_SECONDS:
                     raise
             else:
                 answered_at = time.monotonic()

@@ -134,7 +134,7 @@ def refuse_unknown_parameters(request: Request) -> None:
     """A filter that is misspelt would otherwise be none at all."""
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     for name in request.query_params:
-        if name not in known and not name.startswith("metadata"):
+        if name not in known and name != "metadata" and not name.startswith("metadata["):
             allowed = ", ".join([*sorted(known), "metadata[key]"])
             refuse_query(name, f"unknown parameter; there are {allowed}")
 

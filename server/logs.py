@@ -36,6 +36,13 @@ def _add_context(record: logging.LogRecord) -> bool:
     return True
 
 
+class LineFormatter(logging.Formatter):
+    """A message is one line, whatever it quotes; a traceback has more."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        return " ".join(super().formatMessage(record).splitlines())
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
@@ -58,7 +65,7 @@ def configure_logging(*, as_json: bool, log_path: Path | None = None) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if log_path is not None:
         handlers.append(logging.FileHandler(log_path, encoding="utf-8"))
-    formatter = JsonFormatter() if as_json else logging.Formatter(_FORMAT)
+    formatter = JsonFormatter() if as_json else LineFormatter(_FORMAT)
     for handler in handlers:
         handler.setFormatter(formatter)
         handler.addFilter(_add_context)

@@ -28,7 +28,7 @@ from server.problems import install_problem_handlers
 from server.reaper import Reaper
 from server.request_limits import MAX_BODY_BYTES, Deadlines, HeaderLimit, RateLimit
 from server.routes import comparisons, datasets, jobs, operations
-from server.security import Authentication, SameOrigin, find_allowed_hosts
+from server.security import Authentication, SameOrigin, ask_for_token, find_allowed_hosts
 from server.settings import Settings
 
 _FREE_SPACE_SECONDS = 60.0
@@ -90,16 +90,19 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
     """From the outermost: what refuses comes before what costs, and the log sees all of it."""
     tokens = settings.tokens
     hosts = find_allowed_hosts(settings.allowed_hosts, is_open=not tokens)
+    limit = parse(settings.rate_limit)
     layers = [
         Middleware(RequestLog, registry=registry),
         Middleware(SameOrigin, allowed_hosts=hosts),
         Middleware(HeaderLimit),
         Middleware(Deadlines, request_seconds=settings.request_seconds),
-        Middleware(RateLimit, limit=parse(settings.rate_limit)),
+        Middleware(RateLimit, limit=limit),
         Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5),
     ]
     if tokens:
-        layers.insert(4, Middleware(Authentication, tokens=tokens))
+        # Whoever guesses tokens is held up by the address.
+        strangers = RateLimit(ask_for_token, limit=limit)
+        layers.insert(4, Middleware(Authentication, tokens=tokens, strangers=strangers))
     return layers
 
 

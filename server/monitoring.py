@@ -26,6 +26,8 @@ from server.worker_registry import select_live
 _ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_PATH_LENGTH: Final = 200
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+#: Those that HTTP knows and browsers send.
+METHODS: Final = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 #: They are asked every few seconds, and nobody wants to read that.
 _QUIET_PATHS: Final = ("/healthz", "/readyz", "/metrics")
 
@@ -71,7 +73,9 @@ class RequestLog:
 
     def _note(self, request: Request, *, status: int, seconds: float) -> None:
         route = getattr(request.scope.get("route"), "path", "none")
-        self._latency.labels(request.method, route, status).observe(seconds)
+        # A client may invent methods, and each label is kept for ever.
+        method = request.method if request.method in METHODS else "other"
+        self._latency.labels(method, route, status).observe(seconds)
         level = logging.DEBUG if request.scope["path"] in _QUIET_PATHS else logging.INFO
         # The raw path is percent-encoded and cannot break the line.
         path = request.scope["raw_path"].decode("latin-1")[:_MAX_PATH_LENGTH]

@@ -1,5 +1,6 @@
 """Every error as RFC 9457 `application/problem+json`."""
 
+import errno
 import logging
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -49,7 +50,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": HTTPStatus(status).phrase,
         "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
-    for status in (400, 401, 403, 404, 408, 409, 413, 421, 422, 429, 431, 503)
+    for status in (400, 401, 403, 404, 408, 409, 413, 421, 422, 429, 431, 503, 507)
 }
 
 
@@ -90,10 +91,20 @@ def install_problem_handlers(app: FastAPI) -> None:
         return respond(request, 429, str(error))
 
     def on_outage(request: Request, error: Exception) -> Response:
-        _logger.warning("%s %s: the database is away: %s", request.method, request.url.path, error)
-        detail = "the database does not answer, is locked or full; nothing was changed; try again"
+        _logger.warning("the database is away: %s", error)
+        detail = (
+            "the database does not answer, is locked or full; try again (an Idempotency-Key keeps "
+            "a job from being made twice)"
+        )
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         return respond(request, 503, detail, headers=headers)
+
+    @app.exception_handler(OSError)
+    def on_disk(request: Request, error: OSError) -> Response:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return on_fault(request, error)
+        _logger.error("no space is left: %s", error)
+        return respond(request, 507, "no space is left on the disk; nothing was kept of this")
 
     for outage in OUTAGES:
         app.add_exception_handler(outage, on_outage)
@@ -124,11 +135,11 @@ def respond(
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
-        instance=request.url.path,
+        instance=request.scope["path"],
         errors=errors,
         request_id=getattr(request.state, "request_id", None),
     )
-    if is_page(request.url.path):
+    if is_page(request.scope["path"]):
         page = render_page("problem.html", request, status_code=status, problem=problem)
         page.headers.update(headers or {})
         return page

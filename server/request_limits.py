@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.problems import respond
-from server.security import HEALTH_PATHS
+from server.security import HEALTH_PATH
 
 #: A request line with all headers; more is answered 431, or 400 where it comes in pieces.
 MAX_HEADER_BYTES: Final = 16 * 1024
@@ -133,7 +133,7 @@ class RateLimit:
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in HEALTH_PATHS:
+        if scope["type"] != "http" or scope["path"] == HEALTH_PATH:
             await self._app(scope, receive, send)
             return
         request = Request(scope)

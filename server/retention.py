@@ -1,6 +1,7 @@
 """What goes when space is needed: the oldest checkpoints that nobody will miss."""
 
 import logging
+from pathlib import Path
 
 from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
@@ -23,13 +24,13 @@ def pin(engine: Engine, job_id: str, *, is_pinned: bool) -> Job | None:
 
 
 def free_space(engine: Engine, settings: Settings) -> int:
-    """Remove checkpoints, oldest first, until all files take no more than they may.
+    """Remove checkpoints, oldest first, until everything takes no more than it may.
 
     Pictures stay, and so does all of a job that is pinned or has not ended. Of other jobs the
     best and the newest checkpoint stay: a resume needs them. Returns how many went.
     """
     num_removed = 0
-    excess = _measure(engine) - settings.max_storage_bytes
+    excess = measure_storage(engine, settings) - settings.max_storage_bytes
     for artifact in _list_removable(engine) if excess > 0 else []:
         if excess <= 0:
             break
@@ -41,9 +42,19 @@ def free_space(engine: Engine, settings: Settings) -> int:
     return num_removed
 
 
-def _measure(engine: Engine) -> int:
+def measure_storage(engine: Engine, settings: Settings) -> int:
+    """Bytes of all checkpoints, pictures and data sets, and of generated data that is kept."""
     with Session(engine) as session:
-        return session.exec(select(func.coalesce(func.sum(Artifact.size_bytes), 0))).one()
+        artifacts = session.exec(select(func.coalesce(func.sum(Artifact.size_bytes), 0))).one()
+    folders = (settings.datasets_dir, settings.cache_dir)
+    return artifacts + sum(_measure(path) for folder in folders for path in folder.glob("*"))
+
+
+def _measure(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # an upload that has just ended
+        return 0
 
 
 def _list_removable(engine: Engine) -> list[Artifact]:

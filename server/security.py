@@ -8,7 +8,7 @@ import binascii
 import re
 from http.cookies import CookieError, SimpleCookie
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -20,10 +20,10 @@ from server.problems import respond
 from server.tokens import ApiToken, TokenScope, find_token
 
 TOKEN_COOKIE: Final = "losslab_token"
-#: What a probe asks, often, and without a token.
-HEALTH_PATHS: Final = ("/healthz", "/readyz")
+#: What a probe asks, often, without a token and by any name.
+HEALTH_PATH: Final = "/healthz"
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
-_OPEN_PATHS: Final = (*HEALTH_PATHS, "/ui/login", "/ui/logout")
+_OPEN_PATHS: Final = (HEALTH_PATH, "/ui/login", "/ui/logout")
 _OPEN_PREFIX: Final = "/static/"
 #: Sent with every answer; a route that serves a page sets a policy of its own.
 _HEADERS: Final = {
@@ -54,7 +54,8 @@ def is_same_origin(headers: Headers) -> bool:
     """Whether a browser says that one of our own pages sent this; silence is no proof."""
     if site := headers.get("Sec-Fetch-Site"):
         return site == "same-origin"
-    return bool(headers.get("Origin")) and urlsplit(headers["Origin"]).netloc == headers.get("Host")
+    origin = _get_host_of_origin(headers)
+    return origin is not None and origin == headers.get("Host")
 
 
 def encode_token(token: str) -> str:
@@ -63,15 +64,15 @@ def encode_token(token: str) -> str:
 
 
 class Authentication:
-    """Answers 401 unless the request carries a token, and 403 if that may only read; pages lead
-    to the login.
+    """Leaves who carries no token to `strangers`, and answers 403 to one that may only read.
 
     The token's name is `request.state.token_name` from here on.
     """
 
-    def __init__(self, app: ASGIApp, *, tokens: tuple[ApiToken, ...]) -> None:
+    def __init__(self, app: ASGIApp, *, tokens: tuple[ApiToken, ...], strangers: ASGIApp) -> None:
         self._app = app
         self._tokens = tokens
+        self._strangers = strangers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or _is_open(scope["path"]):
@@ -80,7 +81,7 @@ class Authentication:
         request = Request(scope)
         token = find_token(read_token(request.headers, method=request.method), self._tokens)
         if token is None:
-            await _ask_for_token(request)(scope, receive, send)
+            await self._strangers(scope, receive, send)
         elif token.scope is TokenScope.read and request.method not in SAFE_METHODS:
             detail = f"the token {token.name!r} may only read; {request.method} needs a full one"
             await respond(request, 403, detail)(scope, receive, send)
@@ -113,6 +114,10 @@ class SameOrigin:
 
     def _find_refusal(self, request: Request) -> tuple[int, str] | None:
         host = request.headers.get("Host", "")
+        if host and not _HOST_PATTERN.fullmatch(host):
+            return 400, f"Host is no name or address: {host[:100]!r}"
+        if request.scope["path"] == HEALTH_PATH and request.method in SAFE_METHODS:
+            return None
         if self._allowed_hosts and _strip_port(host) not in self._allowed_hosts:
             allowed = ", ".join(self._allowed_hosts)
             return 421, f"Host must be one of {allowed} (LOSSLAB_ALLOWED_HOSTS), not {host[:100]!r}"
@@ -127,17 +132,23 @@ def find_allowed_hosts(configured: tuple[str, ...], *, is_open: bool) -> tuple[s
 
 
 def _strip_port(host: str) -> str:
-    """`[::1]:8000` is `::1`; what is no host at all is itself."""
+    """`[::1]:8000` is `::1`."""
     match = _HOST_PATTERN.fullmatch(host)
-    return (match["address"] or match["name"]).lower() if match else host
+    return (match["address"] or match["name"]).lower() if match else ""
 
 
 def _is_cross_origin(request: Request, *, host: str) -> bool:
     """Browsers send these headers and pages cannot change them; other clients need neither."""
-    origin = request.headers.get("Origin")
+    origin = _get_host_of_origin(request.headers)
     site = request.headers.get("Sec-Fetch-Site", "none")
-    is_foreign = origin is not None and origin.partition("://")[2] != host
+    is_foreign = origin is not None and origin != host
     return is_foreign or site not in ("same-origin", "none")
+
+
+def _get_host_of_origin(headers: Headers) -> str | None:
+    """`https://lab:8000` is of `lab:8000`, `null` of none; None if there is no `Origin`."""
+    origin = headers.get("Origin")
+    return None if origin is None else origin.partition("://")[2]
 
 
 def _add_headers(send: Send) -> Send:
@@ -155,14 +166,20 @@ def _is_open(path: str) -> bool:
     return path in _OPEN_PATHS or path.startswith(_OPEN_PREFIX)
 
 
-def _ask_for_token(request: Request) -> Response:
+async def ask_for_token(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers 401; pages lead to the login."""
+    request = Request(scope)
     if is_page(request.url.path):
         target = request.url.path if request.method == "GET" else "/"
         if request.url.query and request.method == "GET":
             target += f"?{request.url.query}"
-        return RedirectResponse(f"/ui/login?next={quote(target, safe='')}", status_code=303)
-    detail = "send a token of this service as `Authorization: Bearer TOKEN`"
-    return respond(request, 401, detail, headers={"WWW-Authenticate": "Bearer"})
+        answer: Response = RedirectResponse(
+            f"/ui/login?next={quote(target, safe='')}", status_code=303
+        )
+    else:
+        detail = "send a token of this service as `Authorization: Bearer TOKEN`"
+        answer = respond(request, 401, detail, headers={"WWW-Authenticate": "Bearer"})
+    await answer(scope, receive, send)
 
 
 def _read_cookie(headers: Headers) -> str:

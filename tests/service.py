@@ -53,7 +53,7 @@ class Service:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )
-        wait_until_it_answers(f"{self.url}/readyz")
+        wait_until_it_answers(f"{self.url}/healthz")
 
     def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
         process = self.processes.pop(name)

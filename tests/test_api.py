@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +20,13 @@ from server.settings import Settings
 pytestmark = BOTH_DATABASES
 
 Finished = tuple[TestClient, dict[str, str]]
+
+
+@pytest.fixture
+def no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What a user does wrong is no fault of the server's, and none in its log."""
+    yield
+    assert [record for record in caplog.get_records("call") if record.exc_info] == []
 
 
 def problem(response: Response, status: int) -> dict[str, Any]:
@@ -79,6 +87,7 @@ def test_what_is_sent_overrides_preset_and_quick_test(client: TestClient) -> Non
         ({"option": "b", "priority": 101}, "priority", "100"),
     ],
 )
+@pytest.mark.usefixtures("no_traceback")
 def test_bad_input_is_answered_with_field_and_what_is_allowed(
     client: TestClient, body: dict[str, Any], field: str, words: str
 ) -> None:
@@ -89,6 +98,7 @@ def test_bad_input_is_answered_with_field_and_what_is_allowed(
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.usefixtures("no_traceback")
 def test_learning_rate_must_be_finite(client: TestClient, number: str) -> None:
     response = client.post(
         "/jobs",
@@ -100,6 +110,7 @@ def test_learning_rate_must_be_finite(client: TestClient, number: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"b"', b"\xff\xfe"])
+@pytest.mark.usefixtures("no_traceback")
 def test_body_that_is_no_json_object_is_refused(client: TestClient, content: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     assert client.post("/jobs", content=content, headers=headers).status_code in (400, 422)
@@ -120,6 +131,7 @@ def test_broken_json_is_told_by_its_place(client: TestClient) -> None:
     ],
 )
 @pytest.mark.parametrize("job_id", ["0123456789ab", "nope", "%00", "a'b", "9" * 400])
+@pytest.mark.usefixtures("no_traceback")
 def test_unknown_job_is_named(client: TestClient, job_id: str, path: str) -> None:
     answer = problem(client.get(f"/jobs/{job_id}{path}"), 404)
     assert "there is no job" in answer["detail"]
@@ -128,6 +140,24 @@ def test_unknown_job_is_named(client: TestClient, job_id: str, path: str) -> Non
 def test_unknown_route_and_method_are_problems_too(client: TestClient) -> None:
     problem(client.get("/nope"), 404)
     problem(client.put("/jobs"), 405)
+
+
+def test_job_that_did_not_change_is_not_sent_again(client: TestClient) -> None:
+    url = f"/jobs/{client.post('/jobs', json={'option': 'b'}).json()['id']}"
+    etag = client.get(url).headers["etag"]
+    again = client.get(url, headers={"If-None-Match": etag})
+    assert (again.status_code, again.content) == (304, b"")
+    client.post(f"{url}/cancel")
+    changed = client.get(url, headers={"If-None-Match": etag})
+    assert changed.json()["status"] == "cancelled"
+    assert changed.headers["etag"] != etag
+
+
+def test_long_answers_are_compressed(client: TestClient) -> None:
+    client.post("/jobs", json={"option": "b"})
+    assert client.get("/jobs").headers["content-encoding"] == "gzip"
+    plain = client.get("/jobs", headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
 
 
 def test_list_is_newest_first_and_pages_are_stable_under_inserts(client: TestClient) -> None:
@@ -169,6 +199,7 @@ def test_list_is_filtered(client: TestClient) -> None:
         ("statu=failed", "statu"),
     ],
 )
+@pytest.mark.usefixtures("no_traceback")
 def test_bad_query_is_answered_with_its_parameter(
     client: TestClient, query: str, field: str
 ) -> None:
@@ -257,6 +288,11 @@ def test_reconstructions_are_listed_and_served_with_their_hash(finished: Finishe
             assert image.format == "PNG"
         again = client.get(picture["url"], headers={"If-None-Match": etag})
         assert (again.status_code, again.content) == (304, b"")
+        # An address with the hash can never mean anything else.
+        assert "sha256=" in picture["url"]
+        assert "immutable" in response.headers["cache-control"]
+        plain = client.get(picture["url"].partition("?")[0])
+        assert plain.headers["cache-control"] == "no-cache"
     base = f"/jobs/{ids['b']}/reconstructions"
     assert client.get(f"{base}/latest.png").content == client.get(f"{base}/2.png").content
     best = next(picture for picture in pictures if picture["is_best"])
@@ -264,6 +300,7 @@ def test_reconstructions_are_listed_and_served_with_their_hash(finished: Finishe
 
 
 @pytest.mark.parametrize("epoch", ["99", "0", "-1", "x", "1e3", "%2e%2e", "1%00"])
+@pytest.mark.usefixtures("no_traceback")
 def test_picture_of_an_epoch_without_one_says_which_there_are(
     finished: Finished, epoch: str
 ) -> None:
@@ -341,6 +378,7 @@ def test_comparison_by_id_and_by_option_is_the_same(finished: Finished) -> None:
         ("options=a&min_accuracy=x", 422, "min_accuracy"),
     ],
 )
+@pytest.mark.usefixtures("no_traceback")
 def test_bad_comparison_is_refused(finished: Finished, query: str, status: int, words: str) -> None:
     client, _ = finished
     assert words in problem(client.get(f"/comparisons?{query}"), status)["detail"]

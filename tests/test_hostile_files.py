@@ -204,8 +204,26 @@ def test_folder_of_a_job_that_is_a_link_is_not_emptied(
     (elsewhere / "checkpoints").mkdir(parents=True)
     (elsewhere / "checkpoints" / "precious").write_bytes(b"precious")
     folder.symlink_to(elsewhere)
-    client.delete(f"/jobs/{ran}")
+    assert client.delete(f"/jobs/{ran}").status_code == 204
+    assert not folder.is_symlink()
     assert (elsewhere / "checkpoints" / "precious").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_log_that_is_a_link_is_not_read(
+    client: TestClient, settings: Settings, ran: str, is_folder: bool
+) -> None:
+    folder, elsewhere = settings.runs_dir / ran, settings.data_dir.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "job.log").write_text("a secret of this machine")
+    link, target = (folder, elsewhere) if is_folder else (folder / "job.log", elsewhere / "job.log")
+    if is_folder:
+        shutil.rmtree(folder)
+    else:
+        link.unlink()
+    link.symlink_to(target)
+    assert client.get(f"/jobs/{ran}/log").text == ""
+    assert "a secret" not in client.get(f"/ui/jobs/{ran}").text
 
 
 def test_preview_of_every_colour_is_a_picture(client: TestClient) -> None:

@@ -96,7 +96,10 @@ def test_cookies_without_the_token_open_nothing(guarded: TestClient, cookie: str
 
 @pytest.mark.parametrize(
     "target",
-    ["http://elsewhere.example/", "//elsewhere.example", "/\\elsewhere.example", "javascript:1"],
+    [
+        *("http://elsewhere.example/", "//elsewhere.example", "/\\elsewhere.example"),
+        *("javascript:1", "//[", "//\u2100/x", "/\t/elsewhere.example"),
+    ],
 )
 def test_login_leads_to_no_other_site(guarded: TestClient, target: str) -> None:
     answer = guarded.post("/ui/login", data={"token": TOKEN, "next": target}, headers=OWN)

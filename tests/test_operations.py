@@ -17,16 +17,20 @@ from pathlib import Path
 import httpx
 import pytest
 from conftest import BOTH_DATABASES, TINY, SubmitJob, open_client
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 from service import LOSSLAB, Service
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session
 
 from server import job_queue, logs
 from server.launcher import worker_environment
 from server.leases import Lease
 from server.main import create_app
-from server.models import FailureKind, JobStatus
+from server.models import FailureKind, Job, JobStatus, Option
 from server.settings import Settings, count_cores
 from server.tokens import ApiToken, TokenScope
 from worker.main import work
@@ -118,6 +122,14 @@ def test_latency_is_counted_by_route_and_never_by_address(client: TestClient) ->
     assert not [labels for labels in counts if "0001" in str(labels) or "nowhere" in str(labels)]
 
 
+def test_methods_that_a_client_invents_share_one_label(client: TestClient) -> None:
+    for number in range(5):
+        client.request(f"BREW{number}", "/jobs")
+    counts = read_metrics(client)["losslab_request_seconds_count"]
+    assert [labels for labels in counts if labels[0] not in ("GET", "other")] == []
+    assert sum(count for labels, count in counts.items() if labels[0] == "other") == 5
+
+
 # -- readiness
 
 
@@ -133,6 +145,14 @@ def test_lost_disk_makes_the_service_not_ready(client: TestClient, settings: Set
     assert client.get("/healthz").status_code == 200
 
 
+def test_lost_database_makes_the_service_not_ready(app: FastAPI, client: TestClient) -> None:
+    app.state.engine.dispose()
+    app.state.engine = create_engine("sqlite:////nowhere/losslab.db")
+    answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["database"]) == (503, False)
+    assert client.get("/jobs").status_code == 503
+
+
 # -- rates
 
 
@@ -144,7 +164,17 @@ def test_who_asks_too_often_is_told_when_to_come_back(settings: Settings) -> Non
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 3600
         assert "LOSSLAB_RATE_LIMIT" in answers[-1].json()["detail"]
         assert client.get("/healthz").status_code == 200
-        assert client.get("/readyz").status_code == 200
+
+
+def test_who_guesses_tokens_is_held_up(settings: Settings) -> None:
+    with serve(settings, rate_limit="3/hour", api_token=SecretStr("a-secret")) as client:
+        guesses = [
+            client.get("/jobs", headers={"Authorization": f"Bearer guess-{number}"})
+            for number in range(5)
+        ]
+        assert [guess.status_code for guess in guesses] == [401] * 3 + [429] * 2
+        headers = {"Authorization": "Bearer a-secret"}
+        assert client.get("/jobs", headers=headers).status_code == 200
 
 
 def test_each_token_has_a_rate_of_its_own(settings: Settings) -> None:
@@ -209,9 +239,9 @@ def test_logs_are_json_on_stdout_with_request_and_job_ids_and_no_secret(tmp_path
     service = Service(
         tmp_path / "data", token="a-secret", environment=environment, log_path=log_path
     )
-    service.start("server", "worker")
     auth = {"Authorization": "Bearer a-secret"}
     try:
+        service.start("server", "worker")
         body = {"option": "b", "name": "a body that stays out", **TINY}
         answer = httpx.post(
             f"{service.url}/jobs", json=body, headers=auth | {"X-Request-ID": "mine-1"}
@@ -222,7 +252,7 @@ def test_logs_are_json_on_stdout_with_request_and_job_ids_and_no_secret(tmp_path
         ):
             time.sleep(0.1)
     finally:
-        for name in ("worker", "server"):
+        for name in list(service.processes):
             service.stop(name)
     text = log_path.read_text()
     entries = read_entries(text)
@@ -248,6 +278,36 @@ def test_error_in_a_log_is_one_line_with_its_traceback() -> None:
     (entry,) = read_entries(stream.getvalue())
     assert (entry["level"], entry["message"]) == ("ERROR", "it broke")
     assert str(entry["traceback"]).endswith("OSError: two\nlines")
+
+
+def test_message_of_several_lines_is_one_line_of_the_log() -> None:
+    record = logging.LogRecord("losslab", logging.ERROR, "", 0, "one\r\ntwo: %s", ("a\nb",), None)
+    assert logs.LineFormatter("%(message)s").format(record) == "one two: a b"
+
+
+def test_errors_of_the_database_quote_nothing_that_was_sent(engine: Engine) -> None:
+    job = {"id": "0" * 12, "name": "a name that stays out", "option": Option.a, "config": {}}
+    with Session(engine) as session:
+        session.add(Job(**job))
+        session.commit()
+    with Session(engine) as session, pytest.raises(IntegrityError) as refused:
+        session.add(Job(**job))
+        session.commit()
+    assert "a name that stays out" not in str(refused.value)
+
+
+def test_lease_needs_room_for_a_late_heartbeat() -> None:
+    with pytest.raises(ValueError, match="lease_seconds must be at least three times"):
+        Settings(lease_seconds=5, heartbeat_seconds=5)
+
+
+def test_empty_variable_does_not_hide_a_secret_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "losslab_api_token").write_text("from-a-file\n")
+    monkeypatch.setenv("LOSSLAB_API_TOKEN", "")
+    settings = Settings(_secrets_dir=tmp_path)  # type: ignore[call-arg]
+    assert settings.api_token.get_secret_value() == "from-a-file"
 
 
 def test_token_that_was_made_opens_the_service(settings: Settings) -> None:

@@ -4,13 +4,16 @@ import threading
 import time
 
 import pytest
-from conftest import SubmitJob, drain, read, read_artifacts
+from conftest import SubmitJob, drain, open_client, read, read_artifacts
 from fastapi.testclient import TestClient
+from fault_worker import wait_for
+from npz_files import GRIDS, make_npz
 from sqlalchemy import Engine
 
 from server import job_queue, retention
 from server.artifacts import JobFiles
 from server.database import open_database
+from server.main import create_app
 from server.models import ArtifactKind, FailureKind, Job, JobStatus
 from server.settings import Settings
 from worker.main import work
@@ -85,6 +88,31 @@ def test_pinned_job_keeps_everything_until_it_is_let_go(
     client.patch(f"/jobs/{older.id}", json={"is_pinned": False}).raise_for_status()
     retention.free_space(engine, limit(settings, 1))
     assert checkpoint_epochs(engine, older) == needed_epochs(engine, older)
+
+
+def test_service_looks_after_the_space_by_itself(
+    settings: Settings, engine: Engine, trained: list[Job]
+) -> None:
+    with open_client(create_app(limit(settings, 1))):
+        wait_for(
+            lambda: all(
+                checkpoint_epochs(engine, job) == needed_epochs(engine, job) for job in trained
+            )
+        )
+
+
+def test_data_sets_count_and_none_is_taken_when_the_space_is_used_up(
+    settings: Settings, engine: Engine
+) -> None:
+    content = make_npz(images=GRIDS)
+    before = retention.measure_storage(engine, settings)
+    with open_client(create_app(limit(settings, before + len(content)))) as client:
+        assert client.put("/datasets/first", content=content).status_code == 201
+        assert retention.measure_storage(engine, settings) == before + len(content)
+        refused = client.put("/datasets/second", content=content)
+    assert refused.status_code == 507
+    assert "LOSSLAB_MAX_STORAGE_BYTES" in refused.json()["detail"]
+    assert [path.name for path in settings.datasets_dir.iterdir()] == ["first.npz"]
 
 
 def test_job_that_has_not_ended_keeps_everything(

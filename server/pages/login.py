@@ -1,7 +1,7 @@
 """Who looks at the pages: a login form, a cookie, and proof that a form came from here."""
 
 from typing import Annotated
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
@@ -66,6 +66,5 @@ def log_out() -> Response:
 
 def stay_here(target: str) -> str:
     """Where to go after the login: a path of this service, never another site."""
-    parts = urlsplit(target)
     is_ours = target.startswith("/") and not target.startswith(("//", "/\\"))
-    return target if is_ours and not parts.netloc and target.isprintable() else "/"
+    return target if is_ours and target.isprintable() else "/"

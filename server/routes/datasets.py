@@ -8,8 +8,10 @@ from typing import Annotated, Final
 import numpy as np
 from fastapi import APIRouter, HTTPException, Path, Query, Request, Response
 from PIL import Image
+from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
+from server import retention
 from server.database import write_transaction
 from server.datasets import (
     BUILT_IN_DATASETS,
@@ -69,12 +71,13 @@ def list_datasets(
     max_body_size=_MAX_BODY_BYTES,
 )
 async def add_dataset(
-    name: NewName, *, request: Request, response: Response, settings: SettingsDep
+    name: NewName, *, request: Request, response: Response, engine: EngineDep, settings: SettingsDep
 ) -> DatasetDetails:
     """Send an `.npz` file as the body: arrays `train`, `val` and `test`, or `images`, of colours
     0-9, (N, S, S). It is checked before it gets its name, and never replaces another."""
     if name in BUILT_IN_DATASETS:
         raise HTTPException(409, f"{name} is built in; use another name")
+    await asyncio.to_thread(_check_room, engine, settings)
     with open_upload(settings.datasets_dir) as file:
         num_bytes = 0
         async for chunk in request.stream():
@@ -138,6 +141,14 @@ def delete_dataset(name: Name, *, engine: EngineDep, settings: SettingsDep) -> N
             find_npz(name, datasets_dir=settings.datasets_dir).unlink()
         except (DatasetError, FileNotFoundError) as error:
             raise HTTPException(404, str(error)) from None
+
+
+def _check_room(engine: Engine, settings: Settings) -> None:
+    """Raises HTTPException 507."""
+    limit = settings.max_storage_bytes
+    if limit and retention.measure_storage(engine, settings) >= limit:
+        detail = f"the {limit} bytes that may be stored (LOSSLAB_MAX_STORAGE_BYTES) are in use"
+        raise HTTPException(507, f"{detail}; delete jobs or data sets first")
 
 
 def _describe_built_in(name: str) -> DatasetPublic:
