@@ -1,7 +1,8 @@
-"""How long the parts take to start: `losslab --help`, the server, and a worker's first step.
+"""How long users wait for a start: of `losslab --help`, the server, a worker and a posted job.
 
 Each is started anew as a process, several times in turn. The corpus of the worker's job is on disk
-already, as after a first job. Prints a table and writes `results/startup.json`:
+already, as after a first job; how long that takes is measured apart. Prints a table and writes
+`results/startup.json`:
 
     python -m benchmarks.startup
 """
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +26,35 @@ from sqlalchemy import Engine
 from benchmarks.machine import REPOSITORY, describe_machine, write_results
 from server import job_queue
 from server.database import open_database
-from server.models import Option
+from server.models import Option, TrainingConfig
 from server.schemas import resolve_config
 from server.settings import Settings
+from worker.atomic import generate_atomic
+from worker.data import load_dataset
 
-TARGETS = {"losslab --help": 0.3, "server ready": 1.5, "worker to first step": 4.0}
+TARGETS = {
+    "losslab --help": 0.3,
+    "server ready": 1.5,
+    "worker to first step": 4.0,
+    "POST to first step of an idle worker": 3.0,
+    "100,000 grids generated": 5.0,
+    "the same from the disk": 1.0,
+}
 PACKAGES = ("losslab", "torch", "fastapi", "sqlmodel")
 PAUSE_SECONDS = 0.005
 GIVE_UP_SECONDS = 60.0
 LOSSLAB = (sys.executable, "-c", "from server.cli import app; app()")
-#: The worker as `python -m worker` runs it, until its first step is done.
+#: The worker as `python -m worker` runs it, until its first step is done; its last line says when.
 FIRST_STEP = """
-import os
+import os, time
 from worker import heartbeat, main
-heartbeat.Heartbeat.set_progress = lambda self, progress: os._exit(0)
+def end(self, progress):
+    print(time.time(), flush=True)
+    os._exit(0)
+heartbeat.Heartbeat.set_progress = end
 main.main()
 """
+IS_IDLE = "waits for jobs"
 
 
 def main() -> None:
@@ -71,6 +86,9 @@ def measure_all(engine: Engine, *, settings: Settings, rounds: int) -> dict[str,
         "losslab --help": lambda: time_help(environment),
         "server ready": lambda: time_server(environment),
         "worker to first step": lambda: time_first_step(engine, environment=environment),
+        "POST to first step of an idle worker": lambda: time_post(environment),
+        "100,000 grids generated": time_generation,
+        "the same from the disk": lambda: time_loading(settings),
     }
     for each in work.values():  # fills the caches
         each()
@@ -90,16 +108,24 @@ def time_help(environment: dict[str, str]) -> float:
 
 def time_server(environment: dict[str, str]) -> float:
     """Until it answers that it is healthy."""
-    port = find_free_port()
     started = time.perf_counter()
+    with serve(environment):
+        return time.perf_counter() - started
+
+
+@contextmanager
+def serve(environment: dict[str, str]) -> Iterator[str]:
+    """A server that answers, by its address."""
+    port = find_free_port()
     command = [*LOSSLAB, "serve", "--port", str(port)]
     process = subprocess.Popen(
         command, env=environment, cwd=REPOSITORY, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_for(f"http://127.0.0.1:{port}/healthz", process=process)
-        return time.perf_counter() - started
+        url = f"http://127.0.0.1:{port}"
+        wait_for(f"{url}/healthz", process=process)
+        yield url
     finally:
         process.terminate()
         process.wait()
@@ -130,6 +156,37 @@ def time_first_step(engine: Engine, *, environment: dict[str, str]) -> float:
     started = time.perf_counter()
     command = [sys.executable, "-c", FIRST_STEP, "--job", job.id]
     subprocess.run(command, env=environment, cwd=REPOSITORY, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def time_post(environment: dict[str, str]) -> float:
+    """From the request to the end of the first step, with a worker that waits for it."""
+    command = [sys.executable, "-c", FIRST_STEP]
+    with (
+        serve(environment) as url,
+        subprocess.Popen(
+            command, env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        ) as worker,
+    ):
+        assert worker.stdout is not None
+        while IS_IDLE not in worker.stdout.readline():
+            assert worker.poll() is None, "the worker did not start"
+        posted_at = time.time()
+        httpx.post(f"{url}/jobs", json={"option": "b", "quick_test": True}).raise_for_status()
+        *_, stepped_at = worker.stdout.read().splitlines()
+        return float(stepped_at) - posted_at
+
+
+def time_generation() -> float:
+    started = time.perf_counter()
+    generate_atomic(num_grids=100_000, seed=0)
+    return time.perf_counter() - started
+
+
+def time_loading(settings: Settings) -> float:
+    config = TrainingConfig()
+    started = time.perf_counter()
+    load_dataset(config, datasets_dir=settings.datasets_dir, cache_dir=settings.cache_dir)
     return time.perf_counter() - started
 
 

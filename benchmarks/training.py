@@ -8,6 +8,11 @@ about four minutes on two cores:
     python -m benchmarks.training --workers 1,2
 
 pythae is no dependency: `pip install --no-deps pythae tqdm imageio dill cloudpickle`.
+
+What parts of the trainer are worth, against the trainer without them:
+
+    python -m benchmarks.training --results parts \\
+        --names losslab,plain_convolutions,memory_given_back
 """
 
 import argparse
@@ -35,7 +40,8 @@ PYTHAE_HINT = (
     "pip install --no-deps pythae tqdm imageio dill cloudpickle"
 )
 PACKAGES = ("losslab", "torch", "numpy", "pythae")
-MATMUL_SIZE = 2048
+#: Of a square product, and how many are timed at once: launching one must cost nothing.
+MATMUL_SIZES = {"cpu": (2048, 1), "cuda": (8192, 10)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +56,13 @@ class Runner:
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
 
-    def finish_round(self) -> dict[str, float]:
-        answer: dict[str, float] = json.loads(self.read())
-        return answer
-
-    def read(self) -> str:
+    def read_answer(self) -> dict[str, float]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name} ended early; see its output above")
-        return line
+        answer: dict[str, float] = json.loads(line)
+        return answer
 
     def __enter__(self) -> "Runner":
         return self
@@ -81,7 +84,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("no CUDA device here: the GPU is unmeasured")
     if not arguments.no_write:
-        write_results("training", results)
+        write_results(arguments.results, results)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -95,20 +98,25 @@ def parse_arguments() -> argparse.Namespace:
         default=[],
         help="also measure so many workers side by side on one device, such as 1,2,4,8",
     )
+    parser.add_argument(
+        "--names",
+        type=lambda given: given.split(","),
+        default=["losslab", "plain", "pythae"],
+        help="who takes turns; the first one is compared with the others",
+    )
+    parser.add_argument("--results", default="training", help="name of the file in results/")
     parser.add_argument("--no-write", action="store_true", help="print the table only")
     return parser.parse_args()
 
 
 def measure_device(device: torch.device, *, arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ["losslab", "plain"]
-    if find_spec("pythae"):
-        names.append("pythae")
-    else:
+    names = [name for name in arguments.names if name != "pythae" or find_spec("pythae")]
+    if names != arguments.names:
         print(PYTHAE_HINT)
     num_grids = arguments.grids if device.type == "cpu" else arguments.gpu_grids
-    rates = race(names, device=device, rounds=arguments.rounds, num_grids=num_grids)
+    rates, first = race(names, device=device, rounds=arguments.rounds, num_grids=num_grids)
     roofline = measure_roofline(device)
-    losslab = statistics.median(rates["losslab"])
+    losslab = statistics.median(rates[names[0]])
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": count_cores(),
@@ -116,8 +124,10 @@ def measure_device(device: torch.device, *, arguments: argparse.Namespace) -> di
         "rounds": arguments.rounds,
         "grids_per_second": {name: round(statistics.median(r)) for name, r in rates.items()},
         "losslab_times_as_fast_as": {
-            name: round(compute_ratio(rates["losslab"], rates[name]), 2) for name in names[1:]
+            name: round(compute_ratio(rates[names[0]], rates[name]), 2) for name in names[1:]
         },
+        # With what is made once: threads, memory, on a GPU the graphs.
+        "first_round_seconds": first,
         "rates": {name: [round(rate) for rate in found] for name, found in rates.items()},
         "roofline": roofline | {"losslab_share": round(losslab / roofline["grids_per_second"], 3)},
         "workers": measure_workers(device, arguments=arguments, num_grids=num_grids),
@@ -131,8 +141,8 @@ def compute_ratio(ours: list[float], theirs: list[float]) -> float:
 
 def race(
     names: list[str], *, device: torch.device, rounds: int, num_grids: int
-) -> dict[str, list[float]]:
-    """Grids per second of each contestant in each round."""
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Grids per second of each contestant in each round, and how long its first one took."""
     rates: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
         runners = [
@@ -141,14 +151,13 @@ def race(
             )
             for name in names
         ]
-        for runner in runners:
-            runner.read()
+        first = {each.name: round(each.read_answer()["first_seconds"], 3) for each in runners}
         for _ in range(rounds):
             for runner in runners:
                 runner.start_round()
-                answer = runner.finish_round()
+                answer = runner.read_answer()
                 rates[runner.name].append(answer["grids"] / answer["seconds"])
-    return rates
+    return rates, first
 
 
 def start(name: str, *, device: torch.device, num_threads: int, num_grids: int) -> Runner:
@@ -185,7 +194,7 @@ def measure_workers(
             for number in settings
         }
         for runner in (runner for team in teams.values() for runner in team):
-            runner.read()
+            runner.read_answer()
         for _ in range(arguments.rounds):
             for number, team in teams.items():
                 rates[number].append(run_together(team))
@@ -202,7 +211,7 @@ def run_together(team: list[Runner]) -> float:
     started = time.perf_counter()
     for runner in team:
         runner.start_round()
-    grids = sum(runner.finish_round()["grids"] for runner in team)
+    grids = sum(runner.read_answer()["grids"] for runner in team)
     return grids / (time.perf_counter() - started)
 
 
@@ -231,14 +240,17 @@ def count_step_flops() -> int:
 
 def measure_matmul_rate(device: torch.device, *, dtype: torch.dtype, repeats: int = 9) -> float:
     """Operations per second of a square product, the median of several."""
-    matrix = torch.randn(MATMUL_SIZE, MATMUL_SIZE, device=device).to(dtype)
+    size, num_products = MATMUL_SIZES[device.type]
+    matrix = torch.randn(size, size, device=device).to(dtype)
     seconds = []
-    for _ in range(repeats):
+    for _ in range(repeats + 1):
         started = time.perf_counter()
-        product = matrix @ matrix
+        for _ in range(num_products):
+            product = matrix @ matrix
         product[0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - started)
-    return 2 * MATMUL_SIZE**3 / statistics.median(seconds)
+    # The first one chooses its kernel.
+    return 2 * size**3 * num_products / statistics.median(seconds[1:])
 
 
 def format_device(measured: dict[str, Any]) -> str:
