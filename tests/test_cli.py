@@ -304,6 +304,18 @@ def test_refusal_is_one_line(service: Up, command: list[str], words: str) -> Non
     assert_one_line(service.run(*command), code=1, words=words)
 
 
+def test_train_keeps_its_job_from_the_workers_on_the_same_data_directory(
+    service: Up, tmp_path: Path
+) -> None:
+    log = tmp_path / "train.log"
+    arguments = ["train", "--option", "a", *TINY, "--log", str(log), "--json"]
+    done = run(*arguments, LOSSLAB_DATA_DIR=str(service.data_dir))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["job"]["attempt"] == 1
+    # Its own worker writes its own log.
+    assert "[JOB] succeeded" in log.read_text()
+
+
 def test_example_compares_the_options(service: Up, tmp_path: Path) -> None:
     report = tmp_path / "comparison.html"
     done = subprocess.run(
