@@ -4,6 +4,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -84,6 +85,21 @@ def test_unknown_status_cannot_be_stored(engine: Engine) -> None:
                 "('1', 'a', 0, '{}', 0, '{}', 'lost', 0, 0, 0, '2026-01-01', 0)"
             )
         )
+
+
+def test_machine_of_the_database_that_is_gone_is_noticed(migrated_url: str) -> None:
+    engine = open_database(Settings(database_url=migrated_url))
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        asked_for = driver.info.get_parameters()
+    engine.dispose()
+    # Without these a lost network is noticed after a quarter of an hour.
+    assert int(asked_for["tcp_user_timeout"]) <= 10_000
+    idle, interval, count = (
+        int(asked_for[f"keepalives_{name}"]) for name in ("idle", "interval", "count")
+    )
+    assert idle + interval * count <= 15
 
 
 @pytest.mark.parametrize(
