@@ -104,5 +104,6 @@
     takePictures();
   });
   takePictures();
-  performance.mark("interactive");
+  // The curves are drawn once this task has ended, and are on the screen after the next frame.
+  requestAnimationFrame(() => setTimeout(() => performance.mark("interactive")));
 })();

@@ -1,0 +1,124 @@
+"""The page of a job in a real browser: curves that grow, pictures to move through."""
+
+import re
+import signal
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from long_histories import BACKGROUND_SHARE, fill_database
+from page_views import (
+    NEEDS_BROWSER,
+    OpenPage,
+    count_epochs,
+    count_pixels,
+    is_marked,
+    list_loaded_pictures,
+    mark,
+    wait_for_epochs,
+    wait_for_picture,
+    wait_until,
+)
+from playwright.sync_api import expect
+from service import Service
+from sqlalchemy import func, select, update
+
+from server.database import open_database
+from server.models import EpochMetrics
+from server.settings import Settings
+
+pytest_plugins = ["browser_visits"]
+pytestmark = NEEDS_BROWSER
+
+WHOLE_PAGE = {"width": 1280, "height": 4000}
+READ_WAITING = (
+    """getComputedStyle(document.querySelector("[data-panel=loss] .plot"), "::after").content"""
+)
+#: All that moved since the page was asked for.
+READ_SHIFTS = """new Promise((resolve) => {
+  let sum = 0;
+  new PerformanceObserver((list) => {
+    for (const entry of list.getEntries()) sum += entry.value;
+  }).observe({ type: "layout-shift", buffered: true });
+  setTimeout(() => resolve(sum), 500);
+})"""
+
+
+def shows_epoch(epoch: int) -> re.Pattern[str]:
+    """The address of that epoch's picture, with its hash when the page has it."""
+    return re.compile(rf"/{epoch}\.png(\?sha256=[0-9a-f]{{64}})?$")
+
+
+def test_page_outlives_a_restart_of_the_server_in_mid_run(
+    open_page: OpenPage, service: Service
+) -> None:
+    job = service.train("b", num_samples=400, epochs=15, checkpoint_every=5)
+    page = open_page(f"/ui/jobs/{job['id']}", away=True)
+    mark(page)
+    wait_for_epochs(page, 2)
+    service.stop("server", signal.SIGKILL)
+    expect(page.locator("#connection")).to_contain_text("does not answer")
+    service.start("server")
+    expect(page.locator("#connection")).to_be_empty()
+    expect(page.locator("#state")).to_have_attribute("data-status", "succeeded")
+    wait_for_epochs(page, 15)
+    label = page.locator("[data-panel=loss] .plot").get_attribute("aria-label") or ""
+    assert "epoch 1 to 15" in label
+    assert count_epochs(page) == 15
+    assert is_marked(page)
+
+
+@pytest.mark.parametrize("side", [8, 16, 28])
+def test_error_pictures_show_the_cells_that_are_wrong(
+    open_page: OpenPage, service: Service, side: int
+) -> None:
+    grids = np.random.default_rng(side).integers(0, 10, (200, side, side))
+    service.datasets_dir.mkdir(exist_ok=True)
+    np.savez(service.datasets_dir / f"noise_{side}.npz", images=grids.astype(np.uint8))
+    job = service.train("c", dataset=f"noise_{side}", epochs=1)
+    service.wait(job["id"])
+    page = open_page(f"/ui/jobs/{job['id']}")
+    samples = page.locator("#samples li")
+    expect(samples).to_have_count(10)
+    expect(samples.last).to_have_attribute("data-num-cells", str(side**2))
+    pictures = httpx.get(f"{service.url}/jobs/{job['id']}/reconstructions").json()["data"]
+    shown = samples.evaluate_all("items => items.map((item) => Number(item.dataset.numWrong))")
+    accuracies = [sample["pixel_accuracy"] for sample in pictures[-1]["samples"]]
+    assert shown == [round(side**2 * (1 - accuracy)) for accuracy in accuracies]
+
+
+def test_many_dimensions_are_one_map(open_page: OpenPage, service: Service) -> None:
+    job = service.train("b", latent_dim=256, epochs=3)
+    page = open_page(f"/ui/jobs/{job['id']}")
+    wait_for_epochs(page, 3)
+    wait_until(lambda: count_epochs(page, "kl") == 3)
+    assert page.locator("[data-panel=kl] .u-legend tr").count() == 0
+
+
+def test_slider_moves_by_keys_and_by_mouse(
+    open_page: OpenPage, trained: dict[str, dict[str, Any]]
+) -> None:
+    page = open_page(f"/ui/jobs/{trained['b']['id']}")
+    slider = page.locator("#epoch-slider")
+    assert shows_epoch(4).search(wait_for_picture(page))
+    expect(page.locator("#epoch-shown")).to_contain_text("latest")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#picture")).to_have_attribute("src", shows_epoch(3))
+    wait_for_picture(page)
+    page.keyboard.press("Home")
+    expect(page.locator("#epoch-shown")).to_contain_text("epoch 1")
+    page.locator("h1").click()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#epoch-shown")).to_contain_text("epoch 2")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] - 3, box["y"] + box["height"] / 2)
+    expect(page.locator("#picture")).to_have_attribute("src", shows_epoch(4))
+    page.mouse.click(box["x"] + 3, box["y"] + box["height"] / 2)
+    expect(page.locator("#picture")).to_have_attribute("src", shows_epoch(1))
+    wait_for_picture(page)
+    page.get_by_role("button", name="Best").click()
+    expect(page.locator("#epoch-shown")).to_contain_text("best")
