@@ -69,6 +69,58 @@ def test_page_outlives_a_restart_of_the_server_in_mid_run(
     assert is_marked(page)
 
 
+def test_page_opened_before_the_first_epoch_draws_as_one_opened_after_the_last(
+    open_page: OpenPage, own_service: Service
+) -> None:
+    job = own_service.train("b", epochs=60)
+    url, path = own_service.url, f"/ui/jobs/{job['id']}"
+    before = open_page(path, url=url)
+    own_service.start("worker")
+    wait_for_epochs(before, 60)
+    share = own_service.wait(job["id"])["dataset_summary"]["background_share"]
+    after = open_page(path, url=url)
+    for page in (before, after):
+        accuracy = page.locator("[data-panel=accuracy]")
+        expect(accuracy).to_have_attribute("data-lines", str(share))
+        page.mouse.move(0, 0)
+    for panel, colour in (("loss", "--curve-0"), ("loss", "--curve-2"), ("accuracy", "--text")):
+        drawn = count_pixels(after, panel, colour)
+        assert drawn > 0
+        assert count_pixels(before, panel, colour) == pytest.approx(drawn, rel=0.05)
+    before.emulate_media(color_scheme="dark")
+    plots = before.locator("[data-panel] .plot")
+    assert plots.evaluate_all("all => all.map((plot) => plot.children.length)") == [1] * 5
+
+
+def test_what_the_targets_mean_is_drawn(open_page: OpenPage, own_service: Service) -> None:
+    (job_id,) = fill_database(own_service.data_dir, num_jobs=1, num_epochs=5)
+    weak = [0.01, 0.05, 0.051, 0.5] + [2.0] * 6
+    collapse_last_epoch(own_service, val_kl_per_dimension=weak)
+    page = open_page(f"/ui/jobs/{job_id}", url=own_service.url)
+    accuracy, foreground = (page.locator(f"[data-panel={p}]") for p in ("accuracy", "foreground"))
+    expect(accuracy).to_have_attribute("data-band", "0.7 0.85")
+    expect(accuracy).to_have_attribute("data-lines", str(BACKGROUND_SHARE))
+    expect(foreground).to_have_attribute("data-lines", "0.3")
+    assert count_pixels(page, "accuracy", "--band") > 1000
+    assert count_pixels(page, "foreground", "--band") == 0
+    for panel in ("accuracy", "foreground"):
+        assert count_pixels(page, panel, "--text") > 100
+    assert count_pixels(page, "loss", "--text") == 0
+    expect(page.locator("[data-panel=kl]")).to_have_attribute("data-num-collapsed", "2")
+    collapsed = count_pixels(page, "kl", "--heat-dead")
+    alive = sum(count_pixels(page, "kl", f"--heat-{shade}") for shade in range(7))
+    assert collapsed / (collapsed + alive) == pytest.approx(2 / 50, rel=0.2)
+    assert count_pixels(page, "kl", "--heat-5") == pytest.approx(3 * collapsed, rel=0.2)
+
+
+def collapse_last_epoch(service: Service, **values: Any) -> None:
+    engine = open_database(Settings(data_dir=service.data_dir))
+    newest = select(func.max(EpochMetrics.epoch)).scalar_subquery()
+    with engine.begin() as connection:
+        connection.execute(update(EpochMetrics).where(EpochMetrics.epoch == newest).values(values))
+    engine.dispose()
+
+
 @pytest.mark.parametrize("side", [8, 16, 28])
 def test_error_pictures_show_the_cells_that_are_wrong(
     open_page: OpenPage, service: Service, side: int

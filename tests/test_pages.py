@@ -2,11 +2,12 @@
 
 import html
 import re
+from typing import Any
 
 import pytest
 from conftest import BOTH_DATABASES, TINY, SubmitJob, drain, read
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from server import job_queue
 from server.models import JobStatus, Option
@@ -89,8 +90,8 @@ def test_page_of_a_job_has_verdict_pictures_events_and_files(finished: Finished)
         assert picture["url"] in answer.text
     for checkpoint in client.get(f"/jobs/{job_id}/checkpoints").json()["data"]:
         assert f'href="{checkpoint["url"]}"' in answer.text
-    for event in client.get(f"/jobs/{job_id}/events").json()["data"]:
-        assert event["message"] in page
+    for told in client.get(f"/jobs/{job_id}/events").json()["data"]:
+        assert told["message"] in page
     assert "sqrt_inverse" in page
     assert "[EPOCH 2/2]" in page
 
@@ -102,6 +103,22 @@ def test_page_that_is_live_is_not_sent_its_curves_again(finished: Finished) -> N
     again = client.get(url, headers={"Losslab-Refresh": "1"}).text
     assert 'id="drawing"' not in again
     assert 'id="pictures"' in again
+
+
+def test_page_that_is_live_reads_its_epochs_once(finished: Finished) -> None:
+    client, ids = finished
+    engine: Engine = client.app.state.engine  # type: ignore[attr-defined]
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        client.get(f"/ui/jobs/{ids['b']}", headers={"Losslab-Refresh": "1"}).raise_for_status()
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    assert len([each for each in statements if "FROM epoch_metrics" in each]) == 1
 
 
 def test_pages_show_moments_in_utc_for_the_script_to_translate(finished: Finished) -> None:
