@@ -134,6 +134,25 @@ def test_pages_have_no_serious_barrier(
         assert find_barriers(page) == [], path
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_have_no_serious_barrier_before_and_while_a_job_runs(
+    open_page: OpenPage, own_service: Service, scheme: str
+) -> None:
+    page = open_page("/", url=own_service.url, color_scheme=scheme)
+    expect(page.get_by_role("heading", name="No job yet")).to_be_visible()
+    unfold(page)
+    assert find_barriers(page) == []
+    job = own_service.train("b", num_samples=2000, epochs=500)
+    page = open_page(f"/ui/jobs/{job['id']}", url=own_service.url, color_scheme=scheme)
+    unfold(page)
+    assert find_barriers(page) == []
+    own_service.start("worker")
+    wait_for_epochs(page, 1)
+    wait_for_picture(page)
+    assert find_barriers(page) == []
+    expect(page.locator("#state")).to_have_attribute("data-status", "running")
+
+
 def test_pages_fit_on_a_phone(open_page: OpenPage, trained: dict[str, dict[str, Any]]) -> None:
     ids = "&".join(f"job_id={job['id']}" for job in trained.values())
     for path in ("/", "/ui/jobs/new", f"/ui/compare?{ids}", f"/ui/jobs/{trained['a']['id']}"):

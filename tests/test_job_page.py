@@ -69,6 +69,31 @@ def test_page_outlives_a_restart_of_the_server_in_mid_run(
     assert is_marked(page)
 
 
+def test_page_of_a_job_that_waits_follows_it_without_a_jump(
+    open_page: OpenPage, own_service: Service
+) -> None:
+    job = own_service.train("a", num_samples=400, epochs=6)
+    page = open_page(f"/ui/jobs/{job['id']}", url=own_service.url, viewport=WHOLE_PAGE)
+    expect(page.locator("#picture-note")).to_contain_text("after epoch")
+    own_service.start("worker")
+    wait_for_epochs(page, 1)
+    assert page.evaluate(READ_WAITING) == "none"
+    wait_for_picture(page)
+    expect(page.locator("#picture-note")).to_be_empty()
+    expect(page.locator("#state")).to_have_attribute("data-status", "succeeded")
+    wait_for_epochs(page, 6)
+    assert page.evaluate(READ_SHIFTS) < 0.05
+
+
+def test_panels_tell_that_there_is_no_epoch_yet(open_page: OpenPage, own_service: Service) -> None:
+    job = own_service.train("a")
+    page = open_page(f"/ui/jobs/{job['id']}", url=own_service.url)
+    assert "waits for a worker" in page.evaluate(READ_WAITING)
+    own_service.post(f"/jobs/{job['id']}/cancel")
+    expect(page.locator("#state")).to_have_attribute("data-status", "cancelled")
+    assert "No epoch has ended" in page.evaluate(READ_WAITING)
+
+
 def test_page_opened_before_the_first_epoch_draws_as_one_opened_after_the_last(
     open_page: OpenPage, own_service: Service
 ) -> None:
@@ -119,6 +144,38 @@ def collapse_last_epoch(service: Service, **values: Any) -> None:
     with engine.begin() as connection:
         connection.execute(update(EpochMetrics).where(EpochMetrics.epoch == newest).values(values))
     engine.dispose()
+
+
+def test_neighbours_are_there_before_they_are_looked_at(
+    open_page: OpenPage, trained: dict[str, dict[str, Any]]
+) -> None:
+    page = open_page(f"/ui/jobs/{trained['b']['id']}")
+    wait_for_picture(page)
+    page.wait_for_load_state("networkidle")
+    assert list_loaded_pictures(page) == {3, 4}
+    page.locator("#epoch-slider").press("ArrowLeft")
+    wait_until(lambda: list_loaded_pictures(page) == {2, 3, 4})
+    expect(page.locator("#epoch-shown")).to_contain_text("epoch 3")
+
+
+def test_picture_that_does_not_come_is_told_and_asked_for_again(
+    open_page: OpenPage, trained: dict[str, dict[str, Any]]
+) -> None:
+    page = open_page(f"/ui/jobs/{trained['b']['id']}", away=True)
+    samples, note = page.locator("#samples"), page.locator("#picture-note")
+    wait_for_picture(page)
+    page.wait_for_load_state("networkidle")
+    page.route("**/reconstructions/*", lambda route: route.abort())
+    page.locator("#epoch-slider").press("Home")
+    expect(note).to_contain_text("epoch 1 did not come")
+    widths = "all => [...new Set(all.map((canvas) => canvas.width))]"
+    assert samples.locator("canvas").evaluate_all(widths) == [1]
+    assert samples.inner_text().strip().endswith("error")
+    page.unroute("**/reconstructions/*")
+    page.evaluate("Losslab.refresh()")
+    expect(note).to_be_empty()
+    assert samples.locator("canvas").evaluate_all(widths) != [1]
+    expect(page.locator("#epoch-shown")).to_contain_text("epoch 1")
 
 
 @pytest.mark.parametrize("side", [8, 16, 28])

@@ -157,7 +157,6 @@ const Losslab = (() => {
   }
 
   function start() {
-    document.documentElement.classList.add("with-script");
     rememberLiveParts();
     localiseTimes(document);
     for (const part of document.querySelectorAll("[data-follow]")) part.scrollTop = part.scrollHeight;
