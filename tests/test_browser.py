@@ -60,6 +60,31 @@ def test_job_is_posted_from_the_form_and_grows_before_ones_eyes(
     assert is_marked(page)
 
 
+def test_preview_that_fails_comes_back_by_itself(open_page: OpenPage) -> None:
+    page = open_page("/ui/jobs/new", away=True)
+    page.route("**/ui/jobs/new?*", lambda route: route.abort(), times=1)
+    page.get_by_label("c fallback").check()
+    preview = page.locator("#preview")
+    expect(preview).to_contain_text("does not say")
+    expect(preview).to_contain_text("inverse")
+    expect(preview).not_to_contain_text("does not say")
+    expect(page.locator("#connection")).to_be_empty()
+
+
+def test_preview_is_of_what_was_typed_last(open_page: OpenPage) -> None:
+    page = open_page("/ui/jobs/new")
+    held: list[Route] = []
+    page.route("**/ui/jobs/new?*", held.append, times=1)
+    with page.expect_request("**/ui/jobs/new?*"):
+        page.get_by_label("c fallback").check()
+    page.get_by_label("a baseline").check()
+    changed = page.locator("#preview")
+    expect(changed).to_contain_text("class weightingnone")
+    held[0].continue_()
+    page.wait_for_timeout(500)
+    expect(changed).to_contain_text("class weightingnone")
+
+
 def test_list_follows_its_jobs_and_their_worker(open_page: OpenPage, service: Service) -> None:
     service.wait(service.train("a")["id"])
     page = open_page("/")
