@@ -85,6 +85,47 @@ def test_preview_is_of_what_was_typed_last(open_page: OpenPage) -> None:
     expect(changed).to_contain_text("class weightingnone")
 
 
+def test_marks_are_kept_from_page_to_page(open_page: OpenPage, own_service: Service) -> None:
+    job_ids = fill_database(own_service.data_dir, num_jobs=60, num_epochs=1)
+    page = open_page("/", url=own_service.url)
+    box = page.locator("[name=job_id]")
+    compare = page.locator("#compare-marked")
+    expect(compare).to_be_disabled()
+    box.first.check()
+    page.get_by_role("link", name="Older jobs").click()
+    expect(page.locator(f"#job-{job_ids[-26]}")).to_be_visible()
+    box.first.check()
+    page.get_by_role("link", name="Compare").click()
+    expect(compare).to_contain_text("2 marked")
+    page.get_by_role("link", name="Older jobs").click()
+    box.last.check()
+    compare.click()
+    expect(page.get_by_role("heading", name="3 jobs compared")).to_be_visible()
+    for job_id in (job_ids[-1], job_ids[-26], job_ids[0]):
+        expect(page.locator(f"#row-{job_id}")).to_be_visible()
+    page.get_by_role("link", name="Compare").click()
+    expect(page.locator("[name=job_id]:checked")).to_have_count(2)
+    page.get_by_role("button", name="Unmark all").click()
+    expect(page.locator("[name=job_id]:checked")).to_have_count(0)
+    expect(compare).to_be_disabled()
+
+
+def test_more_marks_than_can_be_compared_are_told(
+    open_page: OpenPage, own_service: Service
+) -> None:
+    fill_database(own_service.data_dir, num_jobs=101, num_epochs=1)
+    page = open_page("/ui/compare", url=own_service.url)
+    for num_marked in (50, 100, 101):
+        for box in page.locator("[name=job_id]").all():
+            box.check()
+        expect(page.locator("#compare-marked")).to_contain_text(f"{num_marked} marked")
+        if num_marked < 101:
+            expect(page.locator("#compare-marked")).to_be_enabled()
+            page.get_by_role("link", name="Older jobs").click()
+    expect(page.get_by_text("100 can be compared at once")).to_be_visible()
+    expect(page.locator("#compare-marked")).to_be_disabled()
+
+
 def test_list_follows_its_jobs_and_their_worker(open_page: OpenPage, service: Service) -> None:
     service.wait(service.train("a")["id"])
     page = open_page("/")

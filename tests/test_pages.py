@@ -161,6 +161,21 @@ def test_comparison_of_nothing_lets_one_choose(finished: Finished) -> None:
     assert all(f'name="job_id" value="{job_id}"' in page for job_id in ids.values())
 
 
+def test_jobs_to_compare_are_chosen_from_several_pages(
+    client: TestClient, submit_job: SubmitJob
+) -> None:
+    ids = {submit_job().id for _ in range(60)}
+    page = client.get("/ui/compare").text
+    first = set(re.findall(r'name="job_id" value="([0-9a-f]{12})"', page))
+    (older,) = re.findall(r'href="([^"]+)">Older jobs', page)
+    page = client.get(html.unescape(older)).text
+    second = set(re.findall(r'name="job_id" value="([0-9a-f]{12})"', page))
+    assert len(first) == 50
+    assert first | second == ids
+    assert "Older jobs" not in page
+    assert client.get("/ui/compare?after=000000000000").status_code == 404
+
+
 def test_comparison_of_the_newest_of_each_option(finished: Finished) -> None:
     client, _ = finished
     assert "3 jobs compared" in client.get("/ui/compare?options=a,b,c").text

@@ -182,16 +182,38 @@ const Losslab = (() => {
   }
 
   function followMarks() {
-    const count = byId("num-chosen");
-    if (!count) return;
-    const tell = () => {
-      const marked = document.querySelectorAll("input[name=job_id]:checked").length;
-      count.textContent = marked ? `${marked} marked` : "the marked jobs";
-      count.closest("button").disabled = !marked;
+    const form = byId("compare");
+    if (!form) return;
+    const marks = readMarks();
+    const most = Number(form.dataset.maxJobs);
+    const show = () => {
+      const boxes = [...document.querySelectorAll("input[name=job_id]")];
+      for (const box of boxes) box.checked = marks.has(box.value);
+      const isTooMany = marks.size > most;
+      byId("num-chosen").textContent = marks.size ? `${marks.size} marked` : "the marked jobs";
+      byId("too-many").textContent = isTooMany ? `${most} can be compared at once.` : "";
+      byId("compare-marked").disabled = marks.size === 0 || isTooMany;
+      byId("unmark").hidden = marks.size === 0;
     };
-    document.addEventListener("change", tell);
-    listeners.push(tell);
-    tell();
+    document.addEventListener("change", ({ target }) => {
+      if (target.name !== "job_id") return;
+      if (target.checked) marks.add(target.value);
+      else marks.delete(target.value);
+      keepMarks(marks);
+      show();
+    });
+    byId("unmark").addEventListener("click", () => {
+      marks.clear();
+      keepMarks(marks);
+      show();
+    });
+    // In the order in which they were marked, wherever that was.
+    form.addEventListener("formdata", ({ formData }) => {
+      formData.delete("job_id");
+      for (const jobId of marks) formData.append("job_id", jobId);
+    });
+    listeners.push(show);
+    show();
   }
 
   function start() {
