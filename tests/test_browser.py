@@ -28,7 +28,7 @@ pytestmark = NEEDS_BROWSER
 
 
 def test_job_is_posted_from_the_form_and_grows_before_ones_eyes(
-    open_page: OpenPage, own_service: Service
+    own_service: Service, open_page: OpenPage
 ) -> None:
     own_service.start("worker")
     page = open_page("/", url=own_service.url)
@@ -74,7 +74,7 @@ def test_preview_that_fails_comes_back_by_itself(open_page: OpenPage) -> None:
 def test_preview_is_of_what_was_typed_last(open_page: OpenPage) -> None:
     page = open_page("/ui/jobs/new")
     held: list[Route] = []
-    page.route("**/ui/jobs/new?*", held.append, times=1)
+    page.route("**/ui/jobs/new?*", lambda route: held.append(route), times=1)
     with page.expect_request("**/ui/jobs/new?*"):
         page.get_by_label("c fallback").check()
     page.get_by_label("a baseline").check()
@@ -85,7 +85,7 @@ def test_preview_is_of_what_was_typed_last(open_page: OpenPage) -> None:
     expect(changed).to_contain_text("class weightingnone")
 
 
-def test_marks_are_kept_from_page_to_page(open_page: OpenPage, own_service: Service) -> None:
+def test_marks_are_kept_from_page_to_page(own_service: Service, open_page: OpenPage) -> None:
     job_ids = fill_database(own_service.data_dir, num_jobs=60, num_epochs=1)
     page = open_page("/", url=own_service.url)
     box = page.locator("[name=job_id]")
@@ -111,7 +111,7 @@ def test_marks_are_kept_from_page_to_page(open_page: OpenPage, own_service: Serv
 
 
 def test_more_marks_than_can_be_compared_are_told(
-    open_page: OpenPage, own_service: Service
+    own_service: Service, open_page: OpenPage
 ) -> None:
     fill_database(own_service.data_dir, num_jobs=101, num_epochs=1)
     page = open_page("/ui/compare", url=own_service.url)
@@ -202,7 +202,7 @@ def test_pages_have_no_serious_barrier(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_have_no_serious_barrier_before_and_while_a_job_runs(
-    open_page: OpenPage, own_service: Service, scheme: str
+    own_service: Service, open_page: OpenPage, scheme: str
 ) -> None:
     page = open_page("/", url=own_service.url, color_scheme=scheme)
     expect(page.get_by_role("heading", name="No job yet")).to_be_visible()

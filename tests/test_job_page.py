@@ -70,7 +70,7 @@ def test_page_outlives_a_restart_of_the_server_in_mid_run(
 
 
 def test_page_of_a_job_that_waits_follows_it_without_a_jump(
-    open_page: OpenPage, own_service: Service
+    own_service: Service, open_page: OpenPage
 ) -> None:
     job = own_service.train("a", num_samples=400, epochs=6)
     page = open_page(f"/ui/jobs/{job['id']}", url=own_service.url, viewport=WHOLE_PAGE)
@@ -85,7 +85,7 @@ def test_page_of_a_job_that_waits_follows_it_without_a_jump(
     assert page.evaluate(READ_SHIFTS) < 0.05
 
 
-def test_panels_tell_that_there_is_no_epoch_yet(open_page: OpenPage, own_service: Service) -> None:
+def test_panels_tell_that_there_is_no_epoch_yet(own_service: Service, open_page: OpenPage) -> None:
     job = own_service.train("a")
     page = open_page(f"/ui/jobs/{job['id']}", url=own_service.url)
     assert "waits for a worker" in page.evaluate(READ_WAITING)
@@ -95,7 +95,7 @@ def test_panels_tell_that_there_is_no_epoch_yet(open_page: OpenPage, own_service
 
 
 def test_page_opened_before_the_first_epoch_draws_as_one_opened_after_the_last(
-    open_page: OpenPage, own_service: Service
+    own_service: Service, open_page: OpenPage
 ) -> None:
     job = own_service.train("b", epochs=60)
     url, path = own_service.url, f"/ui/jobs/{job['id']}"
@@ -117,7 +117,7 @@ def test_page_opened_before_the_first_epoch_draws_as_one_opened_after_the_last(
     assert plots.evaluate_all("all => all.map((plot) => plot.children.length)") == [1] * 5
 
 
-def test_what_the_targets_mean_is_drawn(open_page: OpenPage, own_service: Service) -> None:
+def test_what_the_targets_mean_is_drawn(own_service: Service, open_page: OpenPage) -> None:
     (job_id,) = fill_database(own_service.data_dir, num_jobs=1, num_epochs=5)
     weak = [0.01, 0.05, 0.051, 0.5] + [2.0] * 6
     collapse_last_epoch(own_service, val_kl_per_dimension=weak)

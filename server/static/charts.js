@@ -29,7 +29,7 @@ const Charts = (() => {
       grid: { stroke: colour("--line"), width: 1 },
       ticks: { stroke: colour("--line"), width: 1, size: 4 },
       font: "12px system-ui, sans-serif",
-      size: 48,
+      size: 56,
       gap: 4,
       ...options,
     };
