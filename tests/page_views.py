@@ -1,12 +1,26 @@
-"""What a page shows, asked of the browser."""
+"""What a page shows, asked of the browser.
 
+LOSSLAB_SKIP_BROWSER_TESTS=1 leaves its tests out where no Chromium can be had.
+"""
+
+import os
+import re
 import time
 from collections.abc import Callable
 
+import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page
 
 WAIT_MS = 60_000
+HOSTILE = "<img src=x onerror=document.body.dataset.taken=1></script><script>alert(1)</script>"
+
+NEEDS_BROWSER = pytest.mark.skipif(
+    bool(os.environ.get("LOSSLAB_SKIP_BROWSER_TESTS")),
+    reason="LOSSLAB_SKIP_BROWSER_TESTS asks to leave the browser tests out",
+)
+
+OpenPage = Callable[..., Page]
 
 
 def mark(page: Page) -> None:
@@ -35,6 +49,37 @@ def wait_for_epochs(page: Page, num_epochs: int) -> None:
     wait_until(lambda: count_epochs(page) >= num_epochs)
 
 
+def count_pixels(page: Page, panel: str, colour: str) -> int:
+    """How much of a panel is drawn in a colour of the style sheet, just as it stands there."""
+    counted = page.evaluate(
+        """([panel, name]) => {
+          const canvas = document.querySelector(`[data-panel=${panel}] canvas`);
+          const { width, height } = canvas;
+          const copy = new OffscreenCanvas(width, height + 1);
+          const context = copy.getContext("2d", { willReadFrequently: true });
+          context.drawImage(canvas, 0, 0);
+          context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(name);
+          context.fillRect(0, height, 1, 1);
+          const wanted = context.getImageData(0, height, 1, 1).data;
+          const { data } = context.getImageData(0, 0, width, height);
+          let count = 0;
+          for (let i = 0; i < data.length; i += 4) {
+            count += wanted.every((value, channel) => Math.abs(data[i + channel] - value) < 4);
+          }
+          return count;
+        }""",
+        [panel, colour],
+    )
+    return int(counted)
+
+
+def list_loaded_pictures(page: Page) -> set[int]:
+    """The epochs whose pictures the page has asked for."""
+    urls = page.evaluate("performance.getEntriesByType('resource').map(({ name }) => name)")
+    found = (re.search(r"/reconstructions/(\d+)\.png", url) for url in urls)
+    return {int(match[1]) for match in found if match}
+
+
 def wait_for_picture(page: Page) -> str:
     """The picture's address, once it is really there."""
     wait_until(lambda: is_loaded(page.locator("#picture")))
@@ -57,6 +102,7 @@ def find_barriers(page: Page) -> list[str]:
 
 def read_interactive_ms(page: Page) -> float:
     """When tables, curves and slider answered, counted from the click that asked for the page."""
-    moments = page.evaluate("performance.getEntriesByName('interactive').map((m) => m.startTime)")
-    (moment,) = moments
+    marks = "performance.getEntriesByName('interactive').map((mark) => mark.startTime)"
+    wait_until(lambda: bool(page.evaluate(marks)))
+    (moment,) = page.evaluate(marks)
     return float(moment)

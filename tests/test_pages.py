@@ -2,11 +2,12 @@
 
 import html
 import re
+from typing import Any
 
 import pytest
 from conftest import BOTH_DATABASES, TINY, SubmitJob, drain, read
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from server import job_queue
 from server.models import JobStatus, Option
@@ -89,8 +90,8 @@ def test_page_of_a_job_has_verdict_pictures_events_and_files(finished: Finished)
         assert picture["url"] in answer.text
     for checkpoint in client.get(f"/jobs/{job_id}/checkpoints").json()["data"]:
         assert f'href="{checkpoint["url"]}"' in answer.text
-    for event in client.get(f"/jobs/{job_id}/events").json()["data"]:
-        assert event["message"] in page
+    for told in client.get(f"/jobs/{job_id}/events").json()["data"]:
+        assert told["message"] in page
     assert "sqrt_inverse" in page
     assert "[EPOCH 2/2]" in page
 
@@ -102,6 +103,22 @@ def test_page_that_is_live_is_not_sent_its_curves_again(finished: Finished) -> N
     again = client.get(url, headers={"Losslab-Refresh": "1"}).text
     assert 'id="drawing"' not in again
     assert 'id="pictures"' in again
+
+
+def test_page_that_is_live_reads_its_epochs_once(finished: Finished) -> None:
+    client, ids = finished
+    engine: Engine = client.app.state.engine  # type: ignore[attr-defined]
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        client.get(f"/ui/jobs/{ids['b']}", headers={"Losslab-Refresh": "1"}).raise_for_status()
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    assert len([each for each in statements if "FROM epoch_metrics" in each]) == 1
 
 
 def test_pages_show_moments_in_utc_for_the_script_to_translate(finished: Finished) -> None:
@@ -142,6 +159,21 @@ def test_comparison_of_nothing_lets_one_choose(finished: Finished) -> None:
     client, ids = finished
     page = client.get("/ui/compare").text
     assert all(f'name="job_id" value="{job_id}"' in page for job_id in ids.values())
+
+
+def test_jobs_to_compare_are_chosen_from_several_pages(
+    client: TestClient, submit_job: SubmitJob
+) -> None:
+    ids = {submit_job().id for _ in range(60)}
+    page = client.get("/ui/compare").text
+    first = set(re.findall(r'name="job_id" value="([0-9a-f]{12})"', page))
+    (older,) = re.findall(r'href="([^"]+)">Older jobs', page)
+    page = client.get(html.unescape(older)).text
+    second = set(re.findall(r'name="job_id" value="([0-9a-f]{12})"', page))
+    assert len(first) == 50
+    assert first | second == ids
+    assert "Older jobs" not in page
+    assert client.get("/ui/compare?after=000000000000").status_code == 404
 
 
 def test_comparison_of_the_newest_of_each_option(finished: Finished) -> None:

@@ -1,30 +1,42 @@
 """Jobs side by side: curves over each other, criteria in a table, pictures in step."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from sqlmodel import Session, col, select
 
-from server.dependencies import SessionDep
+from server.dependencies import SessionDep, find_job
 from server.job_list import JobFilter, read_page
 from server.models import Artifact, ArtifactKind
 from server.pages.curves import draw_history
 from server.pages.rendering import render_page
 from server.reports import ReportEntry
-from server.routes.comparisons import MAX_COMPARED_JOBS, QueryDep, find_entries, make_comparison
+from server.routes.comparisons import (
+    MAX_COMPARED_JOBS,
+    ComparisonQuery,
+    find_entries,
+    make_comparison,
+)
 
 NUM_CHOICES = 50
 
 router = APIRouter(prefix="/ui", include_in_schema=False)
 
 
+class PageQuery(ComparisonQuery):
+    """What to compare; as long as that is nothing, which jobs to choose from."""
+
+    after: str = ""
+
+
 @router.get("/compare")
-def show_comparison(request: Request, *, query: QueryDep, session: SessionDep) -> Response:
+def show_comparison(
+    request: Request, *, query: Annotated[PageQuery, Query()], session: SessionDep
+) -> Response:
     if not query.job_id and not query.options:
-        jobs = read_page(session, JobFilter(), after=None, limit=NUM_CHOICES)
-        return render_page("choose.html", request, jobs=jobs, max_jobs=MAX_COMPARED_JOBS)
+        return _offer_jobs(request, session=session, after=query.after)
     entries = find_entries(query, session=session)
     thresholds = query.thresholds()
     overridden = thresholds.model_dump(exclude_defaults=True)
@@ -42,6 +54,21 @@ def show_comparison(request: Request, *, query: QueryDep, session: SessionDep) -
             "thresholds": thresholds.model_dump(),
         },
         pictures=_list_pictures(session, entries),
+    )
+
+
+def _offer_jobs(request: Request, *, session: Session, after: str) -> Response:
+    """The page to choose jobs from, those older than the job `after`."""
+    last = find_job(session, after) if after else None
+    page = read_page(session, JobFilter(), after=last, limit=NUM_CHOICES + 1)
+    jobs, has_more = page[:NUM_CHOICES], len(page) > NUM_CHOICES
+    return render_page(
+        "choose.html",
+        request,
+        jobs=jobs,
+        next_after=jobs[-1].id if has_more else None,
+        is_first_page=not after,
+        max_jobs=MAX_COMPARED_JOBS,
     )
 
 

@@ -1,5 +1,6 @@
 """The page of one job: what it learns while it learns, and what it was asked to do."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
@@ -9,11 +10,11 @@ from sqlmodel import Session, col, select
 from server import job_queue
 from server.criteria import Thresholds, judge
 from server.dependencies import EngineDep, JobDep, JobFilesDep, SessionDep, read_epochs
-from server.models import Job, JobEvent, JobStatus
+from server.models import EpochMetrics, Job, JobEvent, JobStatus
 from server.pages.curves import draw_job
 from server.pages.login import FormDep, stay_here
-from server.pages.rendering import render_page
-from server.routes.jobs import list_checkpoints, list_reconstructions
+from server.pages.rendering import is_refresh, render_page
+from server.routes.jobs import describe_checkpoints, list_reconstructions
 from server.schemas import FORM, JobPublic, ResumeRequest
 
 NUM_EVENTS = 100
@@ -37,7 +38,6 @@ def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFi
     events = _read_newest_events(session, job)
     epochs = read_epochs(session, [job.id])[job.id]
     thresholds = Thresholds()
-    summary = job.dataset_summary or {}
     return render_page(
         "job.html",
         request,
@@ -49,14 +49,11 @@ def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFi
         table_epochs=epochs[: -NUM_TABLE_EPOCHS - 1 : -1],
         events=events,
         log=files.read_log(tail=NUM_LOG_LINES),
-        checkpoints=list_checkpoints(job, session=session).data[::-1],
+        checkpoints=describe_checkpoints(job, session=session, epochs=epochs)[::-1],
         pictures=_describe_pictures(session, job),
-        drawing=draw_job(epochs)
-        | {
-            "after": events[0].id if events else 0,
-            "background_share": summary.get("background_share"),
-            "thresholds": thresholds.model_dump(),
-        },
+        background_share=(job.dataset_summary or {}).get("background_share"),
+        # A page that is live has its curves, and each new epoch by the event stream.
+        drawing=None if is_refresh(request) else _draw(job, epochs, events=events),
     )
 
 
@@ -82,6 +79,17 @@ def list_actions(job: Job | JobPublic) -> tuple[str, ...]:
     if job.pause_requested_at is not None and job.status == JobStatus.running:
         return ("resume", "cancel")
     return _ACTIONS[JobStatus(job.status)]
+
+
+def _draw(
+    job: Job, epochs: Sequence[EpochMetrics], *, events: Sequence[JobEvent]
+) -> dict[str, Any]:
+    """All that the page draws, and the event from which on the stream brings what is new."""
+    return draw_job(epochs) | {
+        "num_dimensions": job.training_config.latent_dim,
+        "after": events[0].id if events else 0,
+        "thresholds": Thresholds().model_dump(),
+    }
 
 
 def _read_num_epochs(form: dict[str, str]) -> int | None:

@@ -18,6 +18,7 @@ from server.pages.job import list_actions
 from server.pages.job_form import OVERRIDES, JobForm, fill_form, list_options
 from server.pages.login import FormDep
 from server.pages.rendering import render_page
+from server.routes.comparisons import MAX_COMPARED_JOBS
 from server.routes.jobs import submit_job
 from server.routes.operations import list_workers
 from server.schemas import JobPublic
@@ -57,6 +58,7 @@ def show_jobs(
         workers=[worker for worker in workers if worker.state != WorkerState.stopped],
         next_after=jobs[-1].id if has_more else None,
         is_first_page=not after,
+        max_jobs=MAX_COMPARED_JOBS,
         status=chosen[0] if chosen else "",
         option=of_option or "",
         **_describe_form(fill_form({})),

@@ -76,6 +76,11 @@ def render_page(
     return HTMLResponse(html, status_code=status_code, headers=_HEADERS)
 
 
+def is_refresh(request: Request) -> bool:
+    """Whether a page that is open already asks for what has changed."""
+    return "losslab-refresh" in request.headers
+
+
 @router.get("/docs")
 def show_docs(request: Request) -> HTMLResponse:
     """Every route of the API, to be read and tried."""

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -38,7 +38,7 @@ from server.event_feed import EventFeed, read_events
 from server.histories import read_histories
 from server.idempotency import Answer, do_once
 from server.job_list import JobFilter, read_page
-from server.models import Artifact, ArtifactKind, Job, JobStatus, Option
+from server.models import Artifact, ArtifactKind, EpochMetrics, Job, JobStatus, Option
 from server.problems import PROBLEM_RESPONSES
 from server.schemas import (
     Checkpoint,
@@ -260,12 +260,8 @@ def read_reconstruction(
 @router.get("/{job_id}/checkpoints")
 def list_checkpoints(job: JobDep, *, session: SessionDep) -> CheckpointList:
     """One entry a checkpoint, oldest first, with the metrics of its epoch."""
-    artifacts = _read_artifacts(session, job, kind=ArtifactKind.checkpoint)
-    metrics = {row.epoch: row for row in read_epochs(session, [job.id])[job.id]}
-    checkpoints = [
-        Checkpoint.of(artifact, job=job, metrics=metrics.get(artifact.epoch))
-        for artifact in artifacts
-    ]
+    epochs = read_epochs(session, [job.id])[job.id]
+    checkpoints = describe_checkpoints(job, session=session, epochs=epochs)
     return CheckpointList(data=checkpoints, has_more=False)
 
 
@@ -296,6 +292,18 @@ async def _encode_events(feed: EventFeed, job_id: str, *, after: int) -> AsyncIt
 
 def _describe(job: Job) -> Answer:
     return Answer(JobPublic.of(job).model_dump_json(), location=f"/jobs/{job.id}")
+
+
+def describe_checkpoints(
+    job: Job, *, session: Session, epochs: Sequence[EpochMetrics]
+) -> list[Checkpoint]:
+    """The checkpoints, oldest first, for one who has read the job's epochs already."""
+    metrics = {row.epoch: row for row in epochs}
+    artifacts = _read_artifacts(session, job, kind=ArtifactKind.checkpoint)
+    return [
+        Checkpoint.of(artifact, job=job, metrics=metrics.get(artifact.epoch))
+        for artifact in artifacts
+    ]
 
 
 def _read_artifacts(session: Session, job: Job, *, kind: ArtifactKind) -> list[Artifact]:

@@ -3,6 +3,8 @@
 
 const Charts = (() => {
   const HEIGHT = 220;
+  const MARKER_SPACE = 12;
+  const MAX_MARKED_CURVES = 12;
   const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
   const charts = [];
 
@@ -27,7 +29,7 @@ const Charts = (() => {
       grid: { stroke: colour("--line"), width: 1 },
       ticks: { stroke: colour("--line"), width: 1, size: 4 },
       font: "12px system-ui, sans-serif",
-      size: 48,
+      size: 56,
       gap: 4,
       ...options,
     };
@@ -39,7 +41,7 @@ const Charts = (() => {
   ];
 
   // The target band and the lines that mean something, behind and before the curves.
-  function marks({ band, lines }) {
+  function marks(panel, { band, lines }) {
     const at = (chart, value) => chart.valToPos(value, "y", true);
     const inside = (chart, y) =>
       Math.min(Math.max(y, chart.bbox.top), chart.bbox.top + chart.bbox.height);
@@ -48,6 +50,7 @@ const Charts = (() => {
         drawClear: (chart) => {
           if (!band) return;
           const [bottom, top] = band().map((value) => inside(chart, at(chart, value)));
+          panel.dataset.band = band().join(" ");
           chart.ctx.fillStyle = colour("--band");
           chart.ctx.fillRect(chart.bbox.left, top, chart.bbox.width, bottom - top);
         },
@@ -57,9 +60,13 @@ const Charts = (() => {
           ctx.strokeStyle = colour("--text");
           ctx.lineWidth = devicePixelRatio;
           ctx.setLineDash([6 * devicePixelRatio, 4 * devicePixelRatio]);
-          for (const value of lines ? lines() : []) {
-            const y = Math.round(at(chart, value));
-            if (y < bbox.top || y > bbox.top + bbox.height) continue;
+          const drawn = (lines ? lines() : []).filter((value) => {
+            const y = at(chart, value);
+            return y >= bbox.top && y <= bbox.top + bbox.height;
+          });
+          panel.dataset.lines = drawn.join(" ");
+          for (const value of drawn) {
+            const y = Math.round(at(chart, value)) + (ctx.lineWidth % 2) / 2; // on whole pixels
             ctx.beginPath();
             ctx.moveTo(bbox.left, y);
             ctx.lineTo(bbox.left + bbox.width, y);
@@ -108,6 +115,11 @@ const Charts = (() => {
       this.describe();
     }
 
+    // What the marks stand for has changed, and not the curves.
+    redraw() {
+      this.plot.redraw(false);
+    }
+
     // Bring one curve out, or none.
     highlight(index) {
       this.plot.setSeries(index === null ? null : index + 1, { focus: index !== null });
@@ -115,6 +127,13 @@ const Charts = (() => {
   }
 
   function lines(panel, { curves, band, marked, range, rightRange, legend = true }, data) {
+    // A single epoch makes no line; further ones have markers as long as these stand apart.
+    const hasMarkers = (chart) => {
+      if (chart.data[0].length < 2) return true;
+      const [first, last] = chart.series[0].idxs;
+      const space = MARKER_SPACE * devicePixelRatio * (last - first);
+      return curves.length <= MAX_MARKED_CURVES && space <= chart.bbox.width;
+    };
     const makeOptions = () => ({
       scales: {
         x: { time: false, range: (_, low, high) => [low ?? 1, Math.max(high ?? 2, (low ?? 1) + 1)] },
@@ -136,7 +155,7 @@ const Charts = (() => {
           dash: DASHES[(curve.dash ?? 0) % DASHES.length],
           width: curves.length > 12 ? 1 : 2,
           spanGaps: true,
-          points: { show: data[0].length < 2 || (curves.length <= 12 && undefined), size: 6 },
+          points: { show: hasMarkers, size: 6 },
           value: legendValue,
         })),
       ],
@@ -147,7 +166,7 @@ const Charts = (() => {
       },
       focus: { alpha: 0.15 },
       cursor: { focus: { prox: curves.length > 1 ? 16 : -1 }, drag: { x: true, y: false } },
-      plugins: [marks({ band, lines: marked })],
+      plugins: [marks(panel, { band, lines: marked })],
     });
     return new Chart(panel, makeOptions, data);
   }
@@ -164,6 +183,7 @@ const Charts = (() => {
       const { ctx } = chart;
       const [epochs, ...dimensions] = chart.data;
       const shades = new Map();
+      panel.dataset.numCollapsed = dimensions.flat().filter((v) => v !== null && v <= limit).length;
       const half = epochs.length > 1 ? (epochs.at(-1) - epochs[0]) / (epochs.length - 1) / 2 : 0.5;
       dimensions.forEach((values, dimension) => {
         const top = chart.valToPos(dimension + 0.5, "y", true);

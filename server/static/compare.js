@@ -52,8 +52,8 @@
 
   function showPictures() {
     const epoch = epochs[slider.valueAsNumber];
-    document.querySelector(".slider").hidden = epoch === undefined;
     if (epoch === undefined) return;
+    slider.disabled = false;
     byId("epoch-shown").textContent = `epoch ${epoch}`;
     slider.setAttribute("aria-valuetext", `epoch ${epoch}`);
     for (const figure of document.querySelectorAll(".pictures figure")) {
@@ -63,7 +63,9 @@
       const image = figure.querySelector("img");
       const url = urlOf(jobId, shown);
       figure.querySelector(".shown").textContent = `epoch ${shown}`;
-      if (image.getAttribute("src") === url) continue;
+      // What did not come is asked for again.
+      const isBroken = image.complete && image.naturalWidth === 0;
+      if (image.getAttribute("src") === url && !isBroken) continue;
       image.hidden = false;
       image.src = url;
     }
@@ -104,5 +106,6 @@
     takePictures();
   });
   takePictures();
-  performance.mark("interactive");
+  // The curves are drawn once this task has ended, and are on the screen after the next frame.
+  requestAnimationFrame(() => setTimeout(() => performance.mark("interactive")));
 })();

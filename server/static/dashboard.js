@@ -121,43 +121,102 @@ const Losslab = (() => {
 
   // The resolved configuration follows what is typed.
   function followForm(form) {
-    const ask = async () => {
+    const preview = byId("preview");
+    let asked = null;
+    let timer = 0;
+    const askIn = (milliseconds) => {
+      clearTimeout(timer);
+      timer = setTimeout(ask, milliseconds);
+    };
+
+    // An answer to what was typed before may not come after the one to what is typed now.
+    async function ask() {
+      asked?.abort();
+      asked = new AbortController();
+      const { signal } = asked;
       const query = new URLSearchParams(new FormData(form));
       for (const [key, value] of [...query]) if (!value) query.delete(key);
       try {
-        const answer = await fetch(`/ui/jobs/new?${query}`);
+        const answer = await fetch(`/ui/jobs/new?${query}`, { signal });
         const page = new DOMParser().parseFromString(await answer.text(), "text/html");
         const fresh = page.getElementById("preview");
-        if (fresh) byId("preview").replaceChildren(...document.adoptNode(fresh).childNodes);
+        if (!fresh) throw new Error(`status ${answer.status}`);
+        preview.replaceChildren(...document.adoptNode(fresh).childNodes);
         for (const input of page.querySelectorAll(".overrides input")) {
           form.elements[input.name].placeholder = input.placeholder;
         }
       } catch {
-        tellConnection(true);
+        if (signal.aborted) return;
+        tellMissing();
+        askIn(RETRY_SECONDS * 1000);
       }
-    };
-    let timer = 0;
-    form.addEventListener("input", () => {
-      clearTimeout(timer);
-      timer = setTimeout(ask, 200);
-    });
+    }
+
+    function tellMissing() {
+      const text = "The server does not say what the job will have. This page asks again by itself.";
+      if (preview.textContent === text) return;
+      const problem = document.createElement("p");
+      problem.className = "problem";
+      problem.textContent = text;
+      preview.replaceChildren(problem);
+    }
+
+    form.addEventListener("input", () => askIn(200));
+  }
+
+  // Jobs are marked on several pages and compared together, so the tab remembers the marks.
+  const MARKS = "losslab-marks";
+
+  function readMarks() {
+    try {
+      return new Set(JSON.parse(sessionStorage.getItem(MARKS) ?? "[]"));
+    } catch {
+      return new Set(); // a browser that keeps nothing: the marks of this page are all there are
+    }
+  }
+
+  function keepMarks(marks) {
+    try {
+      sessionStorage.setItem(MARKS, JSON.stringify([...marks]));
+    } catch {}
   }
 
   function followMarks() {
-    const count = byId("num-chosen");
-    if (!count) return;
-    const tell = () => {
-      const marked = document.querySelectorAll("input[name=job_id]:checked").length;
-      count.textContent = marked ? `${marked} marked` : "the marked jobs";
-      count.closest("button").disabled = !marked;
+    const form = byId("compare");
+    if (!form) return;
+    const marks = readMarks();
+    const most = Number(form.dataset.maxJobs);
+    const show = () => {
+      const boxes = [...document.querySelectorAll("input[name=job_id]")];
+      for (const box of boxes) box.checked = marks.has(box.value);
+      const isTooMany = marks.size > most;
+      byId("num-chosen").textContent = marks.size ? `${marks.size} marked` : "the marked jobs";
+      byId("too-many").textContent = isTooMany ? `${most} can be compared at once.` : "";
+      byId("compare-marked").disabled = marks.size === 0 || isTooMany;
+      byId("unmark").hidden = marks.size === 0;
     };
-    document.addEventListener("change", tell);
-    listeners.push(tell);
-    tell();
+    document.addEventListener("change", ({ target }) => {
+      if (target.name !== "job_id") return;
+      if (target.checked) marks.add(target.value);
+      else marks.delete(target.value);
+      keepMarks(marks);
+      show();
+    });
+    byId("unmark").addEventListener("click", () => {
+      marks.clear();
+      keepMarks(marks);
+      show();
+    });
+    // In the order in which they were marked, wherever that was.
+    form.addEventListener("formdata", ({ formData }) => {
+      formData.delete("job_id");
+      for (const jobId of marks) formData.append("job_id", jobId);
+    });
+    listeners.push(show);
+    show();
   }
 
   function start() {
-    document.documentElement.classList.add("with-script");
     rememberLiveParts();
     localiseTimes(document);
     for (const part of document.querySelectorAll("[data-follow]")) part.scrollTop = part.scrollHeight;

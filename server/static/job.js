@@ -13,9 +13,12 @@
   const panel = (name) => document.querySelector(`[data-panel=${name}]`);
   const heatData = () => {
     const { epochs, values } = drawing.kl;
-    const num = values.length ? values.at(-1).length : 1;
-    return [epochs, ...Array.from({ length: num }, (_, d) => values.map((row) => row[d] ?? null))];
+    const dimensions = Array.from({ length: drawing.num_dimensions }, (_, d) => d);
+    return [epochs, ...dimensions.map((d) => values.map((row) => row[d] ?? null))];
   };
+
+  // The data set is not known before the job has started.
+  let backgroundShare = readData("background-share");
 
   const panels = [
     {
@@ -44,7 +47,7 @@
             curves: [{ label: "training" }, { label: "validation", dash: 1 }],
             range: share,
             band: () => [thresholds.min_accuracy, thresholds.max_accuracy],
-            marked: () => (drawing.background_share ? [drawing.background_share] : []),
+            marked: () => (backgroundShare === null ? [] : [backgroundShare]),
           },
           data,
         ),
@@ -83,7 +86,14 @@
   for (const { names, draw, ...rest } of panels.splice(0)) {
     panels.push({ names, chart: draw(pick(...names)), ...rest });
   }
-  let heatMap = Charts.heat(panel("kl"), { limit: thresholds.min_kl_per_dimension }, heatData());
+  const heatMap = Charts.heat(panel("kl"), { limit: thresholds.min_kl_per_dimension }, heatData());
+
+  Losslab.listeners.push(() => {
+    const known = backgroundShare;
+    backgroundShare = readData("background-share");
+    if (backgroundShare === known) return;
+    for (const { chart } of panels) chart.redraw();
+  });
 
   // An epoch that runs again after a resume takes the place of its first run.
   function place(epochs, lists, epoch, values) {
@@ -98,15 +108,9 @@
     for (const [name, [epochs, values]] of Object.entries(columns)) {
       place(epochs, [values], row.epoch, [row[name] ?? null]);
     }
-    const numBefore = drawing.kl.values.at(-1)?.length;
     place(drawing.kl.epochs, [drawing.kl.values], row.epoch, [row.val_kl_per_dimension]);
     for (const { names, chart } of panels) chart.setData(pick(...names));
-    if (numBefore === row.val_kl_per_dimension.length) {
-      heatMap.setData(heatData());
-    } else {
-      heatMap.plot.destroy();
-      heatMap = Charts.heat(panel("kl"), { limit: thresholds.min_kl_per_dimension }, heatData());
-    }
+    heatMap.setData(heatData());
     document.body.dataset.lastEpoch = row.epoch;
   }
 

@@ -9,13 +9,14 @@
   const slider = byId("epoch-slider");
   const image = byId("picture");
   let pictures = readData("pictures");
-  let shownUrl = null;
+  let wantedUrl = null; // of the picture that is shown or on its way
+  const samples = byId("samples");
+  const note = byId("picture-note");
 
   function showPicture() {
     const picture = pictures[slider.valueAsNumber];
-    byId("no-picture").hidden = Boolean(picture);
-    document.querySelector(".slider").hidden = !picture;
     if (!picture) return;
+    slider.disabled = false;
     const isLatest = picture === pictures.at(-1);
     const what = [picture.is_best && "best", isLatest && "latest"].filter(Boolean).join(", ");
     const text = `epoch ${picture.epoch}${what ? ` (${what})` : ""}`;
@@ -23,8 +24,9 @@
     slider.setAttribute("aria-valuetext", text);
     byId("show-best").disabled = picture.is_best || !pictures.some((p) => p.is_best);
     byId("show-latest").disabled = isLatest;
-    if (shownUrl === picture.url) return;
-    shownUrl = picture.url;
+    if (wantedUrl === picture.url) return;
+    wantedUrl = picture.url;
+    samples.classList.add("outdated");
     image.hidden = false;
     image.src = picture.url;
     for (const near of [-1, 1]) {
@@ -71,35 +73,37 @@
     }
   }
 
-  function makeSample() {
-    const item = document.createElement("li");
-    for (const name of ["input", "reconstruction", "error"]) {
-      const figure = item.appendChild(document.createElement("figure"));
-      figure.appendChild(document.createElement("canvas")).setAttribute("role", "img");
-      figure.appendChild(document.createElement("figcaption")).textContent = name;
-    }
-    item.appendChild(document.createElement("p"));
-    return item;
-  }
-
   function showSamples() {
-    const picture = pictures.find(({ url }) => url === shownUrl);
-    if (!picture) return;
+    const picture = pictures.find(({ url }) => url === wantedUrl);
+    // The picture before may come when this one has been asked for.
+    if (!picture || !image.complete || !image.naturalWidth) return;
     const scratch = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
     const context = scratch.getContext("2d", { willReadFrequently: true });
     context.drawImage(image, 0, 0);
     const pixels = context.getImageData(0, 0, scratch.width, scratch.height);
-    const list = byId("samples");
-    while (list.children.length > picture.samples.length) list.lastChild.remove();
-    while (list.children.length < picture.samples.length) list.append(makeSample());
+    while (samples.children.length > picture.samples.length) samples.lastElementChild.remove();
+    while (samples.children.length < picture.samples.length) {
+      samples.append(samples.firstElementChild.cloneNode(true));
+    }
     picture.samples.forEach((figures, index) => {
       const [left, top] = corner(index);
       const input = readCells(pixels, left, top);
       const output = readCells(pixels, left + PICTURE.side + PICTURE.pairGap, top);
-      showSample(list.children[index], { input, output, figures, index });
+      showSample(samples.children[index], { input, output, figures, index });
     });
-    byId("error-key").hidden = false;
-    image.classList.add("unseen");
+    samples.classList.remove("outdated");
+    samples.removeAttribute("aria-hidden");
+    note.textContent = "";
+  }
+
+  // Grids of another epoch would be taken for those of the one that is named.
+  function clearSamples() {
+    const epoch = pictures.find(({ url }) => url === wantedUrl)?.epoch;
+    wantedUrl = null;
+    samples.setAttribute("aria-hidden", "true");
+    for (const canvas of samples.querySelectorAll("canvas")) canvas.width = canvas.height = 1;
+    for (const text of samples.querySelectorAll("p")) text.textContent = "";
+    note.textContent = `The picture of epoch ${epoch} did not come. This page tries again by itself.`;
   }
 
   function showSample(item, { input, output, figures, index }) {
@@ -146,6 +150,7 @@
   }
 
   image.addEventListener("load", showSamples);
+  image.addEventListener("error", clearSamples);
   slider.addEventListener("input", showPicture);
   byId("show-best").addEventListener("click", () => moveTo(pictures.findIndex((p) => p.is_best)));
   byId("show-latest").addEventListener("click", () => moveTo(pictures.length - 1));
