@@ -3,16 +3,21 @@
 #
 #     docker/backup.sh backups/monday [compose options, such as -f docker/compose.cpu.yml]
 #
-# Workers hand their jobs back meanwhile, so that rows and files belong together.
+# Server and workers stand still meanwhile (jobs are handed back), so that rows and files belong
+# together. What the folder holds already stays until the new backup is whole.
 set -euo pipefail
 folder=$1
 shift
-compose() { if docker compose version > /dev/null 2>&1; then docker compose "$@"; else docker-compose "$@"; fi; }
+. "$(dirname "$0")/standstill.sh"
 
+umask 077
 mkdir -p "$folder"
-compose "$@" stop worker
-trap 'compose "${options[@]}" start worker' EXIT
-options=("$@")
-compose "$@" exec -T db pg_dump -h 127.0.0.1 -U losslab -d losslab --format=custom > "$folder/database.dump"
-compose "$@" exec -T server tar -C /data --exclude=./cache -c . > "$folder/data.tar"
+trap 'rm -f "$folder"/*.part; resume' EXIT
+halt
+database pg_dump -d losslab --format=custom > "$folder/database.dump.part"
+files "tar --exclude=./cache --exclude=./.restored -c ." > "$folder/data.tar.part"
+(cd "$folder" && sha256sum database.dump.part data.tar.part | sed 's/[.]part$//' > SHA256SUMS.part)
+for name in SHA256SUMS database.dump data.tar; do
+    mv "$folder/$name.part" "$folder/$name"
+done
 echo "saved to $folder"

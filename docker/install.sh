@@ -15,7 +15,8 @@ dependencies)
     python3 -m venv /opt/pip
     python3 -m venv --without-pip /opt/losslab
     if [ "${2:-}" = worker ]; then
-        $pip ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch
+        # PyTorch's own index mirrors but some of what torch needs: the next pip brings the rest.
+        $pip ${TORCH_INDEX_URL:+--no-deps --index-url "$TORCH_INDEX_URL"} torch
     fi
     python3 - "${2:-}" > /tmp/requirements.txt << 'END'
 import sys, tomllib

@@ -2,20 +2,39 @@
 # Put back what docker/backup.sh saved; what the stack holds now is lost:
 #
 #     docker/restore.sh backups/monday [compose options, such as -f docker/compose.cpu.yml]
+#
+# Nothing is lost before the backup lies whole beside it, which takes room for both.
 set -euo pipefail
 folder=$1
 shift
-compose() { if docker compose version > /dev/null 2>&1; then docker compose "$@"; else docker-compose "$@"; fi; }
 [ -f "$folder/database.dump" ] && [ -f "$folder/data.tar" ] || { echo "no backup in $folder" >&2; exit 1; }
+if [ -f "$folder/SHA256SUMS" ]; then
+    (cd "$folder" && sha256sum --check --quiet SHA256SUMS)
+fi
+. "$(dirname "$0")/standstill.sh"
 
-compose "$@" stop worker server
-compose "$@" up -d db
-until compose "$@" exec -T db pg_isready -q -h 127.0.0.1 -U losslab; do sleep 1; done
-compose "$@" exec -T db sh -c \
-    "dropdb -h 127.0.0.1 -U losslab --if-exists --maintenance-db=postgres losslab \
-    && createdb -h 127.0.0.1 -U losslab --maintenance-db=postgres losslab"
-compose "$@" exec -T db pg_restore -h 127.0.0.1 -U losslab -d losslab --no-owner < "$folder/database.dump"
-compose "$@" run --rm --no-deps -T server \
-    sh -c 'find /data -mindepth 1 -delete && tar -C /data -x' < "$folder/data.tar"
-compose "$@" up -d
+compose up -d --no-recreate db
+for _ in $(seq 60); do
+    database pg_isready -q -d losslab && break
+    sleep 1
+done
+clear_away() {
+    database dropdb --if-exists --force losslab_restored
+    files "rm -rf .restored"
+}
+trap 'clear_away || true; resume' EXIT
+clear_away
+database createdb losslab_restored
+database pg_restore -d losslab_restored --no-owner --exit-on-error < "$folder/database.dump"
+files "mkdir .restored; tar -C .restored -x" < "$folder/data.tar"
+
+# From here on only the backup has everything: whatever fails, the same command can be run again.
+trap resume EXIT
+halt
+database dropdb --if-exists --force losslab
+database psql -q -d postgres -c "ALTER DATABASE losslab_restored RENAME TO losslab"
+files "find . -mindepth 1 -maxdepth 1 ! -name .restored -exec rm -rf {} +
+    find .restored -mindepth 1 -maxdepth 1 -exec mv -t . {} +
+    rmdir .restored"
+[ -n "$running" ] || compose up -d
 echo "restored from $folder"

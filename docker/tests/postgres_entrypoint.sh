@@ -1,6 +1,10 @@
 #!/bin/sh
-# Does what the official image does with POSTGRES_USER, POSTGRES_PASSWORD and POSTGRES_DB.
+# Does what the official image does with POSTGRES_USER, POSTGRES_PASSWORD(_FILE) and POSTGRES_DB.
 set -eu
+if [ -n "${POSTGRES_PASSWORD_FILE:-}" ]; then
+    [ -z "${POSTGRES_PASSWORD:-}" ] || { echo "POSTGRES_PASSWORD and a file for it are exclusive" >&2; exit 1; }
+    POSTGRES_PASSWORD=$(cat "$POSTGRES_PASSWORD_FILE")
+fi
 data=/var/lib/postgresql/data
 as_postgres="setpriv --reuid postgres --regid postgres --init-groups"
 chown postgres:postgres "$data"

@@ -21,10 +21,21 @@ if [ ${#missing[@]} -gt 0 ]; then
         || fail "${missing[*]} cannot be installed"
 fi
 
+engine=
+stand_ins=()
+clean_up() {
+    if [ -n "$engine" ]; then
+        kill "$engine" && wait "$engine" || true
+        rm -rf "$scratch"
+    else
+        docker image rm losslab-{server,worker}:test "${stand_ins[@]}" > /dev/null 2>&1 || true
+    fi
+}
+trap clean_up EXIT
+
 if ! docker info > /dev/null 2>&1; then
     [ "$(id -u)" = 0 ] || fail "no engine answers, and only root can start one"
     scratch=$(mktemp -d)
-    trap 'kill $engine; wait $engine || true; rm -rf "$scratch"' EXIT
     # vfs copies whole images, and works on any file system.
     for driver in overlay2 vfs; do
         dockerd --storage-driver "$driver" --data-root "$scratch/$driver" \
@@ -41,10 +52,13 @@ if ! docker info > /dev/null 2>&1; then
 fi
 
 for image in python:3.11-slim-bookworm postgres:17-bookworm; do
-    docker image inspect "$image" > /dev/null 2>&1 || timeout 120 docker pull -q "$image" \
-        || echo "docker tests: $image cannot be pulled, a stand-in takes its place"
+    docker image inspect "$image" > /dev/null 2>&1 || timeout 120 docker pull -q "$image" || {
+        echo "docker tests: $image cannot be pulled, a stand-in takes its place"
+        stand_ins+=("$image")
+    }
 done
 docker/tests/stand_ins.sh python:3.11-slim-bookworm postgres:17-bookworm
 "$python" -m pip download --quiet --disable-pip-version-check -d docker/wheels -c constraints.txt \
     torch '.[worker]' 'setuptools>=77'
-"$python" -m pytest -x -v -p no:cacheprovider docker/tests/test_stack.py
+# -s shows the sizes and times that are measured.
+"$python" -m pytest -x -v -s -p no:cacheprovider docker/tests/test_{stack,backup,compose}.py
