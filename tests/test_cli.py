@@ -33,8 +33,10 @@ T = TypeVar("T")
 
 def make_environment(**changes: str) -> dict[str, str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("LOSSLAB_")}
-    quick = {"LOSSLAB_POLL_SECONDS": "0.05", "LOSSLAB_RETRY_SECONDS": "0.1"}
-    return clean | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"} | quick | changes
+    # One thread: two would wait for each other on busy cores.
+    quick = {"POLL_SECONDS": "0.05", "RETRY_SECONDS": "0.1", "NUM_WORKERS": "2"}
+    ours = {f"LOSSLAB_{name}": value for name, value in quick.items()}
+    return clean | {"COLUMNS": "200"} | ours | changes
 
 
 def run(*arguments: str, **environment: str) -> Finished:

@@ -209,7 +209,7 @@ def running(settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[by
     environment = os.environ | {
         "LOSSLAB_DATA_DIR": str(settings.data_dir),
         "LOSSLAB_DATABASE_URL": settings.database_url,
-        "OMP_NUM_THREADS": "1",
+        "LOSSLAB_NUM_WORKERS": "2",  # one thread: two would wait for each other on busy cores
     }
     process = subprocess.Popen([LOSSLAB, *arguments], env=environment, stderr=subprocess.DEVNULL)
     try:
