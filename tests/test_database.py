@@ -8,11 +8,12 @@ import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, SQLModel
 
-from server.database import open_database, write_transaction
+from server.database import SCHEMA_REVISION, open_database, write_transaction
 from server.models import Job, Option
 from server.settings import Settings
 
@@ -21,6 +22,13 @@ def test_migrations_make_the_schema_of_the_models(engine: Engine) -> None:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, SQLModel.metadata) == []
+
+
+def test_newest_migration_is_the_one_that_is_looked_for(engine: Engine) -> None:
+    assert ScriptDirectory("server/migrations").get_current_head() == SCHEMA_REVISION
+    with engine.connect() as connection:
+        revision = MigrationContext.configure(connection).get_current_revision()
+    assert revision == SCHEMA_REVISION
 
 
 def test_opening_again_changes_nothing(settings: Settings, engine: Engine) -> None:
