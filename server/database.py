@@ -20,7 +20,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session, create_engine, select
 
-from server.models import utc_now
+from server.columns import utc_now
 from server.settings import Settings
 
 #: The newest of the migrations, which Alembic would have to be imported to find.

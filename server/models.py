@@ -1,7 +1,7 @@
 """The nouns of Losslab: what a job is asked to do, and the tables that remember it."""
 
 import uuid
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
@@ -9,20 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import (
     JSON,
     Column,
-    DateTime,
-    Dialect,
-    Enum,
-    ForeignKey,
     Index,
     Integer,
-    String,
-    TypeDecorator,
     UniqueConstraint,
     text,
 )
 from sqlmodel import Field as Col
 from sqlmodel import SQLModel
 
+from server.columns import UTCDateTime, job_id_column, text_column, utc_now
 from server.datasets import DATASET_NAME_PATTERN
 
 
@@ -146,37 +141,9 @@ OPTION_SUMMARIES: Final[dict[Option, str]] = {
 QUICK_TEST_PRESET: Final[dict[str, Any]] = {"epochs": 5, "checkpoint_every": 1}
 
 
-class UTCDateTime(TypeDecorator[datetime]):
-    """Aware UTC on both databases; SQLite itself keeps no time zone."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        return value.astimezone(UTC) if value else None
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 def new_job_id() -> str:
     """Twelve random hex digits: short enough to type, never given out twice."""
     return uuid.uuid4().hex[:12]
-
-
-def _text_column(values: type[StrEnum], *, nullable: bool = False) -> Any:
-    """Text with a CHECK: a native enum type could never lose a value again."""
-    checked = Enum(values, native_enum=False, create_constraint=True, length=20)
-    return Column(checked, nullable=nullable)
-
-
-def _job_id_column(*, primary_key: bool = False, index: bool | None = None) -> Any:
-    key = ForeignKey("job.id", ondelete="CASCADE")
-    return Column(String(12), key, primary_key=primary_key, index=index, nullable=False)
 
 
 class Job(SQLModel, table=True):
@@ -202,7 +169,7 @@ class Job(SQLModel, table=True):
 
     id: str = Col(default_factory=new_job_id, primary_key=True, max_length=12)
     name: str | None = None
-    option: Option = Col(sa_column=_text_column(Option))
+    option: Option = Col(sa_column=text_column(Option))
     quick_test: bool = False
     is_pinned: bool = False  # its checkpoints stay when space is needed
     labels: dict[str, str] = Col(
@@ -211,8 +178,8 @@ class Job(SQLModel, table=True):
     priority: int = 0
     config: dict[str, Any] = Col(sa_type=JSON)
 
-    status: JobStatus = Col(default=JobStatus.queued, sa_column=_text_column(JobStatus))
-    phase: JobPhase | None = Col(default=None, sa_column=_text_column(JobPhase, nullable=True))
+    status: JobStatus = Col(default=JobStatus.queued, sa_column=text_column(JobStatus))
+    phase: JobPhase | None = Col(default=None, sa_column=text_column(JobPhase, nullable=True))
     progress: float = 0.0  # of all planned steps, 0 to 1
     progress_at: datetime | None = Col(default=None, sa_type=UTCDateTime)  # when it last rose
     attempt: int = 0  # raised by every claim
@@ -232,7 +199,7 @@ class Job(SQLModel, table=True):
     error_code: str | None = None
     error_message: str | None = None
     failure_kind: FailureKind | None = Col(
-        default=None, sa_column=_text_column(FailureKind, nullable=True)
+        default=None, sa_column=text_column(FailureKind, nullable=True)
     )
 
     # Summary columns, so that a list of jobs reads no per-epoch row.
@@ -261,7 +228,7 @@ class JobLabel(SQLModel, table=True):
     __tablename__ = "job_label"
     __table_args__ = (Index("ix_job_label_created_at", "key", "value", "created_at", "job_id"),)
 
-    job_id: str = Col(sa_column=_job_id_column(primary_key=True))
+    job_id: str = Col(sa_column=job_id_column(primary_key=True))
     key: str = Col(primary_key=True)
     value: str
     created_at: datetime = Col(sa_type=UTCDateTime)
@@ -272,7 +239,7 @@ class EpochMetrics(SQLModel, table=True):
 
     __tablename__ = "epoch_metrics"
 
-    job_id: str = Col(sa_column=_job_id_column(primary_key=True))
+    job_id: str = Col(sa_column=job_id_column(primary_key=True))
     epoch: int = Col(sa_column=Column(Integer, primary_key=True, autoincrement=False))
     attempt: int
     recorded_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
@@ -342,7 +309,7 @@ class JobEvent(SQLModel, table=True):
     __table_args__ = (Index("ix_job_event_job_id_id", "job_id", "id"),)
 
     id: int | None = Col(default=None, primary_key=True)
-    job_id: str = Col(sa_column=_job_id_column())
+    job_id: str = Col(sa_column=job_id_column())
     kind: str  # an EventKind
     message: str
     data: dict[str, Any] | None = Col(default=None, sa_type=JSON)  # the figures, for programs
@@ -370,8 +337,8 @@ class Artifact(SQLModel, table=True):
     __table_args__ = (UniqueConstraint("job_id", "kind", "epoch"),)
 
     id: int | None = Col(default=None, primary_key=True)
-    job_id: str = Col(sa_column=_job_id_column())
-    kind: ArtifactKind = Col(sa_column=_text_column(ArtifactKind))
+    job_id: str = Col(sa_column=job_id_column())
+    kind: ArtifactKind = Col(sa_column=text_column(ArtifactKind))
     epoch: int
     file_name: str
     size_bytes: int

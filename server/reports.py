@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader
 
+from server.columns import utc_now
 from server.criteria import Criterion, CriterionStatus, Thresholds, Verdict
 from server.histories import History
-from server.models import Job, utc_now
+from server.models import Job
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

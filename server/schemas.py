@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 
+from server.columns import utc_now
 from server.criteria import Recommendation, Verdict
 from server.models import (
     OPTION_PRESETS,
@@ -19,7 +20,6 @@ from server.models import (
     JobStatus,
     Option,
     TrainingConfig,
-    utc_now,
 )
 from server.worker_registry import WorkerState
 

@@ -9,6 +9,7 @@ from sqlalchemy import JSON, Engine, Row, select
 from sqlmodel import SQLModel
 
 from server import job_queue, job_records, leases
+from server.columns import utc_now
 from server.leases import Lease, StopRequest
 from server.models import (
     Artifact,
@@ -21,7 +22,6 @@ from server.models import (
     JobPhase,
     JobStatus,
     ResumePoint,
-    utc_now,
 )
 
 MAX_ATTEMPTS = 2

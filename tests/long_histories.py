@@ -10,8 +10,9 @@ from sqlalchemy import update
 from sqlmodel import col
 
 from server import job_queue
+from server.columns import utc_now
 from server.database import open_database
-from server.models import EpochMetrics, Job, JobStatus, Option, utc_now
+from server.models import EpochMetrics, Job, JobStatus, Option
 from server.schemas import resolve_config
 from server.settings import Settings
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from server.columns import utc_now
 from server.criteria import (
     Criterion,
     CriterionStatus,
@@ -17,7 +18,7 @@ from server.criteria import (
     judge,
     rank,
 )
-from server.models import EpochMetrics, FailureKind, Job, JobStatus, Option, utc_now
+from server.models import EpochMetrics, FailureKind, Job, JobStatus, Option
 
 NAN = math.nan
 PASSED, FAILED, NO_DATA = CriterionStatus.passed, CriterionStatus.failed, CriterionStatus.no_data

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from server import job_queue, job_records, leases
+from server.columns import utc_now
 from server.database import write_transaction
 from server.job_queue import JobStateError, QueueFullError
 from server.leases import Lease, LeaseLostError, StopRequest
@@ -21,7 +22,6 @@ from server.models import (
     JobStatus,
     Option,
     TrainingConfig,
-    utc_now,
 )
 
 pytestmark = BOTH_DATABASES

@@ -38,9 +38,10 @@ from known_job import (
 from sqlalchemy import Engine, delete, update
 
 from server import job_queue, leases
+from server.columns import utc_now
 from server.job_queue import JobStateError
 from server.leases import Lease, LeaseLostError, StopRequest
-from server.models import FailureKind, Job, Option, TrainingConfig, utc_now
+from server.models import FailureKind, Job, Option, TrainingConfig
 
 pytestmark = BOTH_DATABASES
 

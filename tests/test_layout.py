@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 CONTRACT = {
     "settings",
     "models",
+    "columns",
     "database",
     "job_queue",
     "job_records",

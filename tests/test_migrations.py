@@ -19,6 +19,7 @@ from sqlmodel import Session, SQLModel, create_engine, select
 
 from server import database as database_module
 from server import job_queue, leases
+from server.columns import utc_now
 from server.database import open_database
 from server.leases import Lease
 from server.models import (
@@ -30,7 +31,6 @@ from server.models import (
     JobStatus,
     TrainingConfig,
     Worker,
-    utc_now,
 )
 from server.settings import Settings
 

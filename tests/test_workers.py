@@ -8,8 +8,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, update
 
 from server import job_queue, leases, worker_registry
+from server.columns import utc_now
 from server.leases import Lease
-from server.models import Job, Worker, utc_now
+from server.models import Job, Worker
 from server.settings import Settings
 from server.worker_registry import WorkerState
 

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from server.models import utc_now
+from server.columns import utc_now
 
 _STATIC_DIR = Path(__file__).parent.parent / "static"
 _HASH_LENGTH = 16
