@@ -22,10 +22,9 @@ from benchmarks.contestants import BATCH_SIZE, compute_plain_loss, make_plain_mo
 from benchmarks.machine import describe_machine, write_results
 from server.settings import count_cores
 from worker.atomic import generate_atomic
-from worker.device import choose_device, keep_freed_memory
+from worker.device import autocast, choose_device, keep_freed_memory
 from worker.losses import GridLoss
 from worker.model import BetaVAE, VAEOutput
-from worker.training import autocast
 
 #: Worth its complexity from here on.
 TARGET_RATIO = 2.0

@@ -55,6 +55,13 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def install_problem_handlers(app: FastAPI) -> None:
+    _install_refusals(app)
+    _install_failures(app)
+
+
+def _install_refusals(app: FastAPI) -> None:
+    """What a client can do something about."""
+
     @app.exception_handler(HTTPException)
     def on_http(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
@@ -90,6 +97,17 @@ def install_problem_handlers(app: FastAPI) -> None:
     def on_full(request: Request, error: QueueFullError) -> Response:
         return respond(request, 429, str(error))
 
+
+def _install_failures(app: FastAPI) -> None:
+    """What this machine, its database or its program did."""
+
+    @app.exception_handler(Exception)
+    def on_fault(request: Request, error: Exception) -> Response:
+        request_id = request.state.request_id
+        _logger.error("request %s failed", request_id, exc_info=error)
+        detail = "an error of the server; its log has more under this request_id"
+        return respond(request, 500, detail)
+
     def on_outage(request: Request, error: Exception) -> Response:
         _logger.warning("the database is away: %s", error)
         detail = (
@@ -108,13 +126,6 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     for outage in OUTAGES:
         app.add_exception_handler(outage, on_outage)
-
-    @app.exception_handler(Exception)
-    def on_fault(request: Request, error: Exception) -> Response:
-        request_id = request.state.request_id
-        _logger.error("request %s failed", request_id, exc_info=error)
-        detail = "an error of the server; its log has more under this request_id"
-        return respond(request, 500, detail)
 
 
 def explain_errors(errors: Iterable[Any], *, num_outer: int = 0) -> list[FieldError]:

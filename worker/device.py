@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -31,6 +33,17 @@ def ask_for_exactness() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 where the processor computes in it, float32 elsewhere."""
+    enabled = device.type == "cuda" or _cpu_has_bf16()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _cpu_has_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def take_share_of_cores(*, num_workers: int) -> None:

@@ -3,9 +3,9 @@ no files."""
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from server.models import TrainingConfig
 from worker.capture import StepInputs, capture
 from worker.data import Dataset, DeviceGrids
-from worker.device import ask_for_exactness
+from worker.device import ask_for_exactness, autocast
 from worker.losses import (
     GridLoss,
     compute_beta,
@@ -389,14 +389,3 @@ def _select(tensors: dict[str, Tensor], *, prefix: str) -> dict[str, Tensor]:
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-
-
-def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 where the processor computes in it, float32 elsewhere."""
-    enabled = device.type == "cuda" or _cpu_has_bf16()
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def _cpu_has_bf16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
