@@ -119,7 +119,9 @@ class JobPublic(BaseModel):
     worker_id: str | None
     cancel_requested_at: datetime | None
     pause_requested_at: datetime | None
-    available_at: datetime | None = Field(description="a retry that is not due before this")
+    available_at: datetime | None = Field(
+        description="no worker takes it earlier, unless it is reserved for that one"
+    )
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
