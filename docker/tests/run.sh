@@ -24,11 +24,13 @@ fi
 engine=
 stand_ins=()
 clean_up() {
+    # A later build of the GPU stack would take these for what it shall install.
+    rm -f docker/wheels/*.whl
     if [ -n "$engine" ]; then
         kill "$engine" && wait "$engine" || true
         rm -rf "$scratch"
     else
-        docker image rm losslab-{server,worker}:test "${stand_ins[@]}" > /dev/null 2>&1 || true
+        docker image rm losslab-{server,worker-cpu}:test "${stand_ins[@]}" > /dev/null 2>&1 || true
     fi
 }
 trap clean_up EXIT

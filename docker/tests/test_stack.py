@@ -6,14 +6,14 @@ from stack import COMPOSE, Stack
 
 def test_server_image_is_small_and_holds_no_torch_and_no_compiler(stack: Stack) -> None:
     megabytes = stack.inspect("losslab-server:test")["Size"] / 1e6
-    worker_megabytes = stack.inspect("losslab-worker:test")["Size"] / 1e6
+    worker_megabytes = stack.inspect("losslab-worker-cpu:test")["Size"] / 1e6
     print(f"\nserver image {megabytes:.0f} MB, worker image {worker_megabytes:.0f} MB")
     assert megabytes < 300
     look = "command -v gcc cc; python -c 'import torch' 2>/dev/null && echo torch; true"
     assert stack.run("docker", "run", "--rm", "losslab-server:test", "sh", "-c", look) == ""
 
 
-@pytest.mark.parametrize("name", ["losslab-server:test", "losslab-worker:test"])
+@pytest.mark.parametrize("name", ["losslab-server:test", "losslab-worker-cpu:test"])
 def test_images_run_as_nobody_in_particular_and_say_what_they_are(stack: Stack, name: str) -> None:
     config = stack.inspect(name)["Config"]
     assert config["User"] == "10001:10001"
