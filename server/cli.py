@@ -139,6 +139,8 @@ def submit(
     _print_answer(job, as_json=as_json, view=tables.job_view)
     if not as_json:
         _console.print(f"losslab show {job['id']}", style="dim", highlight=False)
+    if job["status"] == "paused":
+        print_error(f"the job was paused; losslab resume {job['id']} lets it go on")
     if wait:
         _exit_unless_succeeded([job])
 

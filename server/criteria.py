@@ -44,7 +44,8 @@ class Diagnosis(StrEnum):
 _SUMMARIES = {
     Diagnosis.undecided: "There is not enough to judge yet.",
     Diagnosis.diverged: "The loss grew or stopped being a number: training diverged.",
-    Diagnosis.mode_collapse: "The model paints (almost) everything background: mode collapse.",
+    Diagnosis.mode_collapse: "The model does not tell the objects from the background: "
+    "mode collapse.",
     Diagnosis.posterior_collapse: "Some latent dimensions carry no information: "
     "posterior collapse.",
     Diagnosis.over_painted: "The model finds the objects but paints over the background.",

@@ -188,6 +188,8 @@ def _name_field(location: tuple[int | str, ...], *, num_outer: int) -> str:
 
 def _explain(error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
+        if error["loc"][0] == "query":
+            return "unknown parameter; /docs lists those there are"
         return "unknown field; see GET /options for the settings there are"
     message: str = error["msg"].removeprefix("Value error, ")
     # What was sent helps, as long as it is short and can be shown.

@@ -5,7 +5,7 @@ Everything takes the API's JSON. Cells are `Text`, so that a job's name is never
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -26,6 +26,8 @@ _STATUS_STYLES = {
 _OUTCOME_STYLES = {"success": "bold green", "failure": "bold red", "undecided": "yellow"}
 _CRITERION_STYLES = {"passed": "green", "failed": "red", "no_data": "dim"}
 _NO_VALUE = "–"
+#: What options are compared by; other differences make a comparison doubtful.
+_LOSS_SETTINGS: Final = ("option", "use_focal_loss", "focal_gamma", "class_weighting")
 
 
 class JobProgress:
@@ -156,7 +158,7 @@ def comparison_view(comparison: Json) -> RenderableType:
     table = _make_table("Option", "Job", ">Accuracy", ">Recall", ">IoU", ">Criteria", "Verdict")
     for entry in [*ranked, *entries.values()]:
         table.add_row(*_comparison_cells(entry))
-    return Group(table, _recommendation_text(comparison))
+    return Group(table, _recommendation_text(comparison), *_difference_lines(comparison))
 
 
 def welcome_text(url: str, *, data_dir: Path, num_workers: int) -> Text:
@@ -206,6 +208,14 @@ def _recommendation_text(comparison: Json) -> Text:
         (f"Recommended: option {recommendation['option']}", "bold green"),
         f" (job {recommendation['job_id']}). {recommendation['reason']}",
     )
+
+
+def _difference_lines(comparison: Json) -> list[Text]:
+    """A warning if the jobs differ in more than their loss."""
+    others = [key for key in comparison["differences"] if key not in _LOSS_SETTINGS]
+    if not others:
+        return []
+    return [Text(f"They also differ in {', '.join(others)}.", style="yellow")]
 
 
 def _verdict_text(verdict: Json) -> Text:

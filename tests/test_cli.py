@@ -1,5 +1,6 @@
 """The command line with real processes and tiny trainings."""
 
+import io
 import json
 import os
 import re
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from server.arguments import OptionName
 from server.cli import app
 from server.models import Option
+from server.tables import comparison_view
 
 LOSSLAB = str(Path(sys.executable).with_name("losslab"))
 COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
@@ -316,6 +319,27 @@ def test_train_keeps_its_job_from_the_workers_on_the_same_data_directory(
     assert json.loads(done.stdout)["job"]["attempt"] == 1
     # Its own worker writes its own log.
     assert "[JOB] succeeded" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("keys", "warning"),
+    [
+        (["option", "focal_gamma"], ""),
+        (["option", "num_samples", "seed"], "They also differ in num_samples, seed."),
+    ],
+)
+def test_comparison_of_jobs_that_differ_in_more_than_their_loss_says_so(
+    keys: list[str], warning: str
+) -> None:
+    comparison = {
+        "jobs": [], "ranking": [], "recommendation": None, "reason": "",
+        "differences": {key: {} for key in keys},
+    }  # fmt: skip
+    console = Console(file=io.StringIO(), width=100)
+    console.print(comparison_view(comparison))
+    shown = console.file.getvalue()
+    assert warning in shown
+    assert ("differ" in shown) == bool(warning)
 
 
 def test_example_compares_the_options(service: Up, tmp_path: Path) -> None:

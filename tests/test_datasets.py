@@ -114,6 +114,19 @@ def test_upload_beyond_the_limit_is_refused_and_leaves_nothing(
     assert list_names(narrow) == ["atomic", "arc"]
 
 
+def test_job_without_its_data_set_is_not_resumed(
+    client: TestClient, settings: Settings, engine: Engine
+) -> None:
+    client.put("/datasets/mine", content=make_npz(images=GRIDS)).raise_for_status()
+    url = f"/jobs/{client.post('/jobs', json={'option': 'b', 'dataset': 'mine'}).json()['id']}"
+    client.post(f"{url}/cancel")
+    client.delete("/datasets/mine").raise_for_status()
+    refused = client.post(f"{url}/resume")
+    assert refused.status_code == 422
+    assert refused.json()["errors"][0]["field"] == "dataset"
+    assert client.get(url).json()["status"] == "cancelled"
+
+
 def test_data_set_that_a_job_needs_stays(
     client: TestClient, engine: Engine, settings: Settings
 ) -> None:

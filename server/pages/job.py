@@ -9,7 +9,15 @@ from sqlmodel import Session, col, select
 
 from server import job_queue
 from server.criteria import Thresholds, judge
-from server.dependencies import EngineDep, JobDep, JobFilesDep, SessionDep, read_epochs
+from server.datasets import check_dataset
+from server.dependencies import (
+    EngineDep,
+    JobDep,
+    JobFilesDep,
+    SessionDep,
+    SettingsDep,
+    read_epochs,
+)
 from server.models import EpochMetrics, Job, JobEvent, JobStatus
 from server.pages.curves import draw_job
 from server.pages.login import FormDep, stay_here
@@ -58,7 +66,9 @@ def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFi
 
 
 @router.post("/{job_id}/{action}")
-def change_job(job: JobDep, *, action: str, engine: EngineDep, form: FormDep) -> Response:
+def change_job(
+    job: JobDep, *, action: str, engine: EngineDep, settings: SettingsDep, form: FormDep
+) -> Response:
     """Cancel, pause or resume a job, and go back to where the button was."""
     match action:
         case "cancel":
@@ -66,6 +76,7 @@ def change_job(job: JobDep, *, action: str, engine: EngineDep, form: FormDep) ->
         case "pause":
             job_queue.pause(engine, job.id)
         case "resume":
+            check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
             job_queue.resume(engine, job.id, num_epochs=_read_num_epochs(form))
         case _:
             raise HTTPException(404, f"a job cannot be made to {action!r}")

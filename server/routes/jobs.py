@@ -180,10 +180,12 @@ def pause_job(job: JobDep, *, engine: EngineDep) -> JobPublic:
 
 @router.post("/{job_id}/resume")
 def resume_job(
-    job: JobDep, *, engine: EngineDep, request: ResumeRequest | None = None
+    job: JobDep, *, engine: EngineDep, settings: SettingsDep, request: ResumeRequest | None = None
 ) -> JobPublic:
     """Let a paused, failed or cancelled job go on from its last good checkpoint, or a succeeded
     one up to more `epochs`. A job that waits or runs is left alone."""
+    # Better refused now than failed later.
+    check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
     num_epochs = request.epochs if request is not None else None
     return JobPublic.of(job_queue.resume(engine, job.id, num_epochs=num_epochs))
 
