@@ -43,7 +43,7 @@ pytestmark = BOTH_DATABASES
 
 
 @pytest.mark.parametrize(
-    ("seconds", "state"), [(0, "idle"), (9, "idle"), (12, "stale"), (29, "stale"), (32, "dead")]
+    ("seconds", "state"), [(0, "idle"), (9, "idle"), (12, "stale"), (20, "stale"), (32, "dead")]
 )
 def test_silent_worker_is_stale_and_then_dead(
     client: TestClient, engine: Engine, seconds: float, state: str
