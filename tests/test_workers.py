@@ -43,7 +43,7 @@ pytestmark = BOTH_DATABASES
 
 
 @pytest.mark.parametrize(
-    ("seconds", "state"), [(0, "idle"), (9, "idle"), (12, "stale"), (20, "stale"), (32, "dead")]
+    ("seconds", "state"), [(0, "idle"), (5, "idle"), (15, "stale"), (20, "stale"), (32, "dead")]
 )
 def test_silent_worker_is_stale_and_then_dead(
     client: TestClient, engine: Engine, seconds: float, state: str
@@ -55,7 +55,7 @@ def test_silent_worker_is_stale_and_then_dead(
     assert num_live == (0 if state == "dead" else 1)
 
 
-@pytest.mark.parametrize(("seconds", "state"), [(0, "busy"), (295, "busy"), (305, "stalled")])
+@pytest.mark.parametrize(("seconds", "state"), [(0, "busy"), (280, "busy"), (320, "stalled")])
 def test_worker_that_lives_without_progress_is_stalled(
     client: TestClient, engine: Engine, submit_job: SubmitJob, seconds: float, state: str
 ) -> None:
