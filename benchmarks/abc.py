@@ -7,7 +7,7 @@ table into the README. About two minutes an option and seed on two cores with bf
 
 How much of it is chance shows with more seeds, in a file of their own:
 
-    python -m benchmarks.abc --options b --seeds 0 1 2 3 4 5 6 7 8 9 --results seeds
+    python -m benchmarks.abc --options b --seeds 0 1 2 3 4 5 6 7 8 9 --results seeds_float32
 """
 
 import argparse
