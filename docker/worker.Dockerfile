@@ -15,6 +15,10 @@ COPY constraints.txt pyproject.toml ./
 RUN docker/install.sh dependencies worker
 COPY . .
 RUN docker/install.sh package
+# Whatever a worker imports, compiled: its containers have nowhere to keep that, and would start
+# in 12 seconds instead of 5.
+RUN PYTHONPYCACHEPREFIX=/opt/losslab/bytecode /opt/losslab/bin/python -P -c \
+    "import psycopg, worker.main, worker.device; worker.device.warm_up()"
 
 FROM ${BASE_IMAGE}
 ARG REVISION=unknown
@@ -27,6 +31,7 @@ RUN groupadd --gid 10001 losslab \
 ENV PATH=/opt/losslab/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONPYCACHEPREFIX=/opt/losslab/bytecode \
     MPLCONFIGDIR=/tmp/matplotlib \
     LOSSLAB_DATA_DIR=/data
 USER 10001:10001

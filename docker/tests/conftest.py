@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 
 import pytest
-from stack import Stack, make_environment
+from stack import COMPOSE, Stack, make_environment
 
 
 @pytest.fixture(scope="session")
 def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     stack = Stack(make_environment())
     stack.compose("down", "-v")
-    stack.compose("build")
+    # The newer of the two composes does so by itself.
+    stack.compose("build", *([] if COMPOSE == ["docker", "compose"] else ["--parallel"]))
     seconds = stack.up()
     print(f"\nfrom up to ready: {seconds:.1f} s")
     try:

@@ -59,8 +59,10 @@ for image in python:3.11-slim-bookworm postgres:17-bookworm; do
         stand_ins+=("$image")
     }
 done
-docker/tests/stand_ins.sh python:3.11-slim-bookworm postgres:17-bookworm
 "$python" -m pip download --quiet --disable-pip-version-check -d docker/wheels -c constraints.txt \
-    torch '.[worker]' 'setuptools>=77'
+    torch '.[worker]' 'setuptools>=77' &
+wheels=$!
+docker/tests/stand_ins.sh python:3.11-slim-bookworm postgres:17-bookworm
+wait $wheels || fail "what the images hold cannot be downloaded"
 # -s shows the sizes and times that are measured.
 "$python" -m pytest -x -v -s -p no:cacheprovider docker/tests/test_{stack,backup,compose}.py

@@ -12,8 +12,11 @@ SECOND_WORKER = f"""
 services:
   worker-1:
     extends: {{file: {ROOT}/docker/compose.base.yml, service: worker}}
+    image: losslab-worker-cpu:test
     depends_on: {{server: {{condition: service_healthy}}}}
 """
+#: Enough for the backup to come before the last.
+NUM_EPOCHS = 8
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def wide_stack(
 @pytest.fixture(scope="module")
 def training(wide_stack: Stack) -> str:
     """A job that trains while the backup is made."""
-    job_id = wide_stack.post(epochs=10)
+    job_id = wide_stack.post(epochs=NUM_EPOCHS)
     wide_stack.wait_for_epoch(job_id)
     return job_id
 
@@ -105,7 +108,7 @@ def test_restore_brings_back_what_was_saved_and_starts_what_ran(
     # It goes on from where it was when it was saved.
     assert wide_stack.wait(training)["status"] == "succeeded"
     restored = wide_stack.read_everything()
-    assert len(restored.pop(training)["metrics"]["data"]) == 10
+    assert len(restored.pop(training)["metrics"]["data"]) == NUM_EPOCHS
     del saved[training]
     assert restored == saved
 
