@@ -29,7 +29,7 @@ from server.settings import Settings, count_cores
 from worker import runner
 from worker.checkpoints import save_checkpoint
 from worker.data import Dataset, draw_reconstruction_batches, load_dataset
-from worker.device import choose_device, keep_freed_memory, warm_up
+from worker.device import choose_device, keep_freed_memory
 from worker.recorder import NUM_RECONSTRUCTIONS, EpochRecorder
 from worker.training import EpochResult, Trainer
 from worker.visualization import reconstruct, render_reconstructions
@@ -67,7 +67,6 @@ def main() -> None:
     machine = describe_machine(PACKAGES)
     keep_freed_memory()
     torch.set_num_threads(count_cores())
-    warm_up()
     logging.getLogger("worker").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as data_dir:
         settings = Settings(data_dir=Path(data_dir), database_url="")

@@ -14,7 +14,6 @@ from worker.losses import (
     compute_class_weights,
     compute_focal_loss,
     compute_kl_per_dimension,
-    compute_learning_rate,
     compute_loss,
 )
 from worker.model import VAEOutput
@@ -161,14 +160,3 @@ def test_beta_follows_its_schedule(schedule: BetaSchedule, expected: list[float]
     config = TrainingConfig(beta=2.0, beta_schedule=schedule, beta_warmup_fraction=0.2)
     betas = [compute_beta(config, step=step, num_steps=100) for step in (0, 10, 50, 75, 87)]
     assert betas == pytest.approx(expected)
-
-
-def test_learning_rate_below_where_the_decay_ends_stays_as_it_is() -> None:
-    config = TrainingConfig(learning_rate=1e-6, min_learning_rate=1e-5)
-    assert {compute_learning_rate(config, step=step, num_steps=5) for step in range(5)} == {1e-6}
-
-
-def test_learning_rate_falls_on_a_cosine_from_start_to_end() -> None:
-    config = TrainingConfig(learning_rate=1e-3, min_learning_rate=1e-5)
-    rates = [compute_learning_rate(config, step=step, num_steps=101) for step in (0, 50, 100)]
-    assert rates == pytest.approx([1e-3, (1e-3 + 1e-5) / 2, 1e-5])

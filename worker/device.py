@@ -61,11 +61,3 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-
-
-def warm_up() -> None:
-    """Make the first job of this process begin as quickly as the later ones.
-
-    The first optimizer imports torch's compiler, which takes a second.
-    """
-    torch.optim.Adam([torch.zeros(1, requires_grad=True)])

@@ -5,7 +5,6 @@ divided by the number of cells. β = 1 is therefore the ELBO's own weighting at 
 """
 
 import logging
-import math
 from typing import NamedTuple
 
 import torch
@@ -115,11 +114,3 @@ def compute_beta(config: TrainingConfig, *, step: int, num_steps: int) -> float:
         case BetaSchedule.cyclical:
             position = step * NUM_CYCLES / num_steps % 1.0
             return config.beta * min(1.0, 2 * position)
-
-
-def compute_learning_rate(config: TrainingConfig, *, step: int, num_steps: int) -> float:
-    """Cosine decay from `learning_rate` to `min_learning_rate` (Loshchilov & Hutter, 2017); a
-    `learning_rate` that is below the other stays as it is, since a decay never rises."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / max(1, num_steps - 1)))
-    lowest = min(config.min_learning_rate, config.learning_rate)
-    return lowest + cosine * (config.learning_rate - lowest)

@@ -30,7 +30,6 @@ from worker.device import (
     describe_device,
     keep_freed_memory,
     take_share_of_cores,
-    warm_up,
 )
 from worker.runner import DeviceBrokenError, run_job
 
@@ -49,7 +48,6 @@ def main() -> None:
         _watch_parent(shutdown)
     keep_freed_memory()
     take_share_of_cores(num_workers=settings.num_workers)
-    warm_up()
     engine = outlast_outages(shutdown)(open_database, settings)
     try:
         work(

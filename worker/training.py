@@ -19,11 +19,11 @@ from worker.losses import (
     GridLoss,
     compute_beta,
     compute_class_weights,
-    compute_learning_rate,
     compute_loss,
 )
 from worker.metrics import SPIKE_RATIO, MetricSums, SplitMetrics, compute_spike_ratios
 from worker.model import BetaVAE, VAEOutput
+from worker.optimizer import Adam, compute_learning_rate
 
 _EVALUATION_BATCH_SIZE = 500
 
@@ -128,18 +128,9 @@ class Trainer:
             model = BetaVAE(latent_dim=config.latent_dim, grid_size=dataset.grid_size)
         # Stubs know no memory format for modules.
         self.model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._optimizer = torch.optim.Adam(
-            self.model.parameters(),
-            # A graph reads the rate on the device; on a CPU a tensor would only cost time.
-            lr=torch.tensor(config.learning_rate, device=device)
-            if device.type == "cuda"
-            else config.learning_rate,
-            fused=True,
-            capturable=device.type == "cuda",
+        self._optimizer = Adam(
+            self.model.parameters(), learning_rate=config.learning_rate, device=device
         )
-        # Fused Adam leaves the weights alone while this is 1, without asking the host.
-        self._non_finite = torch.zeros((), device=device)
-        self._optimizer.found_inf = self._non_finite  # type: ignore[attr-defined]
 
     @property
     def progress(self) -> float:
@@ -246,7 +237,7 @@ class Trainer:
         train = under_way.sums.compute()
         train_seconds = seconds_before + time.perf_counter() - started
         last_step = (self.epoch + 1) * self.steps_per_epoch - 1
-        beta = compute_beta(self.config, step=last_step, num_steps=self.num_steps)
+        beta = self._beta(last_step)
         val = self._validate(beta=beta)
         self.epoch += 1
         self._under_way = None
@@ -256,9 +247,7 @@ class Trainer:
             train=train,
             val=val,
             beta=beta,
-            learning_rate=compute_learning_rate(
-                self.config, step=last_step, num_steps=self.num_steps
-            ),
+            learning_rate=self._learning_rate(last_step),
             num_loss_spikes=int((ratios > SPIKE_RATIO).sum()),
             max_spike_ratio=float(ratios.max()) if ratios.size else None,
             seconds=seconds_before + time.perf_counter() - started,
@@ -275,14 +264,21 @@ class Trainer:
         while epoch.step < self.steps_per_epoch:
             if self._should_stop():
                 raise TrainingStopped
-            beta = compute_beta(self.config, step=first_step + epoch.step, num_steps=self.num_steps)
-            self._set_learning_rate(first_step + epoch.step)
+            step = first_step + epoch.step
+            beta = self._beta(step)
+            self._optimizer.set_learning_rate(self._learning_rate(step))
             indices = epoch.order[epoch.step * self.batch_size :][: self.batch_size]
             self._inputs.fill(indices, position=epoch.step, beta=beta)
             self._step()
             epoch.step += 1
             epoch.seconds = seconds_before + time.perf_counter() - started
             self._on_step(self)
+
+    def _beta(self, step: int) -> float:
+        return compute_beta(self.config, step=step, num_steps=self.num_steps)
+
+    def _learning_rate(self, step: int) -> float:
+        return compute_learning_rate(self.config, step=step, num_steps=self.num_steps)
 
     def _forget_graphs(self) -> None:
         """On a GPU the next epoch makes new ones."""
@@ -312,14 +308,14 @@ class Trainer:
         Adam leaves the weights and its moments alone."""
         sums, losses = self._sums.state_dict(), self._step_losses.clone()
         generator = self._generator.get_state()
-        self._non_finite.fill_(1.0)
+        self._optimizer.found_inf.fill_(1.0)
         try:
             yield
         finally:
             self._sums.load_state_dict(sums)
             self._step_losses.copy_(losses)
             self._generator.set_state(generator)
-            self._non_finite.fill_(0.0)
+            self._optimizer.found_inf.fill_(0.0)
 
     def _train_step(self) -> None:
         """One step of Adam with what lies in `_inputs`; its mean loss goes to `_step_losses`,
@@ -327,13 +323,14 @@ class Trainer:
         grids = self._draw(self._inputs.indices)
         output, loss = self._forward(grids, beta=self._inputs.beta)
         mean_loss = loss.total.mean()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         torch.autograd.backward(mean_loss)
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.max_grad_norm, foreach=True
         )
         is_finite = torch.isfinite(mean_loss.detach() + norm)
-        self._non_finite.copy_(torch.maximum(self._non_finite, (~is_finite).float()))
+        found_inf = self._optimizer.found_inf
+        found_inf.copy_(torch.maximum(found_inf, (~is_finite).float()))
         self._optimizer.step()
         self._sums.add(loss, logits=output.logits, grids=grids)
         step_loss = torch.where(is_finite, mean_loss.detach(), torch.nan)
@@ -373,14 +370,6 @@ class Trainer:
             return self._train_grids.draw(indices)
         symmetries = torch.randint(8, indices.shape, generator=self._generator, device=self.device)
         return self._train_grids.draw(indices, symmetries=symmetries)
-
-    def _set_learning_rate(self, step: int) -> None:
-        rate = compute_learning_rate(self.config, step=step, num_steps=self.num_steps)
-        for group in self._optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
 
 
 def _select(tensors: dict[str, Tensor], *, prefix: str) -> dict[str, Tensor]:
