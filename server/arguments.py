@@ -1,6 +1,7 @@
 """What the commands of `losslab` take: the options that several of them share."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,6 +50,9 @@ def collect_overrides(set_keys: Pairs, **values: Any) -> dict[str, Any]:
     """What was set, whether by an option of its own or by `--set`, which wins."""
     named = {key: value for key, value in values.items() if value is not None}
     extra = {key: _parse_value(text) for key, text in parse_pairs(set_keys).items()}
+    for key, value in (named | extra).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise typer.BadParameter(f"{key} must be a finite number, not {value}")
     if taken := sorted(extra.keys() & _OWN_OPTIONS):
         raise typer.BadParameter(f"--set cannot change {', '.join(taken)}; it has its own option")
     return named | extra

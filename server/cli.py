@@ -214,10 +214,10 @@ def compare(
     if bool(job_ids) == bool(options):
         raise typer.BadParameter("name jobs by their ids, or options with --options")
     letters = [letter.strip() for letter in options.split(",")] if options else None
+    form = None if report is None else _report_format(report)
     with _client() as client:
         comparison = client.compare(job_ids, letters)
-        if report is not None:
-            form = _report_format(report)
+        if report is not None and form is not None:
             report.write_bytes(client.download_report(job_ids, letters, format=form))
     _print_answer(comparison, as_json=as_json, view=tables.comparison_view)
     if report is not None:
@@ -323,6 +323,8 @@ def _report_format(path: Path) -> "ReportFormat":
     formats: dict[str, ReportFormat] = {".html": "html", ".md": "md", ".png": "curves"}
     if path.suffix not in formats:
         raise typer.BadParameter(f"--report ends in .html, .md or .png, not {path.suffix!r}")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"--report: there is no folder {path.parent}")
     return formats[path.suffix]
 
 

@@ -262,7 +262,7 @@ def _judge_stability(metrics: History, *, limits: Thresholds) -> Criterion:
         target=target,
         epochs=jumps or [m.epoch for m in metrics],
         explanation=f"largest accuracy change {max(changes):.3f}, largest loss rise "
-        f"{max(rises):.1%}, {spike_text} in the last epoch",
+        f"{max(max(rises), 0.0):.1%}, {spike_text} in the last epoch",
     )
 
 

@@ -153,6 +153,10 @@ def read_file(
     except DatasetError as error:
         raise DatasetError(f"{name}: {error}") from None
     except _BROKEN_ARCHIVE as error:
+        if _is_npy(path):
+            raise DatasetError(
+                f"{name} is a single array (.npy); numpy.savez(file, images=array) makes an .npz"
+            ) from None
         raise DatasetError(f"{name} is no readable .npz file (truncated?): {error}") from None
     sizes = {key: grids.shape[1] for key, grids in arrays.items()}
     if len(set(sizes.values())) > 1:
@@ -182,6 +186,11 @@ def _read_contents(path: Path, _version: tuple[int, ...]) -> DatasetContents:
 def _get_version(path: Path) -> tuple[int, ...]:
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _is_npy(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
 
 
 def _check_sizes(archive: zipfile.ZipFile, *, max_bytes: int) -> None:

@@ -5,6 +5,7 @@ Imports that cost much are made where they are used, as in `server.cli`.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Final
 
 import typer
@@ -58,7 +59,10 @@ def _describe_error(error: Exception) -> str:
             f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}, not {item['input']!r}"
             for item in error.errors()
         )
-    return str(error).partition("\n")[0]
+    message = str(error).partition("\n")[0]
+    if getattr(error, "status", None) == HTTPStatus.UNAUTHORIZED:
+        return f"{message}; LOSSLAB_API_TOKEN is what the command sends"
+    return message
 
 
 def print_error(message: str) -> None:

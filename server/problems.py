@@ -3,6 +3,7 @@
 import errno
 import logging
 from collections.abc import Iterable
+from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from server.datasets import DatasetError, DatasetExistsError
 from server.idempotency import KeyReusedError
 from server.job_queue import JobStateError, QueueFullError
 from server.pages.rendering import is_page, render_page
+from server.schemas import JobRequest
 
 RETRY_AFTER_SECONDS = 5
 PROBLEM_TYPE: Final = "application/problem+json"
@@ -190,7 +192,9 @@ def _explain(error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         if error["loc"][0] == "query":
             return "unknown parameter; /docs lists those there are"
-        return "unknown field; see GET /options for the settings there are"
+        similar = get_close_matches(str(error["loc"][-1]), JobRequest.model_fields, n=1)
+        hint = f"; did you mean {similar[0]}?" if similar else ""
+        return f"unknown field{hint}; see GET /options for the settings there are"
     message: str = error["msg"].removeprefix("Value error, ")
     # What was sent helps, as long as it is short and can be shown.
     given = error.get("input")

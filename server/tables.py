@@ -224,7 +224,12 @@ def _verdict_text(verdict: Json) -> Text:
 
 
 def _status_text(job: Json) -> Text:
-    return Text(job["status"], style=_STATUS_STYLES.get(job["status"], ""))
+    text = Text(job["status"], style=_STATUS_STYLES.get(job["status"], ""))
+    if job["status"] == "running" and job["cancel_requested_at"]:
+        return text.append(", is being cancelled")
+    if job["status"] == "running" and job["pause_requested_at"]:
+        return text.append(", is being paused")
+    return text
 
 
 def _describe_numbers(job: Json, *, with_status: bool = True) -> str:

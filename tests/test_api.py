@@ -73,7 +73,9 @@ def test_what_is_sent_overrides_preset_and_quick_test(client: TestClient) -> Non
     [
         ({}, "option", "required"),
         ({"option": "d"}, "option", "'a', 'b' or 'c'"),
-        ({"option": "b", "epohcs": 3}, "epohcs", "unknown field"),
+        ({"option": "b", "epohcs": 3}, "epohcs", "unknown field; did you mean epochs?"),
+        ({"option": "b", "data": "arc"}, "data", "did you mean dataset?"),
+        ({"option": "b", "zzz": 1}, "zzz", "unknown field; see GET /options"),
         ({"option": "b", "epochs": -1}, "epochs", "greater than or equal to 1, not -1"),
         ({"option": "b", "epochs": 1001}, "epochs", "less than or equal to 1000"),
         ({"option": "b", "epochs": None}, "epochs", "integer"),

@@ -1,6 +1,5 @@
 """The command line with real processes and tiny trainings."""
 
-import io
 import json
 import os
 import re
@@ -16,13 +15,11 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from server.arguments import OptionName
 from server.cli import app
 from server.models import Option
-from server.tables import comparison_view
 
 LOSSLAB = str(Path(sys.executable).with_name("losslab"))
 COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
@@ -221,7 +218,6 @@ def test_interrupted_train_cancels_its_job(tmp_path: Path) -> None:
         (["--data", "nowhere"], "there is no data set 'nowhere'"),
         (["--data", "../x"], "dataset"),
         (["--epochs", "-1"], "epochs"),
-        (["--learning-rate", "nan"], "learning_rate"),
         (["--latent-dim", "0"], "latent_dim"),
         (["--set", "wrong=1"], "wrong"),
         (["--log", "/nowhere/at/all.log"], "/nowhere/at"),
@@ -239,10 +235,24 @@ def test_job_that_fails_is_explained(run_here: RunCommand, tmp_path: Path) -> No
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("pair", ["novalue", "=1", "option=a"])
-def test_pairs_are_checked(run_here: RunCommand, pair: str) -> None:
-    done = run_here("submit", "--option", "b", "--set", pair)
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["submit", "--option", "b", "--set", "novalue"], "KEY=VALUE"),
+        (["submit", "--option", "b", "--set", "=1"], "KEY=VALUE"),
+        (["submit", "--option", "b", "--set", "option=a"], "option"),
+        (["submit", "--option", "b", "--set", "beta=NaN"], "beta must be a finite number"),
+        (["train", "--option", "b", "--learning-rate", "inf"], "learning_rate must be a finite"),
+        (["compare", "--options", "a,b", "--report", "out.pdf"], ".html, .md or .png"),
+        (["compare", "--options", "a,b", "--report", "/nowhere/out.html"], "no folder /nowhere"),
+    ],
+)
+def test_arguments_are_checked_before_anything_is_asked(
+    run_here: RunCommand, command: list[str], words: str
+) -> None:
+    done = run_here(*command)
     assert done.returncode == 2
+    assert words in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
 
 
@@ -319,27 +329,6 @@ def test_train_keeps_its_job_from_the_workers_on_the_same_data_directory(
     assert json.loads(done.stdout)["job"]["attempt"] == 1
     # Its own worker writes its own log.
     assert "[JOB] succeeded" in log.read_text()
-
-
-@pytest.mark.parametrize(
-    ("keys", "warning"),
-    [
-        (["option", "focal_gamma"], ""),
-        (["option", "num_samples", "seed"], "They also differ in num_samples, seed."),
-    ],
-)
-def test_comparison_of_jobs_that_differ_in_more_than_their_loss_says_so(
-    keys: list[str], warning: str
-) -> None:
-    comparison = {
-        "jobs": [], "ranking": [], "recommendation": None, "reason": "",
-        "differences": {key: {} for key in keys},
-    }  # fmt: skip
-    console = Console(file=io.StringIO(), width=100)
-    console.print(comparison_view(comparison))
-    shown = console.file.getvalue()
-    assert warning in shown
-    assert ("differ" in shown) == bool(warning)
 
 
 def test_example_compares_the_options(service: Up, tmp_path: Path) -> None:

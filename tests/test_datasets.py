@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY, drain, open_client
 from fastapi.testclient import TestClient
 from httpx2 import Response
-from npz_files import GRIDS, HOSTILE, make_npz
+from npz_files import GRIDS, HOSTILE, make_npy, make_npz
 from PIL import Image
 from sqlalchemy import Engine
 from stored_state import read_state
@@ -165,6 +165,7 @@ def test_upload_ends_up_as_one_file(client: TestClient, settings: Settings) -> N
     [
         (b"", "no readable .npz"),
         (b"not a zip", "no readable .npz"),
+        (make_npy("{}"), "numpy.savez(file, images=array)"),
         (make_npz(images=GRIDS)[:300], "no readable .npz"),
         (make_npz(images=GRIDS + 10), "values from 10 to 10; colours are 0 to 9"),
         (make_npz(images=GRIDS.astype(np.int64) - 1), "values from -1 to -1"),

@@ -1,0 +1,50 @@
+"""What a terminal shows of the API's answers."""
+
+import io
+
+import pytest
+from rich.console import Console, RenderableType
+
+from server.columns import utc_now
+from server.models import Job, JobStatus, Option, TrainingConfig
+from server.schemas import JobPublic
+from server.tables import comparison_view, job_view
+
+
+def show(view: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(view)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("keys", "warning"),
+    [
+        (["option", "focal_gamma"], ""),
+        (["option", "num_samples", "seed"], "They also differ in num_samples, seed."),
+    ],
+)
+def test_comparison_of_jobs_that_differ_in_more_than_their_loss_says_so(
+    keys: list[str], warning: str
+) -> None:
+    comparison = {
+        "jobs": [], "ranking": [], "recommendation": None, "reason": "",
+        "differences": {key: {} for key in keys},
+    }  # fmt: skip
+    shown = show(comparison_view(comparison))
+    assert warning in shown
+    assert ("differ" in shown) == bool(warning)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [("cancel", "running, is being cancelled"), ("pause", "running, is being paused")],
+)
+def test_job_that_is_asked_to_stop_says_so(request_: str, words: str) -> None:
+    job = Job(
+        option=Option.b,
+        config=TrainingConfig().model_dump(),
+        status=JobStatus.running,
+        **{f"{request_}_requested_at": utc_now()},
+    )
+    assert words in show(job_view(JobPublic.of(job).model_dump(mode="json")))
