@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -19,6 +20,11 @@ NEEDS_BROWSER = pytest.mark.skipif(
     bool(os.environ.get("LOSSLAB_SKIP_BROWSER_TESTS")),
     reason="LOSSLAB_SKIP_BROWSER_TESTS asks to leave the browser tests out",
 )
+
+ALL_RULES_BY_DAY_CONTRAST_BY_NIGHT: dict[Literal["light", "dark"], dict[str, Any]] = {
+    "light": {},
+    "dark": {"runOnly": ["color-contrast"]},
+}
 
 OpenPage = Callable[..., Page]
 
@@ -91,10 +97,14 @@ def is_loaded(image: Locator) -> bool:
 
 
 def find_barriers(page: Page) -> list[str]:
-    violations = Axe().run(page).response["violations"]
+    """What axe calls serious or critical, in both colour schemes: only contrasts can differ."""
+    found = []
+    for scheme, options in ALL_RULES_BY_DAY_CONTRAST_BY_NIGHT.items():
+        page.emulate_media(color_scheme=scheme)
+        found += Axe().run(page, options=options).response["violations"]
     return [
         f"{violation['id']}: {node['html']}"
-        for violation in violations
+        for violation in found
         if violation["impact"] in ("serious", "critical")
         for node in violation["nodes"]
     ]

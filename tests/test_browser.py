@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
 from long_histories import fill_database
 from page_views import (
     HOSTILE,
@@ -187,29 +186,27 @@ def unfold(page: Page) -> None:
         details.click()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_have_no_serious_barrier(
-    open_page: OpenPage, trained: dict[str, dict[str, Any]], scheme: str
+    open_page: OpenPage, trained: dict[str, dict[str, Any]]
 ) -> None:
     ids = "&".join(f"job_id={job['id']}" for job in trained.values())
     paths = ["/", "/ui/jobs/new?epochs=0", "/ui/compare", f"/ui/compare?{ids}", "/ui/nowhere"]
     for path in [*paths, f"/ui/jobs/{trained['b']['id']}"]:
-        page = open_page(path, away=path == "/ui/nowhere", color_scheme=scheme)
+        page = open_page(path, away=path == "/ui/nowhere")
         page.wait_for_load_state("networkidle")
         unfold(page)
         assert find_barriers(page) == [], path
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_have_no_serious_barrier_before_and_while_a_job_runs(
-    own_service: Service, open_page: OpenPage, scheme: str
+    own_service: Service, open_page: OpenPage
 ) -> None:
-    page = open_page("/", url=own_service.url, color_scheme=scheme)
+    page = open_page("/", url=own_service.url)
     expect(page.get_by_role("heading", name="No job yet")).to_be_visible()
     unfold(page)
     assert find_barriers(page) == []
     job = own_service.train("b", num_samples=2000, epochs=500)
-    page = open_page(f"/ui/jobs/{job['id']}", url=own_service.url, color_scheme=scheme)
+    page = open_page(f"/ui/jobs/{job['id']}", url=own_service.url)
     unfold(page)
     assert find_barriers(page) == []
     own_service.start("worker")

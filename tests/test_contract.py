@@ -20,7 +20,7 @@ from server.settings import Settings
 
 TOKEN = "a-long-and-secret-token"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
-NUM_EXAMPLES = 5000
+NUM_EXAMPLES = 2500
 TESTS = Path(__file__).parent
 SCHEMATHESIS = str(Path(sys.executable).with_name("schemathesis"))
 Json = dict[str, Any]

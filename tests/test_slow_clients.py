@@ -4,9 +4,10 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from typing import Any
 
 import httpx
 import pytest
@@ -18,6 +19,8 @@ from server.request_limits import MAX_HEADER_BYTES
 REQUEST_SECONDS = 2.0
 #: For a machine that is busy with other tests.
 PATIENCE_SECONDS = 60.0
+#: Gives what came of one of SLOW_ONES.
+Outcome = Callable[[Callable[..., Any]], Any]
 HEAD = "Host: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
 
 
@@ -37,7 +40,6 @@ def unharmed(service: Service) -> Iterator[None]:
     before = httpx.get(f"{service.url}/jobs").json()
     yield
     assert httpx.get(f"{service.url}/jobs").json() == before
-    assert list(service.data_dir.rglob(".*.part")) == []
 
 
 def connect(service: Service) -> socket.socket:
@@ -67,28 +69,79 @@ def read_status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
 
 
-def test_who_says_nothing_is_hung_up_on(service: Service) -> None:
+def say_nothing(service: Service) -> bytes:
     with closing(connect(service)) as connection:
-        assert read_all(connection) == b""
+        return read_all(connection)
 
 
-def test_headers_that_trickle_are_hung_up_on(service: Service) -> None:
+def say_nothing_hundreds_of_times(service: Service) -> set[bytes]:
+    silent = [connect(service) for _ in range(300)]
+    try:
+        with ThreadPoolExecutor(10) as pool:
+            return set(pool.map(read_all, silent))
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def trickle_headers(service: Service) -> float:
+    """The seconds until the server hung up."""
     started = time.monotonic()
-    with closing(connect(service)) as connection:
+    with closing(connect(service)) as connection, contextlib.suppress(ConnectionError):
         connection.sendall(b"GET /jobs HTTP/1.1\r\nHost: localhost\r\n")
-        with pytest.raises(ConnectionError):
-            while time.monotonic() - started < PATIENCE_SECONDS:
-                connection.sendall(b"X-A: b\r\n")
-                time.sleep(0.3)
-    assert time.monotonic() - started < PATIENCE_SECONDS
+        while time.monotonic() - started < PATIENCE_SECONDS:
+            connection.sendall(b"X-A: b\r\n")
+            time.sleep(0.3)
+    return time.monotonic() - started
 
 
-def test_second_request_that_trickles_is_hung_up_on(service: Service) -> None:
+def trickle_a_second_request(service: Service) -> bytes:
     with closing(connect(service)) as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_status(connection.recv(65536)) == 200
         connection.sendall(b"GET /jobs HT")
-        assert read_all(connection).count(b"HTTP/1.1 200") == 0
+        return read_all(connection)
+
+
+def stop_in_an_upload(service: Service) -> tuple[int, float]:
+    """The status and the seconds until it came."""
+    started = time.monotonic()
+    head = f"PUT /datasets/mine HTTP/1.1\r\n{HEAD}Content-Length: 100000\r\n\r\n"
+    status = read_status(exchange(service, head.encode() + bytes(1000)))
+    return status, time.monotonic() - started
+
+
+SLOW_ONES = (
+    say_nothing,
+    say_nothing_hundreds_of_times,
+    trickle_headers,
+    trickle_a_second_request,
+    stop_in_an_upload,
+)
+
+
+@pytest.fixture(scope="module")
+def outcome(service: Service) -> Iterator[Outcome]:
+    """What comes of each of these; they come all at once, since each takes ten seconds or more."""
+    with ThreadPoolExecutor(len(SLOW_ONES)) as pool:
+        futures = {slow: pool.submit(slow, service) for slow in SLOW_ONES}
+        yield lambda slow: futures[slow].result()
+
+
+def test_who_says_nothing_is_hung_up_on(outcome: Outcome) -> None:
+    assert outcome(say_nothing) == b""
+
+
+def test_hundreds_of_silent_connections_end_by_themselves(outcome: Outcome) -> None:
+    assert outcome(say_nothing_hundreds_of_times) == {b""}
+
+
+def test_headers_that_trickle_are_hung_up_on(outcome: Outcome) -> None:
+    assert outcome(trickle_headers) < PATIENCE_SECONDS
+
+
+def test_second_request_that_trickles_is_hung_up_on(outcome: Outcome) -> None:
+    assert outcome(trickle_a_second_request).count(b"HTTP/1.1 200") == 0
 
 
 @pytest.mark.parametrize("method", ["POST /jobs", "POST /ui/jobs", "PATCH /jobs/000000000000"])
@@ -99,17 +152,6 @@ def test_body_that_stops_is_answered_408(service: Service, method: str) -> None:
         answer = read_all(connection)
     assert read_status(answer) == 408
     assert b"connection: close" in answer.lower()
-
-
-def test_upload_that_stops_is_answered_408_and_leaves_nothing(service: Service) -> None:
-    started = time.monotonic()
-    with closing(connect(service)) as connection:
-        head = f"PUT /datasets/mine HTTP/1.1\r\n{HEAD}Content-Length: 100000\r\n\r\n"
-        connection.sendall(head.encode() + bytes(1000))
-        assert read_status(read_all(connection)) == 408
-    # An upload may take ten times as long as another request.
-    assert time.monotonic() - started >= 5 * REQUEST_SECONDS
-    assert httpx.get(f"{service.url}/datasets/mine").status_code == 404
 
 
 def test_upload_that_breaks_off_leaves_nothing(service: Service) -> None:
@@ -216,14 +258,15 @@ def test_raw_path_leads_nowhere(service: Service, target: str) -> None:
     assert b"root:" not in answer
 
 
-def test_hundreds_of_silent_connections_end_by_themselves(service: Service) -> None:
-    silent = [connect(service) for _ in range(300)]
-    try:
-        with ThreadPoolExecutor(10) as pool:
-            assert set(pool.map(read_all, silent)) == {b""}
-    finally:
-        for connection in silent:
-            connection.close()
+def test_upload_that_stops_is_answered_408_and_leaves_nothing(
+    service: Service, outcome: Outcome
+) -> None:
+    status, seconds = outcome(stop_in_an_upload)
+    assert status == 408
+    # An upload may take ten times as long as another request.
+    assert seconds >= 5 * REQUEST_SECONDS
+    assert list(service.data_dir.rglob(".*.part")) == []
+    assert httpx.get(f"{service.url}/datasets/mine").status_code == 404
 
 
 def test_log_shows_no_traceback(service: Service) -> None:
