@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles what is imported, which is a tenth of what is installed.
+# To compile all of it takes long, and a tenth is ever imported; Python compiles that then.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 help:  ## say what can be made

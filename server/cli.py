@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 #: What three quick tests on two cores get through in about five minutes.
 QUICKSTART_CPU_SAMPLES: Final = 80_000
 LAST_EPOCHS_SHOWN: Final = 10
+_REPORT_FORMATS: Final[dict[str, "ReportFormat"]] = {".html": "html", ".md": "md", ".png": "curves"}
 
 Json = dict[str, Any]
 
@@ -214,10 +215,12 @@ def compare(
     if bool(job_ids) == bool(options):
         raise typer.BadParameter("name jobs by their ids, or options with --options")
     letters = [letter.strip() for letter in options.split(",")] if options else None
-    form = None if report is None else _report_format(report)
+    if report is not None:
+        _check_report(report)
     with _client() as client:
         comparison = client.compare(job_ids, letters)
-        if report is not None and form is not None:
+        if report is not None:
+            form = _REPORT_FORMATS[report.suffix]
             report.write_bytes(client.download_report(job_ids, letters, format=form))
     _print_answer(comparison, as_json=as_json, view=tables.comparison_view)
     if report is not None:
@@ -319,13 +322,12 @@ def _client(url: str | None = None) -> "Iterator[LosslabClient]":
         yield client
 
 
-def _report_format(path: Path) -> "ReportFormat":
-    formats: dict[str, ReportFormat] = {".html": "html", ".md": "md", ".png": "curves"}
-    if path.suffix not in formats:
+def _check_report(path: Path) -> None:
+    """Before anything is asked: a long comparison shall not end without its report."""
+    if path.suffix not in _REPORT_FORMATS:
         raise typer.BadParameter(f"--report ends in .html, .md or .png, not {path.suffix!r}")
     if not path.parent.is_dir():
         raise typer.BadParameter(f"--report: there is no folder {path.parent}")
-    return formats[path.suffix]
 
 
 def _exit_unless_succeeded(ended: list[Json]) -> None:

@@ -153,7 +153,7 @@ def read_file(
     except DatasetError as error:
         raise DatasetError(f"{name}: {error}") from None
     except _BROKEN_ARCHIVE as error:
-        if _is_npy(path):
+        if not isinstance(error, OSError) and _is_npy(path):
             raise DatasetError(
                 f"{name} is a single array (.npy); numpy.savez(file, images=array) makes an .npz"
             ) from None

@@ -61,7 +61,7 @@ def _describe_error(error: Exception) -> str:
         )
     message = str(error).partition("\n")[0]
     if getattr(error, "status", None) == HTTPStatus.UNAUTHORIZED:
-        return f"{message}; LOSSLAB_API_TOKEN is what the command sends"
+        return f"{message}; set LOSSLAB_API_TOKEN to one"
     return message
 
 

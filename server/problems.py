@@ -25,6 +25,8 @@ from server.schemas import JobRequest
 RETRY_AFTER_SECONDS = 5
 PROBLEM_TYPE: Final = "application/problem+json"
 
+#: Looking for a similar field takes a while, and a body may have thousands of wrong ones.
+_MAX_HINTS: Final = 5
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 _logger = logging.getLogger(__name__)
@@ -73,7 +75,8 @@ def _install_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def on_invalid(request: Request, error: RequestValidationError) -> Response:
-        errors = explain_errors(error.errors(), num_outer=1)
+        known = JobRequest.model_fields if request.scope["path"] == "/jobs" else ()
+        errors = explain_errors(error.errors(), num_outer=1, known_fields=known)
         return respond(request, 422, _list_errors(errors), errors=errors)
 
     @app.exception_handler(DatasetError)
@@ -130,9 +133,17 @@ def _install_failures(app: FastAPI) -> None:
         app.add_exception_handler(outage, on_outage)
 
 
-def explain_errors(errors: Iterable[Any], *, num_outer: int = 0) -> list[FieldError]:
-    """Pydantic's errors by field; `num_outer` parts of a location, like `body`, are no field."""
-    return [_explain_error(entry, num_outer=num_outer) for entry in errors]
+def explain_errors(
+    errors: Iterable[Any], *, num_outer: int = 0, known_fields: Iterable[str] = ()
+) -> list[FieldError]:
+    """Pydantic's errors by field; `num_outer` parts of a location, like `body`, are no field.
+    The first few unknown fields get a hint at one of those that are known."""
+    return [
+        _explain_error(
+            entry, num_outer=num_outer, known_fields=known_fields if index < _MAX_HINTS else ()
+        )
+        for index, entry in enumerate(errors)
+    ]
 
 
 def respond(
@@ -174,12 +185,15 @@ def _list_methods(request: Request) -> list[str]:
     ]
 
 
-def _explain_error(error: dict[str, Any], *, num_outer: int) -> FieldError:
+def _explain_error(
+    error: dict[str, Any], *, num_outer: int, known_fields: Iterable[str]
+) -> FieldError:
     location = error["loc"]
     if error["type"] == "json_invalid":
         message = f"no JSON: {error['ctx']['error']} (character {location[-1]})"
         return FieldError(field="body", message=message)
-    return FieldError(field=_name_field(location, num_outer=num_outer), message=_explain(error))
+    message = _explain(error, known_fields=known_fields)
+    return FieldError(field=_name_field(location, num_outer=num_outer), message=message)
 
 
 def _name_field(location: tuple[int | str, ...], *, num_outer: int) -> str:
@@ -188,11 +202,11 @@ def _name_field(location: tuple[int | str, ...], *, num_outer: int) -> str:
     return ".".join(names[num_outer:]) or "".join(names[:1]) or "body"
 
 
-def _explain(error: dict[str, Any]) -> str:
+def _explain(error: dict[str, Any], *, known_fields: Iterable[str]) -> str:
     if error["type"] == "extra_forbidden":
         if error["loc"][0] == "query":
             return "unknown parameter; /docs lists those there are"
-        similar = get_close_matches(str(error["loc"][-1]), JobRequest.model_fields, n=1)
+        similar = get_close_matches(str(error["loc"][-1]), list(known_fields), n=1)
         hint = f"; did you mean {similar[0]}?" if similar else ""
         return f"unknown field{hint}; see GET /options for the settings there are"
     message: str = error["msg"].removeprefix("Value error, ")

@@ -99,6 +99,12 @@ def test_bad_input_is_answered_with_field_and_what_is_allowed(
     assert client.get("/jobs").json()["data"] == []
 
 
+def test_field_of_a_new_job_is_not_suggested_for_a_change(client: TestClient) -> None:
+    job_id = client.post("/jobs", json={"option": "b"}).json()["id"]
+    answer = problem(client.patch(f"/jobs/{job_id}", json={"name": "x"}), 422)
+    assert "did you mean" not in answer["detail"]
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 @pytest.mark.usefixtures("no_traceback")
 def test_learning_rate_must_be_finite(client: TestClient, number: str) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from sqlalchemy import Engine
 from stored_state import read_state
 
-from server.datasets import PALETTE
+from server.datasets import PALETTE, DatasetError, read_file
 from server.main import create_app
 from server.settings import Settings
 
@@ -152,6 +152,11 @@ def test_splits_of_their_own_are_counted_one_by_one(client: TestClient) -> None:
     shown = put(client, content=make_npz(**splits)).raise_for_status().json()
     assert shown["num_grids"] == {"train": 30, "val": 6, "test": 4}
     assert shown["background_share"] == 0.5
+
+
+def test_file_that_is_gone_is_no_data_set(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"gone\.npz is no readable \.npz file"):
+        read_file(tmp_path / "gone.npz")
 
 
 def test_upload_ends_up_as_one_file(client: TestClient, settings: Settings) -> None:

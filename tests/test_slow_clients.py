@@ -154,18 +154,6 @@ def test_body_that_stops_is_answered_408(service: Service, method: str) -> None:
     assert b"connection: close" in answer.lower()
 
 
-def test_upload_that_breaks_off_leaves_nothing(service: Service) -> None:
-    content = make_npz(images=GRIDS)
-    head = f"PUT /datasets/mine HTTP/1.1\r\n{HEAD}Content-Length: {len(content)}\r\n\r\n"
-    for length in (0, 1, len(content) // 2, len(content) - 1):
-        with closing(connect(service)) as connection:
-            connection.sendall(head.encode() + content[:length])
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while list(service.data_dir.rglob(".*.part")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert httpx.get(f"{service.url}/datasets/mine").status_code == 404
-
-
 def test_slow_ones_do_not_keep_others_waiting(service: Service) -> None:
     head = f"POST /jobs HTTP/1.1\r\n{HEAD}Content-Length: 100\r\n\r\n{{".encode()
     slow = [connect(service) for _ in range(200)]
@@ -266,6 +254,20 @@ def test_upload_that_stops_is_answered_408_and_leaves_nothing(
     # An upload may take ten times as long as another request.
     assert seconds >= 5 * REQUEST_SECONDS
     assert list(service.data_dir.rglob(".*.part")) == []
+    assert httpx.get(f"{service.url}/datasets/mine").status_code == 404
+
+
+def test_upload_that_breaks_off_leaves_nothing(service: Service, outcome: Outcome) -> None:
+    outcome(stop_in_an_upload)  # which has a file meanwhile
+    content = make_npz(images=GRIDS)
+    head = f"PUT /datasets/mine HTTP/1.1\r\n{HEAD}Content-Length: {len(content)}\r\n\r\n"
+    for length in (0, 1, len(content) // 2, len(content) - 1):
+        with closing(connect(service)) as connection:
+            connection.sendall(head.encode() + content[:length])
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while list(service.data_dir.rglob(".*.part")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not list(service.data_dir.rglob(".*.part"))
     assert httpx.get(f"{service.url}/datasets/mine").status_code == 404
 
 

@@ -3,9 +3,12 @@
 import io
 
 import pytest
+import typer
 from rich.console import Console, RenderableType
 
+from server.client import LosslabError
 from server.columns import utc_now
+from server.exit_codes import reported
 from server.models import Job, JobStatus, Option, TrainingConfig
 from server.schemas import JobPublic
 from server.tables import comparison_view, job_view
@@ -48,3 +51,9 @@ def test_job_that_is_asked_to_stop_says_so(request_: str, words: str) -> None:
         **{f"{request_}_requested_at": utc_now()},
     )
     assert words in show(job_view(JobPublic.of(job).model_dump(mode="json")))
+
+
+def test_refused_token_tells_where_to_set_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), reported():
+        raise LosslabError(401, {"title": "Unauthorized", "detail": "send a token"})
+    assert "send a token; set LOSSLAB_API_TOKEN to one" in capsys.readouterr().err

@@ -22,8 +22,9 @@ class Adam(torch.optim.Adam):
     """PyTorch's fused Adam. While `found_inf` () is 1 it leaves weights and moments alone, without
     asking the host."""
 
-    # PyTorch wraps both to tell torch.compile to leave them alone, which imports its compiler:
-    # a third of the time in which a worker starts, for something that is not used here.
+    # PyTorch's own wrappers of both import its compiler, to tell it what to leave alone. That takes
+    # a third of a worker's start, and nothing is compiled here. The wrapper of `step` also turns
+    # gradients off.
     add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 

@@ -323,6 +323,7 @@ class Trainer:
         grids = self._draw(self._inputs.indices)
         output, loss = self._forward(grids, beta=self._inputs.beta)
         mean_loss = loss.total.mean()
+        # The optimizer's would import the compiler; see Adam.
         self.model.zero_grad(set_to_none=True)
         torch.autograd.backward(mean_loss)
         norm = torch.nn.utils.clip_grad_norm_(

@@ -10,7 +10,7 @@ from stack import COMPOSE, Stack, make_environment
 def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     stack = Stack(make_environment())
     stack.compose("down", "-v")
-    # The newer of the two composes does so by itself.
+    # `docker compose` builds side by side by itself, `docker-compose` only when asked.
     stack.compose("build", *([] if COMPOSE == ["docker", "compose"] else ["--parallel"]))
     seconds = stack.up()
     print(f"\nfrom up to ready: {seconds:.1f} s")

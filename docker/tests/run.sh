@@ -22,8 +22,13 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 engine=
+download=
 stand_ins=()
 clean_up() {
+    if [ -n "$download" ]; then
+        kill "$download" 2> /dev/null || true
+        wait "$download" || true
+    fi
     # A later build of the GPU stack would take these for what it shall install.
     rm -f docker/wheels/*.whl
     if [ -n "$engine" ]; then
@@ -61,8 +66,8 @@ for image in python:3.11-slim-bookworm postgres:17-bookworm; do
 done
 "$python" -m pip download --quiet --disable-pip-version-check -d docker/wheels -c constraints.txt \
     torch '.[worker]' 'setuptools>=77' &
-wheels=$!
+download=$!
 docker/tests/stand_ins.sh python:3.11-slim-bookworm postgres:17-bookworm
-wait $wheels || fail "what the images hold cannot be downloaded"
+wait $download || fail "what the images hold cannot be downloaded"
 # -s shows the sizes and times that are measured.
 "$python" -m pytest -x -v -s -p no:cacheprovider docker/tests/test_{stack,backup,compose}.py

@@ -4,16 +4,18 @@
 #
 #     stand_ins.sh PYTHON_IMAGE POSTGRES_IMAGE
 set -euo pipefail
+is_missing() {
+    ! docker image inspect "$1" > /dev/null 2>&1
+}
+
+is_missing "$1" || is_missing "$2" || exit 0
+
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 root=$work/root
 trap 'rm -rf "$work"' EXIT
 # The mirror that this machine itself uses.
 mirror=$(grep -rhoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list* | head -1 | tr -d ' ')
-
-is_missing() {
-    ! docker image inspect "$1" > /dev/null 2>&1
-}
 
 import() {  # NAME [docker import's options]
     local name=$1
@@ -22,7 +24,6 @@ import() {  # NAME [docker import's options]
     tar -C "$root" -c . | docker import "$@" - "$name"
 }
 
-is_missing "$1" || is_missing "$2" || exit 0
 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates \
     bookworm "$root" "$mirror" > "$work/log" || { tail -20 "$work/log"; exit 1; }
 if is_missing "$1"; then

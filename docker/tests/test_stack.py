@@ -17,7 +17,8 @@ def test_server_image_is_small_and_holds_no_torch_and_no_compiler(stack: Stack) 
 
 def test_worker_image_holds_what_a_worker_imports_compiled(stack: Stack) -> None:
     command = ["docker", "run", "--rm", "losslab-worker-cpu:test", "python", "-v", "-c"]
-    done = stack.try_to_run(*command, "import worker.main")
+    done = stack.try_to_run(*command, "import psycopg, server.cli, worker.main")
+    assert done.returncode == 0
     assert "code object from '/opt/losslab/bytecode/" in done.stderr
     assert "code object from /" not in done.stderr
 
