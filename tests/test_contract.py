@@ -20,6 +20,7 @@ from server.settings import Settings
 
 TOKEN = "a-long-and-secret-token"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
+DATASET = "noise"
 NUM_EXAMPLES = 2500
 TESTS = Path(__file__).parent
 SCHEMATHESIS = str(Path(sys.executable).with_name("schemathesis"))
@@ -34,14 +35,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service.start("server")
     service.datasets_dir.mkdir()
     grids = np.random.default_rng(0).integers(0, 10, (40, 8, 8), dtype=np.uint8)
-    np.savez(service.datasets_dir / "noise.npz", images=grids)
+    np.savez(service.datasets_dir / f"{DATASET}.npz", images=grids)
     yield service
     service.stop("server")
 
 
 @pytest.fixture(scope="module")
 def job_ids(service: Service) -> list[str]:
-    ids = [service.train(option, dataset="noise")["id"] for option in "abc"]
+    ids = [service.train(option, dataset=DATASET)["id"] for option in "abc"]
     settings = Settings(data_dir=service.data_dir, poll_seconds=0.02)
     engine = open_database(settings)
     drain(settings, engine)
@@ -61,6 +62,7 @@ def report(service: Service, job_ids: list[str], tmp_path_factory: pytest.TempPa
     ]
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "CONTRACT_JOB_IDS": " ".join(job_ids)}
+    environment["CONTRACT_DATASET"] = DATASET
     run = subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True)
     sys.stderr.write(run.stdout[-1500:])
     report: Json = json.loads((directory / "report.json").read_text())
