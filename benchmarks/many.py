@@ -2,7 +2,8 @@
 
 One step (forward, backward, Adam) of three models: one after the other as the product's own, and
 stacked by `torch.func` with `vmap`, which turns convolutions into grouped ones. Both without the
-noise of z, on the same batches, in turn. Prints a table and writes `results/many.json`:
+noise of z, on the same batches, in turn, and on a GPU each as one graph. Prints a table and writes
+`results/many.json`:
 
     python -m benchmarks.many
 """
@@ -11,7 +12,7 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,9 +23,11 @@ from benchmarks.contestants import BATCH_SIZE, compute_plain_loss, make_plain_mo
 from benchmarks.machine import describe_machine, write_results
 from server.settings import count_cores
 from worker.atomic import generate_atomic
+from worker.capture import capture
 from worker.device import autocast, choose_device, keep_freed_memory
 from worker.losses import GridLoss
 from worker.model import BetaVAE, VAEOutput
+from worker.optimizer import Adam
 
 #: Worth its complexity from here on.
 TARGET_RATIO = 2.0
@@ -41,7 +44,8 @@ def main() -> None:
     device = choose_device()
     grids = torch.from_numpy(generate_atomic(num_grids=arguments.models * BATCH_SIZE, seed=0))
     batches = grids.view(arguments.models, BATCH_SIZE, 16, 16).to(device)
-    apart, together = make_apart(batches), make_together(batches)
+    apart = record(make_apart(batches), name="step apart", device=device)
+    together = record(make_together(batches), name="step together", device=device)
     seconds: dict[str, list[float]] = {"apart": [], "together": []}
     for number in range(arguments.rounds + 1):
         for name, step in (("apart", apart), ("together", together)):
@@ -83,11 +87,18 @@ def measure(step: Step, *, device: torch.device, repeats: int) -> float:
     return (time.perf_counter() - started) / repeats
 
 
+def record(step: Step, *, name: str, device: torch.device) -> Step:
+    """On a GPU the graph of the step, as the product records its own."""
+    if device.type != "cuda":
+        return step
+    return capture(step, name=name, generator=torch.Generator(device))
+
+
 def make_apart(batches: Tensor) -> Step:
     models = [BetaVAE(latent_dim=10).eval().to(batches.device) for _ in batches]
     for model in models:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizers = [torch.optim.Adam(model.parameters(), fused=True) for model in models]
+    optimizers = [make_adam(model.parameters(), device=batches.device) for model in models]
 
     def step() -> None:
         for model, optimizer, grids in zip(models, optimizers, batches, strict=True):
@@ -108,7 +119,7 @@ def make_together(batches: Tensor) -> Step:
                 layer.inplace = False
     parameters, buffers = stack_module_state(models)
     skeleton = copy.deepcopy(models[0]).to("meta")
-    optimizer = torch.optim.Adam(parameters.values(), fused=True)
+    optimizer = make_adam(parameters.values(), device=batches.device)
 
     def forward(own: Any, constants: Any, grids: Tensor) -> VAEOutput:
         output: VAEOutput = functional_call(skeleton, (own, constants), (grids,))
@@ -125,6 +136,10 @@ def make_together(batches: Tensor) -> Step:
         optimizer.step()
 
     return step
+
+
+def make_adam(parameters: Iterable[Tensor], *, device: torch.device) -> Adam:
+    return Adam(parameters, learning_rate=0.001, device=device)
 
 
 def compute_loss(output: VAEOutput, grids: Tensor) -> GridLoss:

@@ -139,3 +139,25 @@ def test_a_captured_run_resumed_is_the_uninterrupted_one(dataset: Dataset, num_s
     resumed = make_trainer(dataset, cuda)
     resumed.load_state(state)
     assert [numbers(r) for r in resumed.epochs()] == [numbers(r) for r in whole[state.epoch :]]
+
+
+@needs_gpu
+def test_work_that_asks_the_device_is_not_recorded_and_what_follows_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    counter = torch.zeros(1, device="cuda")
+
+    def count() -> None:
+        counter.add_(1)
+
+    def ask() -> None:
+        counter.item()
+
+    with caplog.at_level(logging.WARNING, logger="worker"):
+        assert capture(ask, name="training step", generator=torch.Generator("cuda")) is ask
+        replay = capture(count, name="training step", generator=torch.Generator("cuda"))
+    (message,) = caplog.messages
+    assert "captur" in message.partition("slower: ")[2]
+    before = counter.item()
+    replay()
+    assert counter.item() == before + 1
