@@ -220,6 +220,7 @@ def test_pages_fit_on_a_phone(open_page: OpenPage, trained: dict[str, dict[str, 
     ids = "&".join(f"job_id={job['id']}" for job in trained.values())
     for path in ("/", "/ui/jobs/new", f"/ui/compare?{ids}", f"/ui/jobs/{trained['a']['id']}"):
         page = open_page(path, viewport=PHONE)
+        page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"], path
 
 

@@ -150,9 +150,7 @@ def test_neighbours_are_there_before_they_are_looked_at(
     open_page: OpenPage, trained: dict[str, dict[str, Any]]
 ) -> None:
     page = open_page(f"/ui/jobs/{trained['b']['id']}")
-    wait_for_picture(page)
-    page.wait_for_load_state("networkidle")
-    assert list_loaded_pictures(page) == {3, 4}
+    wait_until(lambda: list_loaded_pictures(page) == {3, 4})
     page.locator("#epoch-slider").press("ArrowLeft")
     wait_until(lambda: list_loaded_pictures(page) == {2, 3, 4})
     expect(page.locator("#epoch-shown")).to_contain_text("epoch 3")
