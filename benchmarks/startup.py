@@ -46,8 +46,11 @@ GIVE_UP_SECONDS = 60.0
 LOSSLAB = (sys.executable, "-c", "from server.cli import app; app()")
 #: The worker as `python -m worker` runs it, until its first step is done; its last line says when.
 FIRST_STEP = """
-import os, time
+import gc, os, time
+gc.disable()
 from worker import heartbeat, main
+gc.freeze()
+gc.enable()
 def end(self, progress):
     print(time.time(), flush=True)
     os._exit(0)

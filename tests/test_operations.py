@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -357,3 +358,20 @@ def test_worker_is_told_how_many_share_its_cores(set_in_all: int, started: int, 
     settings = Settings(num_workers=set_in_all)
     environment = worker_environment(settings, num_workers=started)
     assert environment["LOSSLAB_NUM_WORKERS"] == str(told)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "from server import launcher, settings\n"
+        "launcher.ServerThread(settings.Settings(port=0), log_level='info')",
+        "import contextlib, runpy, sys\n"
+        "sys.argv[1:] = ['--help']\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    runpy.run_module('worker', run_name='__main__')",
+    ],
+    ids=["server", "worker"],
+)
+def test_garbage_is_collected_once_all_is_imported(start: str) -> None:
+    look = "import gc\nassert gc.isenabled()\nassert gc.get_freeze_count() > 100_000"
+    subprocess.run([sys.executable, "-c", f"{start}\n{look}"], check=True)
