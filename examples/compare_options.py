@@ -3,7 +3,8 @@
     losslab up &
     python examples/compare_options.py --num-samples 20000
 
-It needs httpx and nothing of Losslab; LOSSLAB_URL says where the service is.
+It needs httpx and nothing of Losslab; LOSSLAB_URL says where the service is, and
+LOSSLAB_API_TOKEN opens it where it asks for one.
 """
 
 import argparse
@@ -23,7 +24,9 @@ def main() -> None:
     parser.add_argument("--report", type=Path, default=Path("comparison.html"))
     arguments = parser.parse_args()
     url = os.environ.get("LOSSLAB_URL", "http://127.0.0.1:8000")
-    with httpx.Client(base_url=url, timeout=30) as http:
+    token = os.environ.get("LOSSLAB_API_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=30) as http:
         job_ids = [
             post_job(http, option=option, num_samples=arguments.num_samples) for option in "abc"
         ]

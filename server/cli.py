@@ -287,7 +287,10 @@ def _run_service(settings: "Settings", *, num_workers: int) -> None:
     ):
         if not settings.json_logs:  # then only objects are on stdout
             welcome = tables.welcome_text(
-                service.url, data_dir=settings.data_dir, num_workers=num_workers
+                service.url,
+                data_dir=settings.data_dir,
+                num_workers=num_workers,
+                needs_token=bool(settings.tokens),
             )
             _console.print(welcome, soft_wrap=True)
         service.run()

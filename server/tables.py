@@ -161,14 +161,17 @@ def comparison_view(comparison: Json) -> RenderableType:
     return Group(table, _recommendation_text(comparison), *_difference_lines(comparison))
 
 
-def welcome_text(url: str, *, data_dir: Path, num_workers: int) -> Text:
+def welcome_text(url: str, *, data_dir: Path, num_workers: int, needs_token: bool) -> Text:
     """Where a service that has just started is, and how to post a job to it."""
     post = """curl -H 'Content-Type: application/json' -d '{"option":"b","quick_test":true}'"""
+    token = ["Token     asked for; these two take it from LOSSLAB_API_TOKEN"] if needs_token else []
+    post += ' -H "Authorization: Bearer $LOSSLAB_API_TOKEN"' if needs_token else ""
     set_url = "" if url == "http://127.0.0.1:8000" else f"LOSSLAB_URL={url} "
     lines = [
         f"Losslab   {url}  with {num_workers} worker{'' if num_workers == 1 else 's'}",
         f"API docs  {url}/docs",
         f"Data      {data_dir.absolute()}",
+        *token,
         f"Try       {set_url}losslab submit --option b --quick-test --wait",
         f"or        {post} {url}/jobs",
         "Ctrl-C stops all of it.",

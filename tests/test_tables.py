@@ -1,6 +1,7 @@
 """What a terminal shows of the API's answers."""
 
 import io
+from pathlib import Path
 
 import pytest
 import typer
@@ -11,7 +12,7 @@ from server.columns import utc_now
 from server.exit_codes import reported
 from server.models import Job, JobStatus, Option, TrainingConfig
 from server.schemas import JobPublic
-from server.tables import comparison_view, job_view
+from server.tables import comparison_view, job_view, welcome_text
 
 
 def show(view: RenderableType) -> str:
@@ -57,3 +58,10 @@ def test_refused_token_tells_where_to_set_one(capsys: pytest.CaptureFixture[str]
     with pytest.raises(typer.Exit), reported():
         raise LosslabError(401, {"title": "Unauthorized", "detail": "send a token"})
     assert "send a token; set LOSSLAB_API_TOKEN to one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("needs_token", [False, True])
+def test_welcome_shows_a_request_that_is_let_in(needs_token: bool) -> None:
+    url = "http://127.0.0.1:8000"
+    shown = str(welcome_text(url, data_dir=Path("data"), num_workers=1, needs_token=needs_token))
+    assert ('-H "Authorization: Bearer $LOSSLAB_API_TOKEN" ' + url in shown) == needs_token
