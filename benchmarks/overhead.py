@@ -46,7 +46,9 @@ class Watch:
     def __init__(self) -> None:
         self.total_seconds = 0.0
         self.handing_over_seconds = 0.0
+        self.recording_cpu_seconds: list[float] = []  # of each epoch
         record_epochs, record = runner._record_epochs, EpochRecorder.record
+        store = EpochRecorder._store
 
         def timed_record_epochs(*args: Any, **kwargs: Any) -> None:
             started = time.perf_counter()
@@ -58,8 +60,14 @@ class Watch:
             record(recorder, result, trainer)
             self.handing_over_seconds += time.perf_counter() - started
 
+        def timed_store(recorder: EpochRecorder, snapshot: Any) -> None:
+            started = time.thread_time()
+            store(recorder, snapshot)
+            self.recording_cpu_seconds.append(time.thread_time() - started)
+
         runner._record_epochs = timed_record_epochs
         EpochRecorder.record = timed_record  # type: ignore[method-assign]
+        EpochRecorder._store = timed_store  # type: ignore[method-assign]
 
 
 def main() -> None:
@@ -170,7 +178,9 @@ def measure_shares(
             whole.append(watch.total_seconds)
             held_up.append(watch.handing_over_seconds / watch.total_seconds)
     engine.dispose()
+    recording = statistics.median(watch.recording_cpu_seconds)
     return {
+        "recording_cpu_ms_an_epoch": round(recording * 1e3, 1),
         "training_thread_held_up": round(statistics.median(held_up), 4),
         "longer_than_bare_trainer": round(
             statistics.median(w / b - 1 for w, b in zip(whole, bare, strict=True)), 4
@@ -205,6 +215,10 @@ def format_table(parts: dict[str, float], shares: dict[str, Any]) -> str:
     for name, milliseconds in parts.items():
         target = f"{TARGETS[name]:g} ms" if name in TARGETS else ""
         lines.append(f"| {name} | {milliseconds} ms | {target} |")
+    lines.append(
+        "| processor time of the recording thread an epoch "
+        f"| {shares['recording_cpu_ms_an_epoch']:.0f} ms | |"
+    )
     lines.append(
         f"| training thread held up | {shares['training_thread_held_up']:.1%} of an epoch | 3 % |"
     )
