@@ -15,7 +15,8 @@ from typing import Any
 
 import httpx
 
-ENDED = {"succeeded", "failed", "cancelled"}
+#: A paused job waits for somebody who resumes it, which may take for ever.
+SETTLED = {"succeeded", "failed", "cancelled", "paused"}
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def post_job(http: httpx.Client, *, option: str, num_samples: int) -> str:
 
 def wait(http: httpx.Client, *, job_id: str) -> None:
     job: dict[str, Any] = {"status": "queued"}
-    while job["status"] not in ENDED:
+    while job["status"] not in SETTLED:
         time.sleep(0.5)
         job = http.get(f"/jobs/{job_id}").raise_for_status().json()
     print(f"option {job['option']}: {job['status']} after {job['epochs_completed']} epochs")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from httpx2 import Response
 from postgres import Postgres
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
@@ -132,6 +133,22 @@ def open_client(app: FastAPI) -> TestClient:
 def client(app: FastAPI) -> Iterator[TestClient]:
     with open_client(app) as client:
         yield client
+
+
+def problem(response: Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = response.json()
+    assert body["status"] == status
+    assert {"type", "title", "detail", "instance"} <= body.keys()
+    return body
+
+
+@pytest.fixture
+def no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What a user does wrong is no fault of the server's, and none in its log."""
+    yield
+    assert [record for record in caplog.get_records("call") if record.exc_info] == []
 
 
 def drain(settings: Settings, engine: Engine) -> None:

@@ -1,41 +1,21 @@
-"""The HTTP API: what scripts rely on, and how bad input is answered."""
+"""The HTTP API: what scripts rely on."""
 
 import io
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
-from conftest import BOTH_DATABASES, open_client
+from conftest import BOTH_DATABASES, problem
 from fastapi.testclient import TestClient
-from httpx2 import Response
 from PIL import Image
 from sqlalchemy import Engine, text
 
-from server.main import create_app
 from server.models import TrainingConfig
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES
 
 Finished = tuple[TestClient, dict[str, str]]
-
-
-@pytest.fixture
-def no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """What a user does wrong is no fault of the server's, and none in its log."""
-    yield
-    assert [record for record in caplog.get_records("call") if record.exc_info] == []
-
-
-def problem(response: Response, status: int) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    body: dict[str, Any] = response.json()
-    assert body["status"] == status
-    assert {"type", "title", "detail", "instance"} <= body.keys()
-    return body
 
 
 def test_posted_job_is_answered_with_its_whole_configuration(client: TestClient) -> None:
@@ -66,88 +46,6 @@ def test_what_is_sent_overrides_preset_and_quick_test(client: TestClient) -> Non
     body = {"option": "b", "quick_test": True, "epochs": 7, "class_weighting": "none", "seed": 3}
     config = client.post("/jobs", json=body).json()["config"]
     assert (config["epochs"], config["class_weighting"], config["seed"]) == (7, "none", 3)
-
-
-@pytest.mark.parametrize(
-    ("body", "field", "words"),
-    [
-        ({}, "option", "required"),
-        ({"option": "d"}, "option", "'a', 'b' or 'c'"),
-        ({"option": "b", "epohcs": 3}, "epohcs", "unknown field; did you mean epochs?"),
-        ({"option": "b", "data": "arc"}, "data", "did you mean dataset?"),
-        ({"option": "b", "zzz": 1}, "zzz", "unknown field; see GET /options"),
-        ({"option": "b", "epochs": -1}, "epochs", "greater than or equal to 1, not -1"),
-        ({"option": "b", "epochs": 1001}, "epochs", "less than or equal to 1000"),
-        ({"option": "b", "epochs": None}, "epochs", "integer"),
-        ({"option": "b", "latent_dim": 0}, "latent_dim", "greater than or equal to 1"),
-        ({"option": "b", "batch_size": 1e9}, "batch_size", "less than or equal to 4096"),
-        ({"option": "b", "beta_schedule": "no"}, "beta_schedule", "linear_warmup"),
-        ({"option": "b", "dataset": "../../etc/passwd"}, "dataset", "pattern"),
-        ({"option": "b", "dataset": "nope"}, "dataset", "atomic, arc"),
-        ({"option": "b", "metadata": {"k": "v" * 513}}, "metadata.k", "512"),
-        ({"option": "b", "name": ""}, "name", "at least 1 character"),
-        ({"option": "b", "priority": 101}, "priority", "100"),
-    ],
-)
-@pytest.mark.usefixtures("no_traceback")
-def test_bad_input_is_answered_with_field_and_what_is_allowed(
-    client: TestClient, body: dict[str, Any], field: str, words: str
-) -> None:
-    answer = problem(client.post("/jobs", json=body), 422)
-    assert [error["field"] for error in answer["errors"]] == [field]
-    assert words in answer["errors"][0]["message"]
-    assert client.get("/jobs").json()["data"] == []
-
-
-def test_field_of_a_new_job_is_not_suggested_for_a_change(client: TestClient) -> None:
-    job_id = client.post("/jobs", json={"option": "b"}).json()["id"]
-    answer = problem(client.patch(f"/jobs/{job_id}", json={"name": "x"}), 422)
-    assert "did you mean" not in answer["detail"]
-
-
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
-@pytest.mark.usefixtures("no_traceback")
-def test_learning_rate_must_be_finite(client: TestClient, number: str) -> None:
-    response = client.post(
-        "/jobs",
-        content=f'{{"option": "b", "learning_rate": {number}}}',
-        headers={"Content-Type": "application/json"},
-    )
-    (error,) = problem(response, 422)["errors"]
-    assert error["field"] == "learning_rate"
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"b"', b"\xff\xfe"])
-@pytest.mark.usefixtures("no_traceback")
-def test_body_that_is_no_json_object_is_refused(client: TestClient, content: bytes) -> None:
-    headers = {"Content-Type": "application/json"}
-    assert client.post("/jobs", content=content, headers=headers).status_code in (400, 422)
-
-
-def test_broken_json_is_told_by_its_place(client: TestClient) -> None:
-    headers = {"Content-Type": "application/json"}
-    answer = client.post("/jobs", content=b'{"option": }', headers=headers)
-    (error,) = problem(answer, 422)["errors"]
-    assert (error["field"], error["message"]) == ("body", "no JSON: Expecting value (character 11)")
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        *("", "/metrics", "/log", "/verdict"),
-        *("/reconstructions", "/reconstructions/1.png", "/checkpoints", "/checkpoints/best"),
-    ],
-)
-@pytest.mark.parametrize("job_id", ["0123456789ab", "nope", "%00", "a'b", "9" * 400])
-@pytest.mark.usefixtures("no_traceback")
-def test_unknown_job_is_named(client: TestClient, job_id: str, path: str) -> None:
-    answer = problem(client.get(f"/jobs/{job_id}{path}"), 404)
-    assert "there is no job" in answer["detail"]
-
-
-def test_unknown_route_and_method_are_problems_too(client: TestClient) -> None:
-    problem(client.get("/nope"), 404)
-    problem(client.put("/jobs"), 405)
 
 
 def test_job_that_did_not_change_is_not_sent_again(client: TestClient) -> None:
@@ -197,24 +95,6 @@ def test_list_is_filtered(client: TestClient) -> None:
     assert len(client.get("/jobs?status=running&status=queued").json()["data"]) == 2
 
 
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [
-        ("limit=0", "limit"),
-        ("limit=101", "limit"),
-        ("status=done", "status.0"),
-        ("option=x", "option"),
-        ("statu=failed", "statu"),
-    ],
-)
-@pytest.mark.usefixtures("no_traceback")
-def test_bad_query_is_answered_with_its_parameter(
-    client: TestClient, query: str, field: str
-) -> None:
-    answer = problem(client.get(f"/jobs?{query}"), 422)
-    assert [error["field"] for error in answer["errors"]] == [field]
-
-
 def test_queued_job_is_cancelled_then_deleted(client: TestClient) -> None:
     job_id = client.post("/jobs", json={"option": "a"}).json()["id"]
     assert "cancel it" in problem(client.delete(f"/jobs/{job_id}"), 409)["detail"]
@@ -257,13 +137,6 @@ def test_job_without_epochs_has_empty_lists_and_no_pictures(client: TestClient) 
     verdict = client.get(f"/jobs/{job_id}/verdict").json()
     assert verdict["outcome"] == "undecided"
     assert {criterion["status"] for criterion in verdict["criteria"]} == {"no_data"}
-
-
-def test_full_queue_is_answered_429(settings: Settings) -> None:
-    small = settings.model_copy(update={"max_queued_jobs": 1})
-    with open_client(create_app(small)) as client:
-        client.post("/jobs", json={"option": "a"})
-        problem(client.post("/jobs", json={"option": "a"}), 429)
 
 
 def test_finished_job_has_everything(finished: Finished) -> None:
