@@ -55,7 +55,7 @@ def main() -> None:
     ratio = statistics.median(
         a / t for a, t in zip(seconds["apart"], seconds["together"], strict=True)
     )
-    medians = {name: round(statistics.median(found) * 1e3, 1) for name, found in seconds.items()}
+    medians = {name: round(statistics.median(found) * 1e3, 3) for name, found in seconds.items()}
     print(f"{device.type}, {arguments.models} models, ms a step of all: {medians}")
     print(f"together is {ratio:.2f}x as fast; worth keeping from {TARGET_RATIO:g}x on")
     if not arguments.no_write:

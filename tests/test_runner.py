@@ -1,5 +1,6 @@
 """One claimed job from top to bottom, with real files."""
 
+import gc
 import re
 import threading
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import SubmitJob, drain, numbers, read, read_artifacts, read_rows
 from safetensors.torch import save_file
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlmodel import Session, select
 
 from server import job_queue
@@ -19,6 +20,7 @@ from server.models import Artifact, EpochMetrics, FailureKind, Job, JobEvent, Jo
 from server.settings import Settings
 from worker.checkpoints import load_checkpoint, save_checkpoint
 from worker.runner import describe_failure, run_job
+from worker.training import Trainer
 
 
 def read_warnings(engine: Engine, job: Job) -> list[str]:
@@ -166,6 +168,32 @@ def test_cancelled_job_stops_and_keeps_what_it_has(
     job = read(engine, submitted)
     assert job.status is JobStatus.cancelled
     assert len(read_rows(engine, job)) >= 1
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_nothing_of_a_job_that_has_ended_takes_memory_from_the_next(
+    settings: Settings, engine: Engine, submit_job: SubmitJob, is_lost: bool
+) -> None:
+    submitted = submit_job(epochs=1000 if is_lost else 2)
+    claimed = job_queue.claim(engine, worker_id="w1", lease_seconds=30)
+    assert claimed is not None
+    runner = threading.Thread(
+        target=run_job, args=(claimed,), kwargs={"settings": settings, "engine": engine}
+    )
+    gc.disable()  # it comes by when it likes
+    try:
+        runner.start()
+        while is_lost and read(engine, submitted).epochs_completed < 1:
+            runner.join(0.02)
+        if is_lost:
+            with engine.begin() as connection:
+                connection.execute(text("UPDATE job SET worker_id = 'w2'"))
+        runner.join(30)
+        left = [thing for thing in gc.get_objects() if type(thing) is Trainer]
+    finally:
+        gc.enable()
+    assert not runner.is_alive()
+    assert left == []
 
 
 def test_job_without_its_data_set_is_failed_as_the_users(
@@ -334,8 +362,12 @@ def test_tracker_that_fails_is_an_event_and_costs_no_training(
 def test_too_little_memory_is_its_own_kind_of_failure(submit_job: SubmitJob) -> None:
     with pytest.raises(RuntimeError) as of_the_processor:
         torch.empty(2**55)
-    errors = [of_the_processor.value, MemoryError(), torch.OutOfMemoryError("CUDA out of memory")]
-    for error in errors:
+    of_the_device = [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ]
+    for error in [of_the_processor.value, MemoryError(), *of_the_device]:
         failure = describe_failure(error, job=submit_job())
         assert (failure.code, failure.kind) == ("out_of_memory", FailureKind.oom)
         assert "batch_size 32" in failure.message

@@ -64,10 +64,13 @@ def _warm_up(work: Callable[[], None]) -> None:
         return
     stream = _side_stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_NUM_WARM_UPS):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(_NUM_WARM_UPS):
+                work()
+    finally:
+        # Also after an error: what was begun ends before anything of it is undone.
+        torch.cuda.current_stream().wait_stream(stream)
 
 
 def _record(work: Callable[[], None], *, generator: torch.Generator) -> torch.cuda.CUDAGraph:

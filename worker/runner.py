@@ -1,6 +1,7 @@
 """One claimed job from top to bottom, and the only place where an error becomes a status."""
 
 import errno
+import gc
 import logging
 import threading
 from collections.abc import Iterator
@@ -86,6 +87,9 @@ def run_job(
             if not is_outage(error):
                 raise
             _logger.error("the database is away; job %s is left to its lease: %s", job.id, error)
+    # A trainer refers to itself, and exceptions to what they passed through: left alone, the memory
+    # of its device would still be taken when the next job needs it.
+    gc.collect()
 
 
 def describe_failure(error: Exception, *, job: Job) -> Failure:
@@ -116,9 +120,13 @@ def describe_failure(error: Exception, *, job: Job) -> Failure:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # The allocator of the CPU has no exception type of its own.
+    # Neither the allocator of the CPU nor CUDA's libraries have an exception type for it.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or _says(
-        error, "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED"
+        error,
+        "DefaultCPUAllocator",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_ALLOC_FAILED",
     )
 
 
