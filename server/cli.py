@@ -151,7 +151,7 @@ def jobs(
     status: Annotated[str | None, typer.Option(help="Only jobs of this status.")] = None,
     option: Annotated[arg.OptionName | None, typer.Option(help="Only this option.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 20,
     as_json: arg.AsJson = False,
 ) -> None:
     """List jobs, newest first."""

@@ -231,10 +231,15 @@ def _judge_loss(metrics: History, *, limits: Thresholds) -> Criterion:
         value=max(rises, default=math.nan),
         target=target,
         epochs=broken or [m.epoch for m in metrics],
-        explanation=f"the loss, re-weighted to the final β, rises in epochs {broken}"
-        if broken
-        else "the loss, re-weighted to the final β, falls from epoch to epoch",
+        explanation=f"the loss, re-weighted to the final β, {_describe_course(rises, broken)}",
     )
+
+
+def _describe_course(rises: Sequence[float], broken: Sequence[int]) -> str:
+    if broken:
+        return f"rises in epochs {broken}"
+    highest = max(rises)
+    return "falls from epoch to epoch" + f", or rises by {highest:.2%} at most" * (highest > 0)
 
 
 def _judge_stability(metrics: History, *, limits: Thresholds) -> Criterion:

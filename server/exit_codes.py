@@ -6,13 +6,16 @@ Imports that cost much are made where they are used, as in `server.cli`.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from server import launcher, local_runs
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 BAD_INPUT: Final = 2
 FAILED: Final = 1
@@ -31,7 +34,7 @@ def reported() -> Iterator[None]:
         code = _find_exit_code(error)
         if code is None:
             raise
-        print_error(_describe_error(error))
+        print_error(describe_error(error))
         raise typer.Exit(code) from None
 
 
@@ -51,18 +54,29 @@ def _find_exit_code(error: Exception) -> int | None:
     return FAILED if isinstance(error, failures) else None
 
 
-def _describe_error(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
+    """The error in one line."""
     from pydantic import ValidationError  # noqa: PLC0415
 
     if isinstance(error, ValidationError):
-        return "; ".join(
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}, not {item['input']!r}"
-            for item in error.errors()
-        )
+        is_setting = error.title == "Settings"
+        return "; ".join(_describe_item(item, is_setting=is_setting) for item in error.errors())
     message = str(error).partition("\n")[0]
     if getattr(error, "status", None) == HTTPStatus.UNAUTHORIZED:
         return f"{message}; set LOSSLAB_API_TOKEN to one"
     return message
+
+
+def _describe_item(item: "ErrorDetails", *, is_setting: bool) -> str:
+    """Field, what is allowed, and what was given: but no setting, which may be a secret, and no
+    whole object."""
+    field = ".".join(str(part) for part in item["loc"])
+    if field and is_setting:
+        field = f"LOSSLAB_{field.upper()}"
+    message = item["msg"].removeprefix("Value error, ")
+    if not is_setting and not isinstance(item["input"], dict):
+        message += f", not {item['input']!r}"
+    return f"{field}: {message}" if field else message
 
 
 def print_error(message: str) -> None:

@@ -141,7 +141,8 @@ class ServerThread:
         if self._server.started and self._thread.is_alive():
             self._app.state.event_feed.close()
         self._server.should_exit = True
-        self._thread.join(timeout=GRACE_SECONDS)
+        if self._thread.ident is not None:  # else it was never started
+            self._thread.join(timeout=GRACE_SECONDS)
         self._socket.close()
 
 
@@ -200,7 +201,11 @@ class Service:
         self.url = self._server.url
 
     def __enter__(self) -> Self:
+        from server.database import open_database  # noqa: PLC0415
+
         try:
+            # What cannot be opened is one line here; in the server's thread it would be a page.
+            open_database(self._settings).dispose()
             self._server.start()
             for _ in range(self._num_workers):
                 self._workers.append(SupervisedWorker(self._start_worker))

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -58,6 +59,8 @@ def train(settings: "Settings", request: Json, *, log: Path | None, on_update: O
     check_dataset(wanted.resolve_config().dataset, datasets_dir=settings.datasets_dir)
     if log is not None and not log.absolute().parent.is_dir():
         raise InputError(f"there is no folder {log.absolute().parent} for the log")
+    if settings.wandb_project and find_spec("wandb") is None:
+        raise InputError("wandb is not installed: pip install -e '.[wandb]', or --no-wandb")
     engine = open_database(settings)
     try:
         with StopSignal() as stop:

@@ -206,7 +206,10 @@ def _explain(error: dict[str, Any], *, known_fields: Iterable[str]) -> str:
     if error["type"] == "extra_forbidden":
         if error["loc"][0] == "query":
             return "unknown parameter; /docs lists those there are"
-        similar = get_close_matches(str(error["loc"][-1]), list(known_fields), n=1)
+        known = list(known_fields)
+        if not known:
+            return "unknown field; /docs lists those there are"
+        similar = get_close_matches(str(error["loc"][-1]), known, n=1)
         hint = f"; did you mean {similar[0]}?" if similar else ""
         return f"unknown field{hint}; see GET /options for the settings there are"
     message: str = error["msg"].removeprefix("Value error, ")

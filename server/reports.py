@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from server.schemas import Comparison
 
 MAX_LEGEND_ENTRIES = 12
+MAX_LEGEND_CHARACTERS = 40
 _MARKS = {
     CriterionStatus.passed: "✓",
     CriterionStatus.failed: "✗",
@@ -37,12 +38,28 @@ class ReportEntry:
     job: Job
     verdict: Verdict
     metrics: History
+    has_namesake: bool = False  # another one of the compared jobs has the same name
     reconstruction_png: bytes | None = None
     reconstruction_epoch: int | None = None
 
     @property
+    def title(self) -> str:
+        """The job's name if that tells it from the others, else with or as its id."""
+        if self.job.name is None:
+            return self.job.id
+        return f"{self.job.name} ({self.job.id})" if self.has_namesake else self.job.name
+
+    @property
     def label(self) -> str:
-        return f"{self.job.option} · {self.job.name or self.job.id}"
+        return f"{self.job.option} · {self.title}"
+
+    @property
+    def short_label(self) -> str:
+        """With the middle of a long name left out, for a legend."""
+        if len(self.label) <= MAX_LEGEND_CHARACTERS:
+            return self.label
+        side = MAX_LEGEND_CHARACTERS // 2
+        return f"{self.label[:side]}…{self.label[-side:]}"
 
 
 def render_curves(entries: Sequence[ReportEntry], *, thresholds: Thresholds) -> bytes:
@@ -61,7 +78,7 @@ def render_curves(entries: Sequence[ReportEntry], *, thresholds: Thresholds) -> 
     _mark_targets(accuracy, entries, thresholds=thresholds)
     for axes in (loss, accuracy, kl):
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
     if len(entries) <= MAX_LEGEND_ENTRIES:
         loss.legend(fontsize=8)
@@ -74,10 +91,13 @@ def render_markdown(entries: Sequence[ReportEntry], comparison: "Comparison") ->
     """Recommendation, criteria and differences as Markdown."""
     lines = ["# Comparison", "", escape_markdown(comparison.reason), "", "## Criteria", ""]
     lines += _markdown_table(
-        ["criterion", *(f"{e.label} ({e.job.id})" for e in entries)],
+        ["criterion", "target", *(_name_in_full(entry) for entry in entries)],
         [
-            ["diagnosis", *(str(e.verdict.diagnosis) for e in entries)],
-            *([name, *(format_criterion(c) for c in row)] for name, row in _by_criterion(entries)),
+            ["diagnosis", "", *(str(entry.verdict.diagnosis) for entry in entries)],
+            *(
+                [name, row[0].target, *(format_criterion(criterion) for criterion in row)]
+                for name, row in _by_criterion(entries)
+            ),
         ],
     )
     if comparison.differences:
@@ -119,6 +139,10 @@ def escape_markdown(text: str) -> str:
     return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").split())
 
 
+def _name_in_full(entry: ReportEntry) -> str:
+    return entry.label if entry.job.id in entry.label else f"{entry.label} ({entry.job.id})"
+
+
 def _draw_entry(panels: "tuple[Axes, Axes, Axes]", entry: ReportEntry, *, index: int) -> None:
     epochs = [row.epoch for row in entry.metrics]
     curves = (
@@ -135,7 +159,7 @@ def _draw_entry(panels: "tuple[Axes, Axes, Axes]", entry: ReportEntry, *, index:
             markersize=4,
             linewidth=1.5,
             # A dollar sign would begin a formula, and a leading underscore hides a label.
-            label="\N{ZERO WIDTH SPACE}" + entry.label.replace("$", r"\$"),
+            label="\N{ZERO WIDTH SPACE}" + entry.short_label.replace("$", r"\$"),
         )
 
 

@@ -1,4 +1,5 @@
-"""What goes when space is needed: the oldest checkpoints that nobody will miss."""
+"""What goes when space is needed: what can be made again, then the oldest checkpoints that nobody
+will miss."""
 
 import logging
 from pathlib import Path
@@ -24,13 +25,15 @@ def pin(engine: Engine, job_id: str, *, is_pinned: bool) -> Job | None:
 
 
 def free_space(engine: Engine, settings: Settings) -> int:
-    """Remove checkpoints, oldest first, until everything takes no more than it may.
+    """Remove generated data, then checkpoints, oldest first, until everything takes no more than
+    it may.
 
     Pictures stay, and so does all of a job that is pinned or has not ended. Of other jobs the
-    best and the newest checkpoint stay: a resume needs them. Returns how many went.
+    best and the newest checkpoint stay: a resume needs them. Returns how many checkpoints went.
     """
     num_removed = 0
     excess = measure_storage(engine, settings) - settings.max_storage_bytes
+    excess -= _remove_generated(settings.cache_dir, num_bytes=excess)
     for artifact in _list_removable(engine) if excess > 0 else []:
         if excess <= 0:
             break
@@ -48,6 +51,24 @@ def measure_storage(engine: Engine, settings: Settings) -> int:
         artifacts = session.exec(select(func.coalesce(func.sum(Artifact.size_bytes), 0))).one()
     folders = (settings.datasets_dir, settings.cache_dir)
     return artifacts + sum(_measure(path) for folder in folders for path in folder.glob("*"))
+
+
+def _remove_generated(cache_dir: Path, *, num_bytes: int) -> int:
+    """Remove so much, or all there is; a job that still reads a file keeps what it has open."""
+    removed = 0
+    for path in sorted(cache_dir.glob("*.npy"), key=_get_modification_time):
+        if removed >= num_bytes:
+            break
+        removed += _measure(path)
+        path.unlink(missing_ok=True)
+    return removed
+
+
+def _get_modification_time(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _measure(path: Path) -> int:

@@ -33,6 +33,8 @@ _JOB_EXAMPLES: list[JsonValue] = [
 
 #: PostgreSQL has no text with a NUL.
 PlainText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+#: On one line: names stand in tables, titles and legends.
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", min_length=1, max_length=200)]
 Label = Annotated[PlainText, Field(max_length=512)]
 LabelKey = Annotated[PlainText, Field(min_length=1, max_length=64)]
 Labels = Annotated[
@@ -77,7 +79,7 @@ class JobRequest(TrainingConfig, JsonBody):
 
     option: Option
     quick_test: bool = Field(default=False, description="5 epochs, a checkpoint each epoch")
-    name: PlainText | None = Field(default=None, min_length=1, max_length=200)
+    name: Name | None = None
     metadata: Labels = Field(default_factory=dict, description="labels of your own, to filter by")
     priority: int = Field(default=0, ge=-100, le=100, description="higher runs first")
 
@@ -211,7 +213,10 @@ class Reconstruction(BaseModel):
     sha256: str
     size_bytes: int
     created_at: datetime
-    samples: list[dict[str, float | None]]
+    samples: list[dict[str, float | None]] = Field(
+        description="figures of each pair; `loss` is its cross-entropy per cell in nats without "
+        "any weight, the same for all options, and so not the job's own loss"
+    )
 
     @classmethod
     def of(cls, artifact: Artifact, *, job: Job) -> Self:

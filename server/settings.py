@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from server.tokens import ApiToken
 
@@ -23,6 +24,7 @@ class Settings(BaseSettings):
         env_prefix="LOSSLAB_",
         env_ignore_empty=True,
         extra="ignore",
+        hide_input_in_errors=True,  # it may be a secret
         secrets_dir=_SECRETS_DIR if _SECRETS_DIR.is_dir() else None,
     )
 
@@ -68,7 +70,8 @@ class Settings(BaseSettings):
     max_storage_bytes: int = Field(
         default=0,
         ge=0,
-        description="above it the oldest checkpoints go that no resume needs; 0 is no limit",
+        description="above it generated data goes, then the oldest checkpoints that no resume "
+        "needs; 0 is no limit",
     )
     max_upload_bytes: int = Field(default=256 * 2**20, ge=1, description="of one data set")
     lease_seconds: float = Field(
@@ -113,6 +116,17 @@ class Settings(BaseSettings):
         if password and not url.password:
             url = url.set(password=password)
         return url.render_as_string(hide_password=False)
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, given: str) -> str:
+        try:
+            driver = make_url(given).drivername if given else "sqlite"
+        except (ArgumentError, ValueError):
+            driver = ""
+        if driver.partition("+")[0] not in ("postgresql", "postgres", "sqlite"):
+            raise ValueError("must read postgresql://USER@HOST:PORT/NAME, or be empty for SQLite")
+        return given
 
     @model_validator(mode="after")
     def _check_lease(self) -> Self:

@@ -96,7 +96,13 @@ def jobs_table(page: Json) -> RenderableType:
             Text(format_number(job["val_foreground_recall"])),
         )
     if page["has_more"]:
-        return Group(table, Text("There are more; raise --limit to see them.", style="dim"))
+        return Group(
+            table,
+            Text(
+                "There are more; raise --limit, or choose by --status, --option or --name.",
+                style="dim",
+            ),
+        )
     return table if page["data"] else Text("No jobs.")
 
 

@@ -271,6 +271,16 @@ def test_comparison_of_an_option_without_success_names_it(client: TestClient) ->
     assert "no job of option a has succeeded" in answer["detail"]
 
 
+def test_compared_jobs_of_one_name_are_shown_with_their_ids(client: TestClient) -> None:
+    body = {"option": "a", "name": "study"}
+    ids = [client.post("/jobs", json=body | {"seed": seed}).json()["id"] for seed in (1, 2)]
+    report = client.get("/comparisons/report.html", params={"job_id": ids}).text
+    page = client.get("/ui/compare", params={"job_id": ids}).text
+    for job_id in ids:
+        assert f"study ({job_id})" in report
+        assert f"study ({job_id})" in page
+
+
 def test_reports_are_complete_and_need_nothing_from_outside(finished: Finished) -> None:
     client, _ = finished
     curves = client.get("/comparisons/curves.png?options=a,b,c")

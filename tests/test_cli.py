@@ -221,6 +221,7 @@ def test_interrupted_train_cancels_its_job(tmp_path: Path) -> None:
         (["--latent-dim", "0"], "latent_dim"),
         (["--set", "wrong=1"], "wrong"),
         (["--log", "/nowhere/at/all.log"], "/nowhere/at"),
+        (["--wandb-project", "study"], "wandb is not installed"),
     ],
 )
 def test_train_refuses_bad_input(run_here: RunCommand, arguments: list[str], words: str) -> None:
@@ -311,7 +312,6 @@ def test_queued_job_is_cancelled(service: Up) -> None:
         (["cancel", "000000000000"], "000000000000"),
         (["submit", "--option", "b", "--epochs", "-1"], "epochs"),
         (["submit", "--option", "b", "--data", "nowhere"], "nowhere"),
-        (["jobs", "--limit", "100000"], "limit"),
         (["compare", "000000000000", "111111111111"], "000000000000"),
     ],
 )
@@ -351,6 +351,17 @@ def test_taken_port_is_one_line_and_leaves_nothing(run_here: RunCommand, tmp_pat
         port = taken.getsockname()[1]
         assert_one_line(run_here("up", "--port", str(port)), code=1, words=f"port {port}")
     assert find_processes(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["up", "train", "worker"])
+def test_data_directory_that_cannot_be_one_is_one_line(
+    run_here: RunCommand, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    needed = ["--option", "b"] if command == "train" else []
+    done = run_here(command, *needed, "--data-dir", str(tmp_path / "file"))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "File exists" in done.stderr
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "example.org", "::"])

@@ -128,6 +128,20 @@ def test_loss_decreases(losses: list[float], status: CriterionStatus, epochs: li
     assert criterion.epochs == epochs
 
 
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [
+        ([1.0, 0.9, 0.8], "falls from epoch to epoch"),
+        ([1.0, 1.005, 0.8], "falls from epoch to epoch, or rises by 0.50% at most"),
+        ([1.0, 1.02, 0.8], "rises in epochs [2]"),
+    ],
+)
+def test_loss_is_said_to_fall_only_where_it_does(losses: list[float], words: str) -> None:
+    metrics = history(train_recon_loss=losses, train_kl_loss=[0.0] * len(losses))
+    explanation = find("loss_decreases", make_job(), metrics).explanation
+    assert explanation == f"the loss, re-weighted to the final β, {words}"
+
+
 def test_a_loss_that_rises_only_because_beta_warms_up_decreases() -> None:
     metrics = history(
         beta=[0.0, 0.5, 1.0],

@@ -30,6 +30,7 @@ pytestmark = BOTH_DATABASES
         ({"option": "b", "dataset": "nope"}, "dataset", "atomic, arc"),
         ({"option": "b", "metadata": {"k": "v" * 513}}, "metadata.k", "512"),
         ({"option": "b", "name": ""}, "name", "at least 1 character"),
+        ({"option": "b", "name": "two\nlines"}, "name", "pattern"),
         ({"option": "b", "priority": 101}, "priority", "100"),
     ],
 )

@@ -16,10 +16,11 @@ THRESHOLDS = Thresholds()
 HOSTILE = "<script>alert(1)</script> $x_{$ a|b `c` **d** [e](javascript:f)\nnext"
 
 
-def make_entry(*, num_epochs: int = 3, **values: Any) -> ReportEntry:
+def make_entry(*, num_epochs: int = 3, has_namesake: bool = False, **values: Any) -> ReportEntry:
     job = make_job(dataset_summary={"background_share": 0.93}, config=TINY, **values)
     metrics = [make_epoch(epoch) for epoch in range(1, num_epochs + 1)]
-    return ReportEntry(job=job, verdict=judge(job, metrics), metrics=metrics)
+    verdict = judge(job, metrics)
+    return ReportEntry(job=job, verdict=verdict, metrics=metrics, has_namesake=has_namesake)
 
 
 @pytest.mark.parametrize(("num_jobs", "num_epochs"), [(1, 0), (1, 1), (3, 5), (15, 2), (100, 60)])
@@ -34,6 +35,17 @@ def test_hostile_names_draw(name: str) -> None:
     entry = make_entry(name=name)
     with Image.open(io.BytesIO(render_curves([entry], thresholds=THRESHOLDS))) as image:
         assert image.format == "PNG"
+
+
+def test_long_names_leave_room_for_the_curves() -> None:
+    label = make_entry(name="x" * 100 + "y" * 100, option="b").short_label
+    assert label == "b · " + "x" * 16 + "…" + "y" * 20
+
+
+def test_jobs_of_one_name_are_told_apart_by_their_ids() -> None:
+    namesake = make_entry(name="study", option="b", has_namesake=True)
+    assert namesake.label == f"b · study ({namesake.job.id})"
+    assert make_entry(name="study", option="b").label == "b · study"
 
 
 def test_html_escapes_names_and_loads_nothing() -> None:

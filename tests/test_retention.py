@@ -115,6 +115,19 @@ def test_data_sets_count_and_none_is_taken_when_the_space_is_used_up(
     assert [path.name for path in settings.datasets_dir.iterdir()] == ["first.npz"]
 
 
+def test_generated_data_goes_before_any_checkpoint_and_for_a_data_set(
+    settings: Settings, engine: Engine, trained: list[Job]
+) -> None:
+    in_use = retention.measure_storage(engine, settings)
+    assert list(settings.cache_dir.iterdir())
+    with open_client(create_app(limit(settings, in_use))) as client:
+        assert client.put("/datasets/first", content=make_npz(images=GRIDS)).status_code == 507
+        assert retention.free_space(engine, limit(settings, in_use - 1)) == 0
+        assert list(settings.cache_dir.iterdir()) == []
+        assert client.put("/datasets/first", content=make_npz(images=GRIDS)).status_code == 201
+    assert checkpoint_epochs(engine, trained[0]) == [1, 2, 3, 4, 5]
+
+
 def test_job_that_has_not_ended_keeps_everything(
     settings: Settings, engine: Engine, trained: list[Job]
 ) -> None:

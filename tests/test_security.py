@@ -9,10 +9,11 @@ import pytest
 from conftest import SubmitJob, open_client
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 from sqlalchemy import Engine
 from stored_state import read_state
 
+from server.exit_codes import describe_error
 from server.launcher import ServerThread, StartError
 from server.main import create_app
 from server.pages import comparison, job, jobs, login, rendering
@@ -300,6 +301,28 @@ def test_password_goes_into_a_url_that_has_none() -> None:
 def test_secrets_do_not_show() -> None:
     settings = Settings(api_token=SecretStr(TOKEN), database_password=SecretStr(TOKEN))
     assert TOKEN not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("API_TOKENS", f"anna:full:{TOKEN}", "LOSSLAB_API_TOKENS: an API token reads NAME"),
+        ("DATABASE_URL", f"mysql://u:{TOKEN}@h/d", "LOSSLAB_DATABASE_URL: must read postgresql://"),
+        ("DATABASE_URL", f"postgresql://u:{TOKEN}@h:port/d", "LOSSLAB_DATABASE_URL: must read"),
+        ("LEASE_SECONDS", "10", "lease_seconds must be at least three times heartbeat_seconds"),
+    ],
+)
+def test_no_message_about_a_setting_has_a_secret_in_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv("LOSSLAB_API_TOKEN", TOKEN)
+    monkeypatch.setenv(f"LOSSLAB_{name}", value)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert TOKEN not in str(caught.value)
+    message = describe_error(caught.value)
+    assert message.startswith(words)
+    assert TOKEN not in message
 
 
 def test_secrets_are_in_no_answer_and_no_log(

@@ -48,7 +48,10 @@ def main() -> None:
         _watch_parent(shutdown)
     keep_freed_memory()
     take_share_of_cores(num_workers=settings.num_workers)
-    engine = outlast_outages(shutdown)(open_database, settings)
+    try:
+        engine = outlast_outages(shutdown)(open_database, settings)
+    except OSError as error:
+        sys.exit(f"the data directory cannot be used: {error}")
     try:
         work(
             settings,

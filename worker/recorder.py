@@ -43,7 +43,8 @@ class EpochRecorder:
     def __init__(self, attempt: Attempt, *, tracker: Tracker, sample_batches: list[Tensor]) -> None:
         job = attempt.job
         self._attempt = attempt
-        self._title = f"{job.name or job.id} · option {job.option}"
+        self._name = job.name or job.id
+        self._option = job.option
         self._config = job.training_config
         self._best_epoch = job.best_epoch
         self._best_val_recon_loss = job.best_val_recon_loss
@@ -188,8 +189,9 @@ class EpochRecorder:
         reconstructions, epoch = snapshot.reconstructions, snapshot.result.epoch
         if reconstructions is None:
             return None
-        title = f"{self._title} · epoch {epoch} of {self._config.epochs}"
-        title += " · best so far" * snapshot.is_best
+        title = f"option {self._option} · epoch {epoch} of {self._config.epochs}"
+        # The name comes last, since it may be too long for the picture.
+        title += f"{' · best so far' * snapshot.is_best} · {self._name}"
         try:
             return self._attempt.files.write(
                 ArtifactKind.reconstruction,

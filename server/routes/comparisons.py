@@ -1,5 +1,7 @@
 """Comparisons: jobs judged side by side, as JSON, as a picture and as reports."""
 
+from collections import Counter
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Response
@@ -10,7 +12,7 @@ from sqlmodel import Session, col, select
 from server.artifacts import JobFiles
 from server.criteria import Thresholds, find_differences, judge, rank
 from server.dependencies import SessionDep, SettingsDep, find_jobs, refuse_query
-from server.histories import History, read_histories
+from server.histories import read_histories
 from server.models import Artifact, ArtifactKind, Job, JobStatus, Option
 from server.problems import PROBLEM_RESPONSES
 from server.reports import ReportEntry, render_curves, render_html, render_markdown
@@ -51,11 +53,16 @@ def find_entries(query: QueryDep, *, session: SessionDep) -> list[ReportEntry]:
     jobs += [_find_newest(session, option) for option in _parse_options(query.options)]
     histories = read_histories(session, [job.id for job in jobs])
     thresholds = query.thresholds()
-    return [_make_entry(job, history=histories[job.id], thresholds=thresholds) for job in jobs]
-
-
-def _make_entry(job: Job, *, history: History, thresholds: Thresholds) -> ReportEntry:
-    return ReportEntry(job=job, verdict=judge(job, history, thresholds), metrics=history)
+    num_named = Counter(job.name for job in jobs)
+    return [
+        ReportEntry(
+            job=job,
+            verdict=judge(job, histories[job.id], thresholds),
+            metrics=histories[job.id],
+            has_namesake=num_named[job.name] > 1,
+        )
+        for job in jobs
+    ]
 
 
 EntriesDep = Annotated[list[ReportEntry], Depends(find_entries)]
@@ -119,13 +126,7 @@ def _add_picture(entry: ReportEntry, *, session: Session, settings: Settings) ->
     except FileNotFoundError:
         # A report of what is left is worth more than none; the page says that it is missing.
         return entry
-    return ReportEntry(
-        job=entry.job,
-        verdict=entry.verdict,
-        metrics=entry.metrics,
-        reconstruction_png=picture,
-        reconstruction_epoch=artifact.epoch,
-    )
+    return replace(entry, reconstruction_png=picture, reconstruction_epoch=artifact.epoch)
 
 
 def _parse_options(options: str) -> list[Option]:

@@ -146,7 +146,10 @@ def delete_dataset(name: Name, *, engine: EngineDep, settings: SettingsDep) -> N
 def _check_room(engine: Engine, settings: Settings) -> None:
     """Raises HTTPException 507."""
     limit = settings.max_storage_bytes
-    if limit and retention.measure_storage(engine, settings) >= limit:
+    if not limit or retention.measure_storage(engine, settings) < limit:
+        return
+    retention.free_space(engine, settings)
+    if retention.measure_storage(engine, settings) >= limit:
         detail = f"the {limit} bytes that may be stored (LOSSLAB_MAX_STORAGE_BYTES) are in use"
         raise HTTPException(507, f"{detail}; delete jobs or data sets first")
 
