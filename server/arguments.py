@@ -43,7 +43,21 @@ WandbProject = Annotated[
     str | None, typer.Option(help="Log to this Weights & Biases project as well.")
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Show progress until the job ends.")]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.", show_default=False)]
+
+
+def _refuse_nothing(job_id: str) -> str:
+    """As an unset variable of a script is."""
+    if not job_id:
+        raise typer.BadParameter("it is empty")
+    return job_id
+
+
+JobId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="The job's id.", show_default=False, callback=_refuse_nothing
+    ),
+]
 
 
 def collect_overrides(set_keys: Pairs, **values: Any) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def jobs_table(page: Json) -> RenderableType:
     for job in page["data"]:
         table.add_row(
             Text(job["id"]),
-            Text(job["name"] or ""),
+            Text(job["name"] or "", no_wrap=True, overflow="ellipsis"),
             Text(job["option"]),
             _status_text(job),
             Text(_describe_epochs(job)),

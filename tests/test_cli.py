@@ -244,6 +244,7 @@ def test_job_that_fails_is_explained(run_here: RunCommand, tmp_path: Path) -> No
         (["submit", "--option", "b", "--set", "option=a"], "option"),
         (["submit", "--option", "b", "--set", "beta=NaN"], "beta must be a finite number"),
         (["train", "--option", "b", "--learning-rate", "inf"], "learning_rate must be a finite"),
+        (["show", ""], "it is empty"),
         (["compare", "--options", "a,b", "--report", "out.pdf"], ".html, .md or .png"),
         (["compare", "--options", "a,b", "--report", "/nowhere/out.html"], "no folder /nowhere"),
     ],

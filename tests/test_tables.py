@@ -12,7 +12,7 @@ from server.columns import utc_now
 from server.exit_codes import reported
 from server.models import Job, JobStatus, Option, TrainingConfig
 from server.schemas import JobPublic
-from server.tables import comparison_view, job_view, welcome_text
+from server.tables import comparison_view, job_view, jobs_table, welcome_text
 
 
 def show(view: RenderableType) -> str:
@@ -52,6 +52,15 @@ def test_job_that_is_asked_to_stop_says_so(request_: str, words: str) -> None:
         **{f"{request_}_requested_at": utc_now()},
     )
     assert words in show(job_view(JobPublic.of(job).model_dump(mode="json")))
+
+
+@pytest.mark.parametrize("name", [None, "baseline", "x" * 200, "many words " * 18])
+def test_each_job_of_a_list_is_one_line_whatever_its_name(name: str | None) -> None:
+    job = Job(option=Option.b, config=TrainingConfig().model_dump(), name=name)
+    page = {"data": [JobPublic.of(job).model_dump(mode="json")], "has_more": False}
+    last_line = show(jobs_table(page)).rstrip().splitlines()[-1]
+    assert job.id in last_line
+    assert (name or "")[:8] in last_line
 
 
 def test_refused_token_tells_where_to_set_one(capsys: pytest.CaptureFixture[str]) -> None:
