@@ -56,19 +56,12 @@ def measure_storage(engine: Engine, settings: Settings) -> int:
 def _remove_generated(cache_dir: Path, *, num_bytes: int) -> int:
     """Remove so much, or all there is; a job that still reads a file keeps what it has open."""
     removed = 0
-    for path in sorted(cache_dir.glob("*.npy"), key=_get_modification_time):
+    for path in cache_dir.glob("*.npy"):
         if removed >= num_bytes:
             break
         removed += _measure(path)
         path.unlink(missing_ok=True)
     return removed
-
-
-def _get_modification_time(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def _measure(path: Path) -> int:

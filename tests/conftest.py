@@ -1,5 +1,6 @@
 """Real databases, tiny real trainings, a real server; nothing of ours is replaced."""
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ TINY = {"num_samples": 200, "epochs": 2, "batch_size": 32, "checkpoint_every": 1
 
 # The tests run beside each other; more threads than cores would mostly wait for one another.
 torch.set_num_threads(1)
+# As in a worker: what was imported is never garbage, and each job's end looks for some.
+gc.freeze()
 
 SubmitJob = Callable[..., Job]
 MakeSettings = Callable[..., Settings]

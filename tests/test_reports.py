@@ -63,6 +63,8 @@ def test_markdown_keeps_its_table_whatever_the_name() -> None:
     markdown = render_markdown(entries, make_comparison(entries))
     table = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    for criterion in entries[0].verdict.criteria:
+        assert f"| {criterion.name} | {escape_markdown(criterion.target)} |" in markdown
     assert "<script" not in markdown
 
 

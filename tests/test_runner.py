@@ -1,6 +1,7 @@
 """One claimed job from top to bottom, with real files."""
 
 import gc
+import logging
 import re
 import threading
 from collections.abc import Callable
@@ -172,8 +173,14 @@ def test_cancelled_job_stops_and_keeps_what_it_has(
 
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_nothing_of_a_job_that_has_ended_takes_memory_from_the_next(
-    settings: Settings, engine: Engine, submit_job: SubmitJob, is_lost: bool
+    settings: Settings,
+    engine: Engine,
+    submit_job: SubmitJob,
+    is_lost: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    # pytest keeps what is logged, with the error in it and all that the error passed through.
+    caplog.set_level(logging.CRITICAL, logger="worker")
     submitted = submit_job(epochs=1000 if is_lost else 2)
     claimed = job_queue.claim(engine, worker_id="w1", lease_seconds=30)
     assert claimed is not None
