@@ -27,7 +27,7 @@ table: $(VENV)/.user  ## measure a, b and c on the full corpus, three seeds each
 	$(BIN)/python -m benchmarks.abc
 
 clean:  ## remove what make made; experiments/ stays
-	rm -rf $(VENV) build server/static/library *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build server/dashboard/static/library *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Losslab needs Python 3.11 or newer")'

@@ -15,7 +15,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-LIBRARY_DIR = Path(__file__).parent / "server" / "static" / "library"
+LIBRARY_DIR = Path(__file__).parent / "server" / "dashboard" / "static" / "library"
 #: What is taken of each package: the name that a file gets here, where it lies, and its hash.
 PACKAGES = {
     "uplot@1.6.32": {

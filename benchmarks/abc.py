@@ -21,12 +21,13 @@ from typing import Any
 from sqlmodel import Session
 
 from benchmarks.machine import REPOSITORY, describe_machine, write_results
-from server import job_queue
-from server.criteria import judge
-from server.database import open_database
-from server.dependencies import read_epochs
-from server.models import Job, Option
-from server.schemas import resolve_config
+from server.database.engine import open_database, write_transaction
+from server.jobs.submission import new_job, submit_job
+from server.judging.histories import read_epochs
+from server.judging.verdicts import judge
+from server.models.configuration import resolve_config
+from server.models.options import Option
+from server.models.tables import Job
 from server.settings import Settings
 
 #: The results whose table the README shows.
@@ -40,21 +41,24 @@ def main() -> None:
     machine = describe_machine(PACKAGES)
     settings = Settings(data_dir=arguments.data_dir)
     engine = open_database(settings)
-    job_ids = [
-        job_queue.submit(
-            engine,
-            option=option,
-            config=resolve_config(
-                option,
-                quick_test=True,
-                overrides={"seed": seed, "num_samples": arguments.num_samples},
-            ),
-            quick_test=True,
-            name=f"{option}, seed {seed}",
-        ).id
-        for seed in arguments.seeds
-        for option in arguments.options
-    ]
+    with write_transaction(engine) as session:
+        job_ids = [
+            submit_job(
+                session,
+                new_job(
+                    resolve_config(
+                        option,
+                        quick_test=True,
+                        overrides={"seed": seed, "num_samples": arguments.num_samples},
+                    ),
+                    option=option,
+                    quick_test=True,
+                    name=f"{option}, seed {seed}",
+                ),
+            ).id
+            for seed in arguments.seeds
+            for option in arguments.options
+        ]
     drain(settings, num_workers=arguments.workers)
     with Session(engine) as session:
         rows = [describe(session, session.get_one(Job, job_id)) for job_id in job_ids]
@@ -94,7 +98,7 @@ def drain(settings: Settings, *, num_workers: int) -> None:
 
 def describe(session: Session, job: Job) -> dict[str, Any]:
     """One job's row of the table, with its verdict."""
-    epochs = read_epochs(session, [job.id])[job.id]
+    epochs = read_epochs(session, job.id)
     verdict = judge(job, epochs)
     final = epochs[-1]
     kl = final.val_kl_per_dimension

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from server.models import TrainingConfig
+from server.models.configuration import NUM_COLOURS, TrainingConfig
 from worker import convolution, data
 from worker.atomic import generate_atomic
 from worker.device import keep_freed_memory
 from worker.losses import GridLoss, compute_class_weights, compute_loss
-from worker.model import NUM_COLOURS, BetaVAE, VAEOutput
+from worker.model import BetaVAE, VAEOutput
 from worker.training import Trainer
 
 BATCH_SIZE = 128

@@ -91,7 +91,7 @@ def record(step: Step, *, name: str, device: torch.device) -> Step:
     """On a GPU the graph of the step, as the product records its own."""
     if device.type != "cuda":
         return step
-    return capture(step, name=name, generator=torch.Generator(device))
+    return capture(step, name=name, generator=torch.Generator(device)) or step
 
 
 def make_apart(batches: Tensor) -> Step:

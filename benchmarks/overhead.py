@@ -20,19 +20,21 @@ import torch
 from sqlalchemy import Engine
 
 from benchmarks.machine import describe_machine, write_results
-from server import job_queue
-from server.artifacts import JobFiles
-from server.database import open_database
-from server.models import ArtifactKind, Job, Option, TrainingConfig
-from server.schemas import resolve_config
+from server.database.engine import open_database, write_transaction
+from server.files.artifacts import JobFiles
+from server.jobs import queue
+from server.jobs.submission import new_job, submit_job
+from server.models.configuration import TrainingConfig, resolve_config
+from server.models.options import Option
+from server.models.tables import ArtifactKind, Job
 from server.settings import Settings, count_cores
 from worker import runner
 from worker.checkpoints import save_checkpoint
 from worker.data import Dataset, draw_reconstruction_batches, load_dataset
 from worker.device import choose_device, keep_freed_memory
+from worker.pictures import reconstruct, render_reconstructions
 from worker.recorder import NUM_RECONSTRUCTIONS, EpochRecorder
 from worker.training import EpochResult, Trainer
-from worker.visualization import reconstruct, render_reconstructions
 
 NUM_GRIDS = 2_000
 WORKER_ID = "benchmark"
@@ -48,7 +50,7 @@ class Watch:
         self.handing_over_seconds = 0.0
         self.recording_cpu_seconds: list[float] = []  # of each epoch
         record_epochs, record = runner._record_epochs, EpochRecorder.record
-        store = EpochRecorder._store
+        submit = EpochRecorder._submit
 
         def timed_record_epochs(*args: Any, **kwargs: Any) -> None:
             started = time.perf_counter()
@@ -60,14 +62,17 @@ class Watch:
             record(recorder, result, trainer)
             self.handing_over_seconds += time.perf_counter() - started
 
-        def timed_store(recorder: EpochRecorder, snapshot: Any) -> None:
-            started = time.thread_time()
-            store(recorder, snapshot)
-            self.recording_cpu_seconds.append(time.thread_time() - started)
+        def timed_submit(recorder: EpochRecorder, store: Callable[[], None]) -> None:
+            def timed_store() -> None:
+                started = time.thread_time()
+                store()
+                self.recording_cpu_seconds.append(time.thread_time() - started)
+
+            submit(recorder, timed_store)
 
         runner._record_epochs = timed_record_epochs
         EpochRecorder.record = timed_record  # type: ignore[method-assign]
-        EpochRecorder._store = timed_store  # type: ignore[method-assign]
+        EpochRecorder._submit = timed_submit  # type: ignore[method-assign]
 
 
 def main() -> None:
@@ -199,12 +204,10 @@ def train_bare(config: TrainingConfig, dataset: Dataset) -> float:
 
 
 def run_whole_job(engine: Engine, *, settings: Settings) -> None:
-    submitted = job_queue.submit(
-        engine, option=Option.b, config=resolve_quick_test(), quick_test=True, name="benchmark"
-    )
-    job: Job | None = job_queue.claim(
-        engine, worker_id=WORKER_ID, lease_seconds=settings.lease_seconds
-    )
+    with write_transaction(engine) as session:
+        wanted = new_job(resolve_quick_test(), option=Option.b, quick_test=True, name="benchmark")
+        submitted = submit_job(session, wanted)
+    job: Job | None = queue.claim(engine, worker_id=WORKER_ID, lease_seconds=settings.lease_seconds)
     assert job is not None
     assert job.id == submitted.id
     runner.run_job(job, settings=settings, engine=engine)

@@ -34,10 +34,14 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine, text
 from sqlmodel import Session, col, select
 
-from server import job_queue, worker_registry
-from server.database import Doorbell, database_now, open_database
-from server.leases import Lease
-from server.models import EventKind, Job, JobEvent, Option, TrainingConfig, Worker
+from server.database.engine import database_now, open_database, write_transaction
+from server.database.notifications import JobListener
+from server.jobs import queue, workers
+from server.jobs.leases import Lease
+from server.jobs.submission import new_job, submit_job
+from server.models.configuration import TrainingConfig
+from server.models.options import Option
+from server.models.tables import EventKind, Job, JobEvent, Worker
 from server.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent
@@ -181,18 +185,18 @@ def wait_for_jobs(settings: Settings, start: Barrier) -> None:
     """`worker.main.work` without a training, until it is killed."""
     engine = open_database(settings)
     worker_id = register(engine)
-    doorbell, shutdown = Doorbell(engine), threading.Event()
+    listener, shutdown = JobListener(engine), threading.Event()
     start.wait()
     beat_at = 0.0
     while True:
         if time.monotonic() >= beat_at:
-            worker_registry.report_idle(engine, worker_id)
-            job_queue.requeue_lost_jobs(
+            workers.report_idle(engine, worker_id)
+            queue.requeue_lost_jobs(
                 engine, max_attempts=settings.max_attempts, lease_seconds=settings.lease_seconds
             )
             beat_at = time.monotonic() + settings.heartbeat_seconds
         if not run_next(engine, settings, worker_id=worker_id):
-            doorbell.wait(shutdown, poll_seconds=settings.poll_seconds)
+            listener.wait(shutdown, poll_seconds=settings.poll_seconds)
 
 
 # -- recovery: the only worker is killed while it runs a job
@@ -227,7 +231,7 @@ def measure_recovery(engine: Engine, settings: Settings, *, seconds_of_life: flo
     heir = start_worker(settings)
     wait_for(lambda: read_job(engine, job_id).attempt == 2)
     again_at = read_last_start(engine, job_id)
-    job_queue.cancel(engine, job_id)
+    queue.cancel(engine, job_id)
     wait_for(lambda: read_job(engine, job_id).status.is_terminal)
     heir.kill()
     heir.wait()
@@ -262,21 +266,22 @@ def read_job(engine: Engine, job_id: str) -> Job:
 
 
 def submit(engine: Engine, config: TrainingConfig | None = None) -> Job:
-    return job_queue.submit(engine, option=Option.b, config=config or TrainingConfig())
+    with write_transaction(engine) as session:
+        return submit_job(session, new_job(config or TrainingConfig(), option=Option.b))
 
 
 def register(engine: Engine) -> str:
     worker_id = f"benchmark/{os.getpid()}"
     worker = Worker(id=worker_id, host="benchmark", pid=os.getpid(), device="none", state="idle")
-    worker_registry.register(engine, worker)
+    workers.register(engine, worker)
     return worker_id
 
 
 def run_next(engine: Engine, settings: Settings, *, worker_id: str) -> bool:
     """Claim a job and finish it at once; whether one waited."""
-    job = job_queue.claim(engine, worker_id=worker_id, lease_seconds=settings.lease_seconds)
+    job = queue.claim(engine, worker_id=worker_id, lease_seconds=settings.lease_seconds)
     if job is not None:
-        job_queue.finish(engine, Lease(job.id, job.attempt, worker_id), test_metrics={})
+        queue.finish(engine, Lease(job.id, job.attempt, worker_id), test_metrics={})
     return job is not None
 
 

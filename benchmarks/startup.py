@@ -24,10 +24,10 @@ import httpx
 from sqlalchemy import Engine
 
 from benchmarks.machine import REPOSITORY, describe_machine, write_results
-from server import job_queue
-from server.database import open_database
-from server.models import Option, TrainingConfig
-from server.schemas import resolve_config
+from server.database.engine import open_database, write_transaction
+from server.jobs.submission import new_job, submit_job
+from server.models.configuration import TrainingConfig, resolve_config
+from server.models.options import Option
 from server.settings import Settings
 from worker.atomic import generate_atomic
 from worker.data import load_dataset
@@ -155,7 +155,8 @@ def wait_for(url: str, *, process: subprocess.Popen[Any]) -> None:
 def time_first_step(engine: Engine, *, environment: dict[str, str]) -> float:
     """From the start of the process, with a job of 80,000 grids waiting for it."""
     config = resolve_config(Option.b, quick_test=True, overrides={})
-    job = job_queue.submit(engine, option=Option.b, config=config, quick_test=True)
+    with write_transaction(engine) as session:
+        job = submit_job(session, new_job(config, option=Option.b, quick_test=True))
     started = time.perf_counter()
     command = [sys.executable, "-c", FIRST_STEP, "--job", job.id]
     subprocess.run(command, env=environment, cwd=REPOSITORY, check=True, capture_output=True)

@@ -33,8 +33,8 @@ import httpx
 from sqlalchemy import Engine, func, text
 from sqlmodel import Session, col, select
 
-from server.database import open_database
-from server.models import EpochMetrics, Job, JobStatus
+from server.database.engine import open_database
+from server.models.tables import EpochMetrics, Job, JobStatus
 from server.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent

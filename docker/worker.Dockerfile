@@ -18,7 +18,7 @@ RUN docker/install.sh package
 # What a worker and its health check import, compiled: containers have nowhere to keep that, and
 # would need 12 seconds for it instead of 5.
 RUN PYTHONPYCACHEPREFIX=/opt/losslab/bytecode /opt/losslab/bin/python -P -c \
-    "import alembic.command, psycopg, server.cli, worker.main"
+    "import alembic.command, psycopg, server.cli.main, worker.main"
 
 FROM ${BASE_IMAGE}
 ARG REVISION=unknown

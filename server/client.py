@@ -1,4 +1,4 @@
-"""A thin client of the HTTP API, as the command line, the examples and the tests use it."""
+"""A thin client of the HTTP API, for scripts; the command line uses it too."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,8 @@ from typing import Any, Final, Literal, Self
 from urllib.parse import quote
 
 import httpx
+
+from server.errors import LosslabError
 
 Json = dict[str, Any]
 ReportFormat = Literal["html", "md", "curves"]
@@ -24,7 +26,7 @@ _REPORT_PATHS: dict[ReportFormat, str] = {
 }
 
 
-class LosslabError(Exception):
+class RequestError(LosslabError):
     """The service refused a request, or did not answer (`status` 0).
 
     `problem` is the RFC 9457 document: title, detail, and for invalid input `errors`, a list of
@@ -37,7 +39,7 @@ class LosslabError(Exception):
         super().__init__(_describe(problem))
 
 
-class UnreachableError(LosslabError):
+class UnreachableError(RequestError):
     """Nothing answered at the URL; the same request may succeed later."""
 
     def __init__(self, url: str, *, reason: str) -> None:
@@ -46,7 +48,7 @@ class UnreachableError(LosslabError):
 
 
 class LosslabClient:
-    """One connection pool to one service. Every method raises LosslabError."""
+    """One connection pool to one service. Every method raises RequestError."""
 
     def __init__(
         self,
@@ -118,7 +120,7 @@ class LosslabClient:
         self._request("DELETE", _job_path(job_id))
 
     def read_metrics(self, job_id: str) -> Json:
-        """One row an epoch, oldest first, in `data`."""
+        """One row per epoch, oldest first, in `data`."""
         return self._request_json("GET", _job_path(job_id, "metrics"))
 
     def list_events(self, job_id: str, after: int = 0) -> Json:
@@ -169,7 +171,7 @@ class LosslabClient:
         """Whether a service answers at the URL. Raises nothing."""
         try:
             return self._request("GET", "/healthz").is_success
-        except LosslabError:
+        except RequestError:
             return False
 
     def wait(
@@ -188,7 +190,7 @@ class LosslabClient:
         while True:
             try:
                 job = self.read_job(job_id)
-            except LosslabError as error:
+            except RequestError as error:
                 is_outage = isinstance(error, UnreachableError) or error.status == 503
                 if not is_outage or time.monotonic() - answered_at > RETRY_SECONDS:
                     raise
@@ -205,7 +207,7 @@ class LosslabClient:
         try:
             answer: Json = response.json()
         except ValueError:
-            raise LosslabError(
+            raise RequestError(
                 response.status_code,
                 {"title": "Not Losslab", "detail": f"{response.url} answered something else"},
             ) from None
@@ -217,9 +219,9 @@ class LosslabClient:
         except httpx.HTTPError as error:
             raise UnreachableError(self.base_url, reason=str(error) or repr(error)) from None
         except ValueError as error:  # a NaN in the body: JSON has none
-            raise LosslabError(0, {"title": "Invalid input", "detail": str(error)}) from None
+            raise RequestError(0, {"title": "Invalid input", "detail": str(error)}) from None
         if not response.is_success:
-            raise LosslabError(response.status_code, _read_problem(response))
+            raise RequestError(response.status_code, _read_problem(response))
         return response
 
 

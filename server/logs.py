@@ -1,4 +1,4 @@
-"""How an entry point logs: one line an event to stdout, as text or as JSON."""
+"""Logging of an entry point: one line per event to stdout, as text or as JSON."""
 
 import json
 import logging
@@ -53,7 +53,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             **getattr(record, "marks", {}),
-            **getattr(record, "figures", {}),
+            **getattr(record, "values", {}),
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)

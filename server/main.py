@@ -14,21 +14,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
-from server import retention
-from server.api_description import DescribedApi
-from server.database import open_database
-from server.dependencies import NUM_SESSIONS
-from server.event_feed import EventFeed
-from server.monitoring import RequestLog, StoreCollector
-from server.pages import comparison as comparison_page
-from server.pages import job as job_page
-from server.pages import jobs as jobs_page
-from server.pages import login, rendering
-from server.problems import install_problem_handlers
-from server.reaper import Reaper
-from server.request_limits import MAX_BODY_BYTES, Deadlines, HeaderLimit, RateLimit
-from server.routes import comparisons, datasets, jobs, operations
-from server.security import Authentication, SameOrigin, ask_for_token, find_allowed_hosts
+from server.api.dependencies import NUM_SESSIONS
+from server.api.description import DescribedApi
+from server.api.event_feed import EventFeed
+from server.api.limits import MAX_BODY_BYTES, Deadlines, HeaderLimit, RateLimit
+from server.api.monitoring import RequestLog, StoreCollector
+from server.api.problems import install_problem_handlers
+from server.api.routes import comparisons, datasets, jobs, operations
+from server.api.security import Authentication, SameOrigin, ask_for_token, find_allowed_hosts
+from server.dashboard.presentation import install_dashboard
+from server.database.engine import open_database
+from server.jobs import retention
+from server.jobs.reaper import Reaper
+from server.judging.verdicts import VerdictCache
 from server.settings import Settings
 
 _FREE_SPACE_SECONDS = 60.0
@@ -70,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("losslab"),
         description=_DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # a page of ours shows it: FastAPI's own would load scripts from elsewhere
+        docs_url=None,  # FastAPI's own page would load scripts from elsewhere; ours is /docs
         redoc_url=None,
         max_body_size=MAX_BODY_BYTES,
         middleware=_list_middleware(settings, registry=registry),
@@ -78,32 +76,32 @@ def create_app(settings: Settings) -> FastAPI:
     app.needs_token = bool(settings.tokens)
     app.state.settings = settings
     app.state.registry = registry
+    app.state.verdict_cache = VerdictCache()
     install_problem_handlers(app)
     for routes in (jobs, comparisons, datasets, operations):
         app.include_router(routes.router)
-    for page in (jobs_page, job_page, comparison_page, login, rendering):
-        app.include_router(page.router)
+    install_dashboard(app)
     return app
 
 
 def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list[Middleware]:
-    """From the outermost: what refuses comes before what costs, and the log sees all of it."""
-    tokens = settings.tokens
-    hosts = find_allowed_hosts(settings.allowed_hosts, is_open=not tokens)
+    """From the outermost: what refuses requests comes before what does work, and all is logged."""
+    hosts = find_allowed_hosts(settings.allowed_hosts, is_open=not settings.tokens)
     limit = parse(settings.rate_limit)
-    layers = [
+    # Guesses of tokens are limited by address.
+    unauthenticated = RateLimit(ask_for_token, limit=limit)
+    authentication = Middleware(
+        Authentication, tokens=settings.tokens, unauthenticated=unauthenticated
+    )
+    return [
         Middleware(RequestLog, registry=registry),
         Middleware(SameOrigin, allowed_hosts=hosts),
         Middleware(HeaderLimit),
         Middleware(Deadlines, request_seconds=settings.request_seconds),
+        *([authentication] if settings.tokens else []),
         Middleware(RateLimit, limit=limit),
         Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5),
     ]
-    if tokens:
-        # Whoever guesses tokens is held up by the address.
-        strangers = RateLimit(ask_for_token, limit=limit)
-        layers.insert(4, Middleware(Authentication, tokens=tokens, strangers=strangers))
-    return layers
 
 
 @asynccontextmanager
@@ -116,18 +114,18 @@ async def _background(*coroutines: Coroutine[None, None, None]) -> AsyncIterator
 
 
 async def _reap(engine: Engine, settings: Settings) -> None:
-    """Look after the jobs of dead workers until cancelled: there may be no worker left to do it."""
+    """Requeue the jobs of dead workers until cancelled: there may be no worker left to do it."""
     reaper = Reaper(engine, settings=settings)
     while True:
         try:
             await asyncio.to_thread(reaper.reap)
         except SQLAlchemyError as error:
-            _logger.warning("jobs of dead workers cannot be looked for: %s", error)
+            _logger.warning("jobs of dead workers cannot be requeued: %s", error)
         await asyncio.sleep(settings.heartbeat_seconds)
 
 
 async def _free_space(engine: Engine, settings: Settings) -> None:
-    """Look after the disk until cancelled."""
+    """Keep the data directory within its limit until cancelled."""
     while settings.max_storage_bytes:
         try:
             await asyncio.to_thread(retention.free_space, engine, settings)

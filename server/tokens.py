@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Self
 
+from server.errors import InvalidInputError
+
 _NAME_PATTERN: Final = r"[A-Za-z0-9_.-]{1,64}"
 _ENTRY_PATTERN: Final = re.compile(rf"({_NAME_PATTERN}):(read|full):([0-9a-f]{{64}})")
 _NUM_BYTES: Final = 32
 
 
-class TokenNameError(ValueError):
+class TokenNameError(InvalidInputError):
     """A token cannot have this name."""
 
 

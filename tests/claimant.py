@@ -10,10 +10,10 @@ import sys
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from server import job_queue
-from server.database import open_database
-from server.leases import Lease
-from server.models import Job
+from server.database.engine import open_database
+from server.jobs import queue
+from server.jobs.leases import Lease
+from server.models.tables import Job
 from server.settings import Settings
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     sys.stdin.read()
     worker_id = f"claimant/{os.getpid()}"
     while is_any_queued(engine):
-        job = job_queue.claim(engine, worker_id=worker_id, lease_seconds=settings.lease_seconds)
+        job = queue.claim(engine, worker_id=worker_id, lease_seconds=settings.lease_seconds)
         if job is not None:
             finish(engine, job, worker_id=worker_id)
             say(f"{job.id} {job.attempt}")
@@ -33,11 +33,11 @@ def main() -> None:
 
 def is_any_queued(engine: Engine) -> bool:
     with Session(engine) as session:
-        return job_queue.count_queued(session) > 0
+        return queue.count_queued(session) > 0
 
 
 def finish(engine: Engine, job: Job, *, worker_id: str) -> None:
-    job_queue.finish(engine, Lease(job.id, job.attempt, worker_id), test_metrics={})
+    queue.finish(engine, Lease(job.id, job.attempt, worker_id), test_metrics={})
 
 
 def say(line: str) -> None:

@@ -16,11 +16,13 @@ from postgres import Postgres
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
-from server import job_queue
-from server.database import open_database
+from server.database.engine import open_database, write_transaction
+from server.jobs.submission import new_job
+from server.jobs.submission import submit_job as submit_job_in
 from server.main import create_app
-from server.models import Artifact, EpochMetrics, Job, Option
-from server.schemas import resolve_config
+from server.models.configuration import TrainingConfig, resolve_config
+from server.models.options import Option
+from server.models.tables import Artifact, EpochMetrics, Job
 from server.settings import Settings
 from worker.main import work
 
@@ -93,9 +95,27 @@ def submit_job(engine: Engine) -> SubmitJob:
 
     def submit(option: str = "b", *, priority: int = 0, **overrides: Any) -> Job:
         config = resolve_config(Option(option), quick_test=False, overrides=TINY | overrides)
-        return job_queue.submit(engine, option=Option(option), config=config, priority=priority)
+        return queue_job(engine, option=Option(option), config=config, priority=priority)
 
     return submit
+
+
+def queue_job(
+    engine: Engine,
+    *,
+    config: TrainingConfig,
+    max_queued_jobs: int | None = None,
+    reserved_seconds: float = 0.0,
+    **values: Any,
+) -> Job:
+    """Queue a job in a transaction of its own."""
+    with write_transaction(engine) as session:
+        return submit_job_in(
+            session,
+            new_job(config, **values),
+            max_queued_jobs=max_queued_jobs,
+            reserved_seconds=reserved_seconds,
+        )
 
 
 def read(engine: Engine, job: Job) -> Job:

@@ -21,9 +21,9 @@ import psycopg
 import torch
 
 import worker.main
-from server import job_queue
-from server.artifacts import WrittenFile
-from server.models import TrainingConfig
+from server.files.artifacts import WrittenFile
+from server.jobs import queue
+from server.models.configuration import TrainingConfig
 from server.settings import Settings
 from worker import recorder
 from worker.checkpoints import save_checkpoint
@@ -222,7 +222,7 @@ def _install(point: str) -> None:
         case "checkpoint_without_row":
             _patch(WrittenFile, "publish", _die_after_checkpoint, is_after=True)
         case "row_without_status":
-            _patch(job_queue, "finish", _die)
+            _patch(queue, "finish", _die)
         case "device_failure":
             _patch(Trainer, "_train_step", _break_device, call=MIDDLE_OF_EPOCH_2)
         case "slow_step":

@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import JSON, Engine, Row, select
 from sqlmodel import SQLModel
 
-from server import job_queue, job_records, leases
-from server.columns import utc_now
-from server.leases import Lease, StopRequest
-from server.models import (
+from server.jobs import leases, queue, records
+from server.jobs.leases import Lease, StopRequest
+from server.models.columns import utc_now
+from server.models.tables import (
     Artifact,
     ArtifactKind,
     EpochMetrics,
@@ -53,11 +53,11 @@ TRANSITIONS: dict[str, set[Transition]] = {
     "note": set(),
     "refuse": set(),
 }
-STOP_REQUESTS = {StopRequest.cancel: job_queue.cancel, StopRequest.pause: job_queue.pause}
+STOP_REQUESTS = {StopRequest.cancel: queue.cancel, StopRequest.pause: queue.pause}
 AFTER_REQUEST = {StopRequest.cancel: CANCELLED, StopRequest.pause: PAUSED}
 
 Command = Callable[[Engine, str], object]
-COMMANDS: list[Command] = [job_queue.cancel, job_queue.pause, job_queue.resume, job_queue.remove]
+COMMANDS: list[Command] = [queue.cancel, queue.pause, queue.resume, queue.remove]
 
 Write = Callable[[Engine, Lease], object]
 
@@ -72,7 +72,7 @@ def record_epoch(
         published.append(make_checkpoint(lease, epoch))
         return published
 
-    job_records.record_epoch(
+    records.record_epoch(
         engine,
         lease,
         make_epoch(lease, epoch),
@@ -86,11 +86,11 @@ def record_epoch(
 
 def record_resume_point(engine: Engine, lease: Lease) -> None:
     point = ResumePoint(file_name="latest.safetensors", sha256="0" * 64, epoch=1, step=2)
-    job_records.record_resume_point(engine, lease, point, publish=lambda: None)
+    records.record_resume_point(engine, lease, point, publish=lambda: None)
 
 
 def add_note(engine: Engine, lease: Lease) -> None:
-    job_records.add_note(engine, lease, EventKind.warning, message="it is late")
+    records.add_note(engine, lease, EventKind.warning, message="it is late")
 
 
 def fail(
@@ -100,7 +100,7 @@ def fail(
     kind: FailureKind = FailureKind.infrastructure,
     retry_seconds: float = 0.0,
 ) -> None:
-    job_queue.fail(
+    queue.fail(
         engine,
         lease,
         code="x",
@@ -114,22 +114,20 @@ def fail(
 #: What a worker writes while its job runs on.
 NOTES: dict[str, Write] = {
     "heartbeat": partial(leases.heartbeat, lease_seconds=LEASE_SECONDS, progress=0.5),
-    "set_phase": partial(job_records.set_phase, phase=JobPhase.saving),
-    "record_start": partial(
-        job_records.record_start, device="cpu", progress=0.0, dataset_summary={}
-    ),
+    "set_phase": partial(records.set_phase, phase=JobPhase.saving),
+    "record_start": partial(records.record_start, device="cpu", progress=0.0, dataset_summary={}),
     "record_resume_point": record_resume_point,
     "add_note": add_note,
-    "keep_named_files": partial(job_records.keep_named_files, sweep=lambda _names, _best: None),
+    "keep_named_files": partial(records.keep_named_files, sweep=lambda _names, _best: None),
 }
 #: Everything that only the holder of the lease may do.
 WRITES: dict[str, Write] = NOTES | {
     "read_stop_request": leases.read_stop_request,
     "record_epoch": record_epoch,
-    "finish": partial(job_queue.finish, test_metrics={}),
+    "finish": partial(queue.finish, test_metrics={}),
     "fail": fail,
-    "stop": job_queue.stop,
-    "hand_back": partial(job_queue.hand_back, reason="worker was stopped"),
+    "stop": queue.stop,
+    "hand_back": partial(queue.hand_back, reason="worker was stopped"),
 }
 
 

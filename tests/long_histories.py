@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from conftest import queue_job
 from sqlalchemy import update
 from sqlmodel import col
 
-from server import job_queue
-from server.columns import utc_now
-from server.database import open_database
-from server.models import EpochMetrics, Job, JobStatus, Option
-from server.schemas import resolve_config
+from server.database.engine import open_database
+from server.models.columns import utc_now
+from server.models.configuration import resolve_config
+from server.models.options import Option
+from server.models.tables import EpochMetrics, Job, JobStatus
 from server.settings import Settings
 
 BACKGROUND_SHARE = 0.93
@@ -27,7 +28,7 @@ def fill_database(data_dir: Path, *, num_jobs: int, num_epochs: int) -> list[str
         option = list(Option)[seed % len(Option)]
         overrides = {"epochs": num_epochs, "seed": seed}
         config = resolve_config(option, quick_test=False, overrides=overrides)
-        job = job_queue.submit(engine, option=option, config=config, name=f"seed {seed}")
+        job = queue_job(engine, option=option, config=config, name=f"seed {seed}")
         job_ids.append(job.id)
     ended = {
         "status": JobStatus.succeeded,

@@ -9,7 +9,9 @@ from typing import Any
 from sqlalchemy import Column, Connection, Engine, Integer, MetaData, String, Table, insert, select
 from sqlmodel import SQLModel
 
-from server.models import (
+from server.models.configuration import resolve_config
+from server.models.options import Option
+from server.models.tables import (
     Artifact,
     ArtifactKind,
     EpochMetrics,
@@ -18,9 +20,7 @@ from server.models import (
     JobEvent,
     JobLabel,
     JobStatus,
-    Option,
 )
-from server.schemas import resolve_config
 
 FIRST_CREATED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 NUM_MODELS = 30  # jobs whose rows the other ones copy

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from sqlalchemy import Engine, text
 
-from server.models import TrainingConfig
+from server.models.configuration import TrainingConfig
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES

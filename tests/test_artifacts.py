@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from server.artifacts import JobFiles, compute_sha256
-from server.models import ArtifactKind
+from server.files.artifacts import JobFiles
+from server.files.hashes import compute_sha256
+from server.models.tables import ArtifactKind
 
 JOB_ID = "0123456789ab"
 

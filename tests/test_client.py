@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.client import LosslabClient, LosslabError, UnreachableError
-from server.launcher import ServerThread
+from server.cli.processes import ServerThread
+from server.client import LosslabClient, RequestError, UnreachableError
 from server.settings import Settings
 
 TINY = {"num_samples": 200, "epochs": 1}
@@ -67,7 +67,7 @@ def test_job_without_epochs_has_empty_results(http: LosslabClient) -> None:
     assert http.list_reconstructions(job_id)["data"] == []
     assert http.read_log(job_id, tail=5) == ""
     assert http.read_verdict(job_id)["outcome"] == "undecided"
-    with pytest.raises(LosslabError, match="no reconstruction"):
+    with pytest.raises(RequestError, match="no reconstruction"):
         http.read_reconstruction(job_id, "best")
 
 
@@ -77,7 +77,7 @@ def test_options_and_health(http: LosslabClient) -> None:
 
 
 def test_refused_field_is_named_once(http: LosslabClient) -> None:
-    with pytest.raises(LosslabError) as caught:
+    with pytest.raises(RequestError) as caught:
         http.create_job("b", epochs=-1, wrong=2)
     assert caught.value.status == 422
     assert {error["field"] for error in caught.value.problem["errors"]} == {"epochs", "wrong"}
@@ -87,13 +87,13 @@ def test_refused_field_is_named_once(http: LosslabClient) -> None:
 
 @pytest.mark.parametrize("job_id", ["000000000000", "../options", "a/b", "%00", "é"])
 def test_unknown_job_is_refused(http: LosslabClient, job_id: str) -> None:
-    with pytest.raises(LosslabError) as caught:
+    with pytest.raises(RequestError) as caught:
         http.read_job(job_id)
     assert caught.value.status == 404
 
 
 def test_nan_is_refused_before_it_is_sent(http: LosslabClient) -> None:
-    with pytest.raises(LosslabError, match="Invalid input"):
+    with pytest.raises(RequestError, match="Invalid input"):
         http.create_job("b", learning_rate=float("nan"))
 
 
@@ -108,14 +108,14 @@ def test_silent_url_is_named_with_a_way_out(url: str) -> None:
 
 def test_foreign_service_is_told_apart() -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, text="<html>"))
-    with LosslabClient(transport=transport) as client, pytest.raises(LosslabError) as caught:
+    with LosslabClient(transport=transport) as client, pytest.raises(RequestError) as caught:
         client.list_jobs()
     assert "something else" in str(caught.value)
 
 
 def test_error_that_is_no_problem_document_is_described() -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(502, text="<html>"))
-    with LosslabClient(transport=transport) as client, pytest.raises(LosslabError) as caught:
+    with LosslabClient(transport=transport) as client, pytest.raises(RequestError) as caught:
         client.list_jobs()
     assert "Bad Gateway" in str(caught.value)
     with LosslabClient(transport=transport) as client:

@@ -12,7 +12,7 @@ from conftest import BOTH_DATABASES, SubmitJob
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
-from server.models import Job, JobEvent, JobStatus
+from server.models.tables import Job, JobEvent, JobStatus
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES

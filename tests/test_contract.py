@@ -15,7 +15,7 @@ from conftest import drain
 from prometheus_client.parser import text_string_to_metric_families
 from service import Service
 
-from server.database import open_database
+from server.database.engine import open_database
 from server.settings import Settings
 
 TOKEN = "a-long-and-secret-token"

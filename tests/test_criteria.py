@@ -7,18 +7,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from server.columns import utc_now
-from server.criteria import (
-    Criterion,
-    CriterionStatus,
-    Diagnosis,
-    Outcome,
-    Thresholds,
-    find_differences,
-    judge,
-    rank,
-)
-from server.models import EpochMetrics, FailureKind, Job, JobStatus, Option
+from server.judging.criteria import Criterion, CriterionStatus, Thresholds
+from server.judging.ranking import find_differences, rank
+from server.judging.verdicts import Diagnosis, Outcome, judge
+from server.models.columns import utc_now
+from server.models.options import Option
+from server.models.tables import EpochMetrics, FailureKind, Job, JobStatus
 
 NAN = math.nan
 PASSED, FAILED, NO_DATA = CriterionStatus.passed, CriterionStatus.failed, CriterionStatus.no_data

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from server.models import TrainingConfig
+from server.models.configuration import TrainingConfig
 from server.settings import Settings
 from worker.data import (
     Dataset,

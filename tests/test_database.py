@@ -13,8 +13,9 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, SQLModel
 
-from server.database import SCHEMA_REVISION, open_database, write_transaction
-from server.models import Job, Option
+from server.database.engine import SCHEMA_REVISION, open_database, write_transaction
+from server.models.options import Option
+from server.models.tables import Job
 from server.settings import Settings
 
 
@@ -25,7 +26,7 @@ def test_migrations_make_the_schema_of_the_models(engine: Engine) -> None:
 
 
 def test_newest_migration_is_the_one_that_is_looked_for(engine: Engine) -> None:
-    assert ScriptDirectory("server/migrations").get_current_head() == SCHEMA_REVISION
+    assert ScriptDirectory("server/database/migrations").get_current_head() == SCHEMA_REVISION
     with engine.connect() as connection:
         revision = MigrationContext.configure(connection).get_current_revision()
     assert revision == SCHEMA_REVISION

@@ -15,7 +15,7 @@ from PIL import Image
 from sqlalchemy import Engine
 from stored_state import read_state
 
-from server.datasets import PALETTE, DatasetError, read_file
+from server.files.datasets import PALETTE, DatasetError, read_file
 from server.main import create_app
 from server.settings import Settings
 

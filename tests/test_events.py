@@ -20,10 +20,10 @@ from conftest import BOTH_DATABASES, SubmitJob, drain
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
-from server import job_queue
-from server.database import write_transaction
-from server.event_feed import EventFeed
-from server.models import JobEvent
+from server.api.event_feed import EventFeed
+from server.database.engine import write_transaction
+from server.jobs import queue
+from server.models.tables import JobEvent
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES
@@ -91,8 +91,8 @@ def test_stream_of_a_job_that_is_deleted_ends(engine: Engine, submit_job: Submit
         return kinds
 
     def delete() -> None:
-        job_queue.cancel(engine, job.id)
-        job_queue.remove(engine, job.id)
+        queue.cancel(engine, job.id)
+        queue.remove(engine, job.id)
 
     assert asyncio.run(asyncio.wait_for(follow(), 30)) == ["queued"]
 
@@ -109,7 +109,7 @@ def test_many_jobs_are_watched_at_a_time(engine: Engine, submit_job: SubmitJob) 
         waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
         await asyncio.sleep(0.1)
         for job in (jobs[0], jobs[250], jobs[-1]):
-            await asyncio.to_thread(job_queue.pause, engine, job.id)
+            await asyncio.to_thread(queue.pause, engine, job.id)
         async with asyncio.timeout(60):
             while sum(task.done() for task in waiting) < 3:
                 await asyncio.sleep(0.05)
@@ -126,8 +126,8 @@ def test_many_jobs_are_watched_at_a_time(engine: Engine, submit_job: SubmitJob) 
 def test_events_come_in_pages(client: TestClient, engine: Engine, submit_job: SubmitJob) -> None:
     job = submit_job()
     for _ in range(3):
-        job_queue.pause(engine, job.id)
-        job_queue.resume(engine, job.id)
+        queue.pause(engine, job.id)
+        queue.resume(engine, job.id)
     seen: list[str] = []
     query = {"limit": 2, "after": 0}
     while True:
@@ -143,7 +143,7 @@ def test_stream_of_an_ended_job_replays_it_and_closes(
     client: TestClient, engine: Engine, submit_job: SubmitJob
 ) -> None:
     job = submit_job()
-    job_queue.cancel(engine, job.id)
+    queue.cancel(engine, job.id)
     answer = client.get(f"/jobs/{job.id}/events", headers=STREAM)
     assert answer.headers["content-type"].startswith("text/event-stream")
     first, second, end = parse(iter(answer.text.splitlines()))

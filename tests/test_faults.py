@@ -7,16 +7,26 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
-from conftest import BOTH_DATABASES, MakeSettings, numbers, read, read_artifacts, read_rows
+from conftest import (
+    BOTH_DATABASES,
+    MakeSettings,
+    numbers,
+    queue_job,
+    read,
+    read_artifacts,
+    read_rows,
+)
 from fault_worker import QUICK, SHORT_JOB, WorkerProcess, run_worker, wait_for
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
-from server import job_queue
-from server.artifacts import JobFiles, compute_sha256
-from server.database import database_now, open_database
-from server.models import EpochMetrics, Job, JobEvent, JobStatus, Option, Worker
-from server.schemas import resolve_config
+from server.database.engine import database_now, open_database
+from server.files.artifacts import JobFiles
+from server.files.hashes import compute_sha256
+from server.jobs import queue
+from server.models.configuration import resolve_config
+from server.models.options import Option
+from server.models.tables import EpochMetrics, Job, JobEvent, JobStatus, Worker
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES
@@ -51,7 +61,7 @@ class World(NamedTuple):
 
     def submit(self, **overrides: object) -> Job:
         config = resolve_config(Option.b, quick_test=False, overrides=SHORT_JOB | overrides)
-        return job_queue.submit(self.engine, option=Option.b, config=config)
+        return queue_job(self.engine, option=Option.b, config=config)
 
     def read(self, job: Job) -> Job:
         return read(self.engine, job)
@@ -109,8 +119,8 @@ def faults(world: World, undisturbed: Job, reference: list[EpochMetrics]) -> dic
         met["device_failure"] = break_worker(world, "device_failure")
         met["terminated_twice"] = twice.result()
     for name in ("paused", "cancelled"):
-        job_queue.resume(world.engine, met[name].left.id)
-    job_queue.resume(world.engine, undisturbed.id, num_epochs=EXTENDED_EPOCHS)
+        queue.resume(world.engine, met[name].left.id)
+    queue.resume(world.engine, undisturbed.id, num_epochs=EXTENDED_EPOCHS)
     wait_for(lambda: all(is_given_up(world, fault.left) for fault in met.values()))
     assert run_worker(world.settings, "--drain") == 0
     return met
@@ -120,7 +130,7 @@ def stop_jobs(world: World) -> dict[str, Fault]:
     """What a worker leaves that is asked to stop a job, and then to stop."""
     met = {}
     with WorkerProcess(world.settings, point="paced") as process:
-        for name, request in (("paused", job_queue.pause), ("cancelled", job_queue.cancel)):
+        for name, request in (("paused", queue.pause), ("cancelled", queue.cancel)):
             job = submit_and_await_resume_point(world)
             request(world.engine, job.id)
             left = wait_until_left(world, job)
@@ -244,7 +254,7 @@ def test_job_of_a_killed_worker_is_requeued_when_its_lease_has_run_out(
     fault = faults[point]
     assert fault.exit_code == -signal.SIGKILL, fault.log
     assert fault.left.status is JobStatus.running
-    lost = f"requeued: worker {fault.left.worker_id} gave no sign of life for 1.5 s"
+    lost = f"requeued: worker {fault.left.worker_id} sent no heartbeat for 1.5 s"
     assert world.messages(fault.left).count(lost) == 1
     assert world.read(fault.left).num_lost_attempts == 1
 
@@ -359,7 +369,7 @@ def test_frozen_worker_that_comes_back_writes_nothing_more_and_lives_on(
         wait_for(lambda: re.search("taken from worker|belongs to another worker", frozen.log))
         wait_for(lambda: world.read_worker(frozen).state == "idle")
         wait_for_epochs(world, job, more=2)
-        job_queue.cancel(world.engine, job.id)
+        queue.cancel(world.engine, job.id)
         wait_until_left(world, job)
         neighbour.freeze()
         frozen.terminate()

@@ -4,8 +4,8 @@ from conftest import BOTH_DATABASES, SubmitJob, drain, read, read_rows
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from server.criteria import judge
-from server.histories import EpochSummary, read_histories
+from server.judging.histories import EpochSummary, read_histories
+from server.judging.verdicts import judge
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES

@@ -14,9 +14,9 @@ from sqlalchemy import Engine
 from sqlmodel import Session, select
 from stored_state import read_state
 
-from server import job_queue
-from server.artifacts import JobFiles
-from server.models import Artifact, JobStatus
+from server.files.artifacts import JobFiles
+from server.jobs import queue
+from server.models.tables import Artifact, JobStatus
 from server.settings import Settings
 
 
@@ -188,7 +188,7 @@ def test_job_whose_newest_checkpoint_was_replaced_goes_on_from_the_one_before(
 ) -> None:
     for path in find_paths(settings, engine, ran):
         replace(path)
-    job_queue.resume(engine, ran, num_epochs=3)
+    queue.resume(engine, ran, num_epochs=3)
     drain(settings, engine)
     job = client.get(f"/jobs/{ran}").json()
     assert (job["status"], job["epochs_completed"]) == (JobStatus.succeeded, 3)

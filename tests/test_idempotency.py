@@ -9,10 +9,10 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from sqlalchemy import Engine, func, select, update
 
-from server.columns import utc_now
-from server.idempotency import REMEMBER_FOR
+from server.api.idempotency import REMEMBER_FOR
 from server.main import create_app
-from server.models import IdempotencyKey, Job
+from server.models.columns import utc_now
+from server.models.tables import IdempotencyKey, Job
 from server.settings import Settings
 from server.tokens import ApiToken
 

@@ -5,15 +5,16 @@ from typing import Any
 
 import many_jobs
 import pytest
-from conftest import BOTH_DATABASES, MakeSettings, open_client
+from conftest import BOTH_DATABASES, MakeSettings, open_client, queue_job
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 from sqlmodel import Session, func, select
 
-from server import job_queue
-from server.database import write_transaction
+from server.database.engine import write_transaction
 from server.main import create_app
-from server.models import Job, JobLabel, JobStatus, Option, TrainingConfig
+from server.models.configuration import TrainingConfig
+from server.models.options import Option
+from server.models.tables import Job, JobLabel, JobStatus
 
 pytestmark = BOTH_DATABASES
 
@@ -86,7 +87,7 @@ def test_pages_are_what_the_filter_keeps(laboratory: TestClient, query: Json) ->
 
 def test_jobs_of_one_instant_are_each_listed_once(client: TestClient, engine: Engine) -> None:
     labels = {"study": "x"}
-    jobs = [job_queue.submit(engine, option=Option.a, config=TrainingConfig(), labels=labels)
+    jobs = [queue_job(engine, option=Option.a, config=TrainingConfig(), labels=labels)
             for _ in range(5)]  # fmt: skip
     with write_transaction(engine) as session:
         for job in jobs:

@@ -24,8 +24,8 @@ from playwright.sync_api import expect
 from service import Service
 from sqlalchemy import func, select, update
 
-from server.database import open_database
-from server.models import EpochMetrics
+from server.database.engine import open_database
+from server.models.tables import EpochMetrics
 from server.settings import Settings
 
 pytest_plugins = ["browser_visits"]

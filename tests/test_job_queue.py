@@ -5,30 +5,25 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from conftest import BOTH_DATABASES, SubmitJob
+from conftest import BOTH_DATABASES, SubmitJob, queue_job
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
-from server import job_queue, job_records, leases
-from server.columns import utc_now
-from server.database import write_transaction
-from server.job_queue import JobStateError, QueueFullError
-from server.leases import Lease, LeaseLostError, StopRequest
-from server.models import (
-    EventKind,
-    FailureKind,
-    Job,
-    JobEvent,
-    JobStatus,
-    Option,
-    TrainingConfig,
-)
+from server.database.engine import write_transaction
+from server.jobs import leases, queue, records
+from server.jobs.leases import Lease, LeaseLostError, StopRequest
+from server.jobs.queue import JobStateError
+from server.jobs.submission import QueueFullError
+from server.models.columns import utc_now
+from server.models.configuration import TrainingConfig
+from server.models.options import Option
+from server.models.tables import EventKind, FailureKind, Job, JobEvent, JobStatus
 
 pytestmark = BOTH_DATABASES
 
 
 def claim(engine: Engine, worker_id: str = "w1") -> Job | None:
-    return job_queue.claim(engine, worker_id=worker_id, lease_seconds=30)
+    return queue.claim(engine, worker_id=worker_id, lease_seconds=30)
 
 
 def lease_of(job: Job | None) -> Lease:
@@ -49,7 +44,7 @@ def events(engine: Engine, job_id: str) -> list[str]:
 
 
 def fail(engine: Engine, lease: Lease, kind: FailureKind, *, retry_seconds: float = 0) -> None:
-    job_queue.fail(
+    queue.fail(
         engine,
         lease,
         code="x",
@@ -61,7 +56,7 @@ def fail(engine: Engine, lease: Lease, kind: FailureKind, *, retry_seconds: floa
 
 
 def requeue_lost(engine: Engine) -> int:
-    return job_queue.requeue_lost_jobs(engine, max_attempts=3, lease_seconds=30)
+    return queue.requeue_lost_jobs(engine, max_attempts=3, lease_seconds=30)
 
 
 def expire_lease(engine: Engine, job_id: str) -> None:
@@ -96,24 +91,24 @@ def test_claim_starts_an_attempt_with_a_lease(engine: Engine, submit_job: Submit
 
 def test_claim_of_one_job_leaves_the_others(engine: Engine, submit_job: SubmitJob) -> None:
     first, second = submit_job(), submit_job()
-    taken = job_queue.claim(engine, worker_id="w1", lease_seconds=30, job_id=second.id)
+    taken = queue.claim(engine, worker_id="w1", lease_seconds=30, job_id=second.id)
     assert taken is not None
     assert taken.id == second.id
     assert read(engine, first.id).status is JobStatus.queued
 
 
 def test_reserved_job_is_for_the_worker_that_asks_for_it(engine: Engine) -> None:
-    job = job_queue.submit(engine, option=Option.a, config=TrainingConfig(), reserved_seconds=60)
+    job = queue_job(engine, option=Option.a, config=TrainingConfig(), reserved_seconds=60)
     assert claim(engine) is None
-    taken = job_queue.claim(engine, worker_id="own", lease_seconds=30, job_id=job.id)
+    taken = queue.claim(engine, worker_id="own", lease_seconds=30, job_id=job.id)
     assert taken is not None
     # A pause before the next attempt is no reservation.
     lease = Lease(taken.id, taken.attempt, "own")
-    job_queue.fail(
+    queue.fail(
         engine, lease, code="x", message="x", kind=FailureKind.infrastructure,
         max_attempts=3, retry_seconds=60,
     )  # fmt: skip
-    assert job_queue.claim(engine, worker_id="own", lease_seconds=30, job_id=job.id) is None
+    assert queue.claim(engine, worker_id="own", lease_seconds=30, job_id=job.id) is None
 
 
 def test_competing_threads_claim_every_job_once(engine: Engine, submit_job: SubmitJob) -> None:
@@ -146,7 +141,7 @@ def test_heartbeat_renews_the_lease(engine: Engine, submit_job: SubmitJob) -> No
 def test_finished_job_has_succeeded(engine: Engine, submit_job: SubmitJob) -> None:
     submit_job()
     lease = lease_of(claim(engine))
-    job_queue.finish(engine, lease, test_metrics={"loss": 1.0})
+    queue.finish(engine, lease, test_metrics={"loss": 1.0})
     job = read(engine, lease.job_id)
     assert (job.status, job.progress, job.test_metrics) == (JobStatus.succeeded, 1.0, {"loss": 1.0})
     assert job.ended_at is not None
@@ -175,11 +170,11 @@ def test_lost_job_goes_to_another_worker_and_fences_the_first(
     for write in (
         lambda: leases.heartbeat(engine, zombie, lease_seconds=30, progress=1.0),
         lambda: leases.read_stop_request(engine, zombie),
-        lambda: job_queue.finish(engine, zombie, test_metrics={}),
+        lambda: queue.finish(engine, zombie, test_metrics={}),
         lambda: fail(engine, zombie, FailureKind.user),
-        lambda: job_queue.hand_back(engine, zombie, reason=""),
-        lambda: job_queue.stop(engine, zombie),
-        lambda: job_records.add_note(engine, zombie, EventKind.warning, message=""),
+        lambda: queue.hand_back(engine, zombie, reason=""),
+        lambda: queue.stop(engine, zombie),
+        lambda: records.add_note(engine, zombie, EventKind.warning, message=""),
     ):
         with pytest.raises(LeaseLostError):
             write()
@@ -208,7 +203,7 @@ def test_job_that_loses_every_worker_fails_in_the_end(
 def test_handing_back_is_no_lost_attempt(engine: Engine, submit_job: SubmitJob) -> None:
     job_id = submit_job().id
     for _ in range(5):
-        job_queue.hand_back(engine, lease_of(claim(engine)), reason="worker was stopped")
+        queue.hand_back(engine, lease_of(claim(engine)), reason="worker was stopped")
     job = read(engine, job_id)
     assert (job.status, job.attempt, job.num_lost_attempts) == (JobStatus.queued, 5, 0)
 
@@ -217,8 +212,8 @@ def test_queued_job_is_cancelled_at_once_and_twice_is_harmless(
     engine: Engine, submit_job: SubmitJob
 ) -> None:
     job_id = submit_job().id
-    assert job_queue.cancel(engine, job_id).status is JobStatus.cancelled
-    assert job_queue.cancel(engine, job_id).status is JobStatus.cancelled
+    assert queue.cancel(engine, job_id).status is JobStatus.cancelled
+    assert queue.cancel(engine, job_id).status is JobStatus.cancelled
     assert claim(engine) is None
     assert events(engine, job_id) == ["queued", "cancelled"]
 
@@ -227,9 +222,9 @@ def test_running_job_is_asked_to_stop(engine: Engine, submit_job: SubmitJob) -> 
     submit_job()
     lease = lease_of(claim(engine))
     assert leases.read_stop_request(engine, lease) is None
-    assert job_queue.cancel(engine, lease.job_id).status is JobStatus.running
+    assert queue.cancel(engine, lease.job_id).status is JobStatus.running
     assert leases.read_stop_request(engine, lease) is StopRequest.cancel
-    job_queue.stop(engine, lease)
+    queue.stop(engine, lease)
     assert read(engine, lease.job_id).status is JobStatus.cancelled
 
 
@@ -239,7 +234,7 @@ def test_cancel_of_a_job_whose_worker_is_gone_is_immediate(
     job_id = submit_job().id
     claim(engine)
     expire_lease(engine, job_id)
-    assert job_queue.cancel(engine, job_id).status is JobStatus.cancelled
+    assert queue.cancel(engine, job_id).status is JobStatus.cancelled
 
 
 def test_ended_job_cannot_be_cancelled_and_a_live_one_not_deleted(
@@ -247,17 +242,17 @@ def test_ended_job_cannot_be_cancelled_and_a_live_one_not_deleted(
 ) -> None:
     job_id = submit_job().id
     with pytest.raises(JobStateError, match="cancel it before"):
-        job_queue.remove(engine, job_id)
-    job_queue.finish(engine, lease_of(claim(engine)), test_metrics={})
+        queue.remove(engine, job_id)
+    queue.finish(engine, lease_of(claim(engine)), test_metrics={})
     with pytest.raises(JobStateError, match="succeeded"):
-        job_queue.cancel(engine, job_id)
-    job_queue.remove(engine, job_id)
+        queue.cancel(engine, job_id)
+    queue.remove(engine, job_id)
     assert events(engine, job_id) == []
 
 
 def test_full_queue_refuses(engine: Engine) -> None:
     def submit() -> None:
-        job_queue.submit(engine, option=Option.a, config=TrainingConfig(), max_queued_jobs=2)
+        queue_job(engine, option=Option.a, config=TrainingConfig(), max_queued_jobs=2)
 
     submit()
     submit()
@@ -302,18 +297,18 @@ def test_event_of_a_lost_job_names_the_worker_and_the_time(
     requeue_lost(engine)
     with Session(engine) as session:
         messages = session.exec(select(JobEvent.message).where(JobEvent.job_id == job_id)).all()
-    assert "requeued: worker host-3/1234 gave no sign of life for 30 s" in messages
+    assert "requeued: worker host-3/1234 sent no heartbeat for 30 s" in messages
 
 
 def test_queued_job_is_paused_at_once_and_goes_on_when_resumed(
     engine: Engine, submit_job: SubmitJob
 ) -> None:
     job_id = submit_job().id
-    assert job_queue.pause(engine, job_id).status is JobStatus.paused
-    assert job_queue.pause(engine, job_id).status is JobStatus.paused
+    assert queue.pause(engine, job_id).status is JobStatus.paused
+    assert queue.pause(engine, job_id).status is JobStatus.paused
     assert claim(engine) is None
-    assert job_queue.resume(engine, job_id).status is JobStatus.queued
-    assert job_queue.resume(engine, job_id).status is JobStatus.queued
+    assert queue.resume(engine, job_id).status is JobStatus.queued
+    assert queue.resume(engine, job_id).status is JobStatus.queued
     assert lease_of(claim(engine)).job_id == job_id
 
 
@@ -322,9 +317,9 @@ def test_running_job_pauses_when_its_worker_has_heard(
 ) -> None:
     submit_job()
     lease = lease_of(claim(engine))
-    assert job_queue.pause(engine, lease.job_id).status is JobStatus.running
+    assert queue.pause(engine, lease.job_id).status is JobStatus.running
     assert leases.read_stop_request(engine, lease) is StopRequest.pause
-    job_queue.stop(engine, lease)
+    queue.stop(engine, lease)
     job = read(engine, lease.job_id)
     assert (job.status, job.ended_at) == (JobStatus.paused, None)
 
@@ -334,37 +329,37 @@ def test_pause_that_is_withdrawn_in_time_changes_nothing(
 ) -> None:
     submit_job()
     lease = lease_of(claim(engine))
-    job_queue.pause(engine, lease.job_id)
-    assert job_queue.resume(engine, lease.job_id).status is JobStatus.running
+    queue.pause(engine, lease.job_id)
+    assert queue.resume(engine, lease.job_id).status is JobStatus.running
     assert leases.read_stop_request(engine, lease) is None
-    job_queue.stop(engine, lease)  # the worker had heard of it before
+    queue.stop(engine, lease)  # the worker had heard of it before
     assert read(engine, lease.job_id).status is JobStatus.queued
 
 
 def test_cancel_outdoes_a_pause(engine: Engine, submit_job: SubmitJob) -> None:
     submit_job()
     lease = lease_of(claim(engine))
-    job_queue.pause(engine, lease.job_id)
-    job_queue.cancel(engine, lease.job_id)
+    queue.pause(engine, lease.job_id)
+    queue.cancel(engine, lease.job_id)
     with pytest.raises(JobStateError, match="is being cancelled"):
-        job_queue.pause(engine, lease.job_id)
+        queue.pause(engine, lease.job_id)
     with pytest.raises(JobStateError, match="wait until it has stopped"):
-        job_queue.resume(engine, lease.job_id)
+        queue.resume(engine, lease.job_id)
     assert leases.read_stop_request(engine, lease) is StopRequest.cancel
 
 
-@pytest.mark.parametrize("request_stop", [job_queue.cancel, job_queue.pause])
+@pytest.mark.parametrize("request_stop", [queue.cancel, queue.pause])
 def test_request_to_stop_outlives_the_worker_and_a_hand_back(
     engine: Engine, submit_job: SubmitJob, request_stop: Callable[[Engine, str], Job]
 ) -> None:
-    expected = {job_queue.cancel: JobStatus.cancelled, job_queue.pause: JobStatus.paused}
+    expected = {queue.cancel: JobStatus.cancelled, queue.pause: JobStatus.paused}
     lost, handed_back = submit_job(), submit_job()
     leases = {lease.job_id: lease for lease in (lease_of(claim(engine)), lease_of(claim(engine)))}
     for job in (lost, handed_back):
         request_stop(engine, job.id)
     expire_lease(engine, lost.id)
     requeue_lost(engine)
-    job_queue.hand_back(engine, leases[handed_back.id], reason="worker was stopped")
+    queue.hand_back(engine, leases[handed_back.id], reason="worker was stopped")
     for job in (lost, handed_back):
         assert read(engine, job.id).status is expected[request_stop]
 
@@ -374,9 +369,9 @@ def test_failed_and_cancelled_jobs_can_be_resumed_with_a_clean_slate(
 ) -> None:
     failed, cancelled = submit_job(), submit_job()
     fail(engine, lease_of(claim(engine)), FailureKind.numeric)
-    job_queue.cancel(engine, cancelled.id)
+    queue.cancel(engine, cancelled.id)
     for job_id in (failed.id, cancelled.id):
-        job = job_queue.resume(engine, job_id)
+        job = queue.resume(engine, job_id)
         assert job.status is JobStatus.queued
         assert (job.error_code, job.error_message, job.failure_kind) == (None, None, None)
         assert (job.cancel_requested_at, job.ended_at, job.num_lost_attempts) == (None, None, 0)
@@ -386,9 +381,9 @@ def test_succeeded_job_goes_on_for_more_epochs_only(engine: Engine, submit_job: 
     job_id = submit_job(epochs=2).id
     with write_transaction(engine) as session:
         session.get_one(Job, job_id).epochs_completed = 2
-    job_queue.finish(engine, lease_of(claim(engine)), test_metrics={})
+    queue.finish(engine, lease_of(claim(engine)), test_metrics={})
     for num_epochs in (None, 1, 2):
         with pytest.raises(JobStateError, match="has 2 epochs behind it"):
-            job_queue.resume(engine, job_id, num_epochs=num_epochs)
-    job = job_queue.resume(engine, job_id, num_epochs=8)
+            queue.resume(engine, job_id, num_epochs=num_epochs)
+    job = queue.resume(engine, job_id, num_epochs=8)
     assert (job.status, job.progress, job.config["epochs"]) == (JobStatus.queued, 0.25, 8)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import pytest
-from conftest import BOTH_DATABASES
+from conftest import BOTH_DATABASES, queue_job
 from hypothesis import settings as run_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -37,11 +37,14 @@ from known_job import (
 )
 from sqlalchemy import Engine, delete, update
 
-from server import job_queue, leases
-from server.columns import utc_now
-from server.job_queue import JobStateError
-from server.leases import Lease, LeaseLostError, StopRequest
-from server.models import FailureKind, Job, Option, TrainingConfig
+from server.jobs import leases, queue
+from server.jobs.leases import Lease, LeaseLostError, StopRequest
+from server.jobs.listing import JobNotFoundError
+from server.jobs.queue import JobStateError
+from server.models.columns import utc_now
+from server.models.configuration import TrainingConfig
+from server.models.options import Option
+from server.models.tables import FailureKind, Job
 
 pytestmark = BOTH_DATABASES
 
@@ -95,9 +98,7 @@ class JobQueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.known) < MAX_JOBS)
     @rule(priority=priorities)
     def submit(self, priority: int) -> None:
-        job = job_queue.submit(
-            self.engine, option=Option.a, config=TrainingConfig(), priority=priority
-        )
+        job = queue_job(self.engine, option=Option.a, config=TrainingConfig(), priority=priority)
         assert job.id not in self.known
         self.known[job.id] = KnownJob(priority)
         self.check("submit", job.id)
@@ -118,9 +119,9 @@ class JobQueueMachine(RuleBasedStateMachine):
     def resume(self, job_id: str, num_epochs: int | None) -> None:
         known = self.known[job_id]
         if not known.can_resume(num_epochs):
-            self.refuse(partial(job_queue.resume, num_epochs=num_epochs), job_id)
+            self.refuse(partial(queue.resume, num_epochs=num_epochs), job_id)
             return
-        job_queue.resume(self.engine, job_id, num_epochs=num_epochs)
+        queue.resume(self.engine, job_id, num_epochs=num_epochs)
         known.resume()
         self.check("resume", job_id)
 
@@ -128,9 +129,9 @@ class JobQueueMachine(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def remove(self, job_id: str) -> None:
         if not self.known[job_id].status.is_terminal:
-            self.refuse(job_queue.remove, job_id)
+            self.refuse(queue.remove, job_id)
             return
-        job_queue.remove(self.engine, job_id)
+        queue.remove(self.engine, job_id)
         del self.known[job_id]
         self.check("remove", job_id)
         for command in COMMANDS:
@@ -142,7 +143,7 @@ class JobQueueMachine(RuleBasedStateMachine):
     @rule(worker_id=workers, job_id=st.none() | jobs)
     def claim(self, worker_id: str, job_id: str | None) -> None:
         first = self.first_in_line(job_id)
-        job = job_queue.claim(
+        job = queue.claim(
             self.engine, worker_id=worker_id, lease_seconds=LEASE_SECONDS, job_id=job_id
         )
         assert (job and job.id) == first
@@ -172,7 +173,7 @@ class JobQueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held_leases)
     @rule(lease=held_leases)
     def finish(self, lease: Lease) -> None:
-        job_queue.finish(self.engine, lease, test_metrics={"loss": 1.0})
+        queue.finish(self.engine, lease, test_metrics={"loss": 1.0})
         self.known[lease.job_id].settle(SUCCEEDED)
         self.check("finish", lease.job_id)
 
@@ -180,7 +181,7 @@ class JobQueueMachine(RuleBasedStateMachine):
     @rule(lease=held_leases, request=late_requests)
     def stop(self, lease: Lease, request: StopRequest | None) -> None:
         if self.is_left_after(request, lease):
-            job_queue.stop(self.engine, lease)
+            queue.stop(self.engine, lease)
             self.known[lease.job_id].leave()
             self.check("stop", lease.job_id)
 
@@ -188,7 +189,7 @@ class JobQueueMachine(RuleBasedStateMachine):
     @rule(lease=held_leases, request=late_requests)
     def hand_back(self, lease: Lease, request: StopRequest | None) -> None:
         if self.is_left_after(request, lease):
-            job_queue.hand_back(self.engine, lease, reason="worker was stopped")
+            queue.hand_back(self.engine, lease, reason="worker was stopped")
             self.known[lease.job_id].leave()
             self.check("hand_back", lease.job_id)
 
@@ -285,7 +286,7 @@ class JobQueueMachine(RuleBasedStateMachine):
         return max(due, key=lambda due_id: self.known[due_id].priority, default=None)
 
     def refuse(self, command: Command, job_id: str) -> None:
-        with pytest.raises(JobStateError):
+        with pytest.raises(JobStateError if job_id in self.known else JobNotFoundError):
             command(self.engine, job_id)
         self.check("refuse")
 
@@ -297,7 +298,7 @@ class JobQueueMachine(RuleBasedStateMachine):
 
     def requeue_lost_jobs(self) -> None:
         lost = [job_id for job_id, known in self.known.items() if known.is_expired]
-        num_lost = job_queue.requeue_lost_jobs(
+        num_lost = queue.requeue_lost_jobs(
             self.engine, max_attempts=MAX_ATTEMPTS, lease_seconds=LEASE_SECONDS
         )
         assert num_lost == len(lost)

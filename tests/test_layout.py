@@ -1,64 +1,126 @@
-"""Who may import whom."""
+"""Who may import whom, and what stays out of the way of whom."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# What both sides may use: no web framework and no torch in any of it.
-CONTRACT = {
-    "settings",
-    "models",
-    "columns",
-    "database",
-    "job_queue",
-    "job_records",
-    "leases",
-    "reaper",
-    "job_events",
-    "worker_registry",
-    "artifacts",
-    "datasets",
-    "logs",
-    "tokens",
-}
+#: The rooms of the server, the lowest first: each may import those below it, and no other.
+LAYERS = [
+    {"settings", "tokens", "logs", "errors", "client"},
+    {"models"},
+    {"database", "files"},
+    {"jobs", "judging"},
+    {"api"},
+    {"dashboard"},
+    {"main"},
+    {"cli"},
+]
+ROOT_MODULES = LAYERS[0]
+#: What a worker may import of the server: no web framework and no torch in any of it.
+CONTRACT = ROOT_MODULES | {"models", "database", "files", "jobs"}
 
 
-def imports(path: Path) -> set[str]:
-    names = set()
+class Import(NamedTuple):
+    """One imported module, and the line that a reader should look at."""
+
+    module: str
+    place: str
+
+    @property
+    def room(self) -> str:
+        return self.module.split(".")[1]
+
+
+def list_modules(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def list_imports(path: Path) -> Iterator[Import]:
+    """All imports of a file, wherever they stand: under TYPE_CHECKING and in functions too."""
     for node in ast.walk(ast.parse(path.read_text())):
+        place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (Import(alias.name, place) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            assert node.level == 0, f"{place}: relative import"
+            # `from server import jobs` names a room as `from server.jobs import queue` does.
+            yield from (Import(f"{node.module}.{alias.name}", place) for alias in node.names)
+
+
+def list_rooms(path: Path) -> Iterator[Import]:
+    return (entry for entry in list_imports(path) if entry.module.startswith("server."))
+
+
+def find_layer(room: str) -> int:
+    (layer,) = (index for index, rooms in enumerate(LAYERS) if room in rooms)
+    return layer
+
+
+def test_every_room_of_the_server_has_a_layer() -> None:
+    rooms = {path.stem for path in (ROOT / "server").iterdir() if path.suffix in ("", ".py")}
+    assert rooms - {"__init__", "__pycache__"} == set().union(*LAYERS)
+
+
+def test_rooms_import_only_what_lies_below_them() -> None:
+    wrong = []
+    for path in list_modules("server"):
+        own_room = path.relative_to(ROOT / "server").parts[0].removesuffix(".py")
+        if own_room == "__init__":
+            continue
+        for entry in list_rooms(path):
+            is_below = find_layer(entry.room) < find_layer(own_room)
+            is_root = {entry.room, own_room} <= ROOT_MODULES
+            if not (is_below or is_root or entry.room == own_room):
+                wrong.append(f"{entry.place}: {own_room} imports {entry.module}")
+    assert wrong == []
 
 
 def test_worker_imports_only_the_contract_of_the_server() -> None:
-    for path in (ROOT / "worker").rglob("*.py"):
-        used = {name.split(".")[1] for name in imports(path) if name.startswith("server.")}
-        assert used <= CONTRACT, path
+    wrong = [
+        f"{entry.place}: {entry.module}"
+        for path in list_modules("worker")
+        for entry in list_rooms(path)
+        if entry.room not in CONTRACT
+    ]
+    assert wrong == []
 
 
 def test_server_imports_neither_worker_nor_torch() -> None:
-    for path in (ROOT / "server").rglob("*.py"):
-        roots = {name.split(".")[0] for name in imports(path)}
-        assert not roots & {"worker", "torch", "safetensors"}, path
+    wrong = [
+        f"{entry.place}: {entry.module}"
+        for path in list_modules("server")
+        for entry in list_imports(path)
+        if entry.module.split(".")[0] in ("worker", "torch", "safetensors")
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("module", sorted(CONTRACT))
-def test_contract_imports_no_web_framework(module: str) -> None:
-    check = f"import sys, server.{module}; sys.exit('fastapi' in sys.modules)"
+def test_contract_imports_no_web_framework() -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in list_modules("server")
+        if path.relative_to(ROOT / "server").parts[0].removesuffix(".py") in CONTRACT
+        and "migrations" not in path.parts
+    ]
+    assert len(modules) > 20
+    check = f"import sys, {', '.join(modules)}; sys.exit('fastapi' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_nothing_is_unpickled() -> None:
-    for folder in ("server", "worker"):
-        for path in (ROOT / folder).rglob("*.py"):
-            source = path.read_text()
-            for word in ("pickle.load", "weights_only=False", "allow_pickle=True", "yaml.load"):
-                assert word not in source, path
+def test_packages_have_empty_init_files() -> None:
+    filled = [path for path in list_modules("server", "worker") if path.name == "__init__.py"]
+    assert [path for path in filled if path.read_text()] == []
+
+
+@pytest.mark.parametrize(
+    "word", ["pickle.load", "weights_only=False", "allow_pickle=True", "yaml.load"]
+)
+def test_nothing_is_unpickled(word: str) -> None:
+    paths = list_modules("server", "worker")
+    assert [path for path in paths if word in path.read_text()] == []

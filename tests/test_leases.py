@@ -14,11 +14,11 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session, col, select
 
-from server import job_queue, leases
-from server.database import database_now, is_outage, write_transaction
-from server.leases import Lease, LeaseLostError, StopRequest
-from server.models import Job, JobEvent, JobStatus
-from server.reaper import Reaper
+from server.database.engine import database_now, is_outage, write_transaction
+from server.jobs import leases, queue
+from server.jobs.leases import Lease, LeaseLostError, StopRequest
+from server.jobs.reaper import Reaper
+from server.models.tables import Job, JobEvent, JobStatus
 from server.settings import Settings
 from worker.heartbeat import Heartbeat, StopReason
 
@@ -37,7 +37,7 @@ def hasty(settings: Settings) -> Settings:
 
 
 def claim(engine: Engine, worker_id: str, *, lease_seconds: float = LEASE_SECONDS) -> Lease:
-    job = job_queue.claim(engine, worker_id=worker_id, lease_seconds=lease_seconds)
+    job = queue.claim(engine, worker_id=worker_id, lease_seconds=lease_seconds)
     assert job is not None
     return Lease(job.id, job.attempt, worker_id)
 
@@ -73,7 +73,7 @@ def beating(lease: Lease, *, engine: Engine, settings: Settings) -> Iterator[Hea
 
 
 @BOTH_DATABASES
-@pytest.mark.parametrize("request_stop", [job_queue.cancel, job_queue.pause])
+@pytest.mark.parametrize("request_stop", [queue.cancel, queue.pause])
 def test_request_of_which_a_dead_worker_had_heard_is_met_when_asked_again(
     engine: Engine, submit_job: SubmitJob, request_stop: object
 ) -> None:
@@ -91,8 +91,8 @@ def test_second_request_of_a_living_job_is_no_second_event(
 ) -> None:
     submit_job()
     lease = claim(engine, "w1", lease_seconds=30)
-    job_queue.cancel(engine, lease.job_id)
-    job_queue.cancel(engine, lease.job_id)
+    queue.cancel(engine, lease.job_id)
+    queue.cancel(engine, lease.job_id)
     with Session(engine) as session:
         kinds = select(JobEvent.kind).where(col(JobEvent.kind) == "cancel_requested")
         assert len(session.exec(kinds).all()) == 1
@@ -153,7 +153,7 @@ def test_job_that_stops_keeps_its_lease_until_its_state_is_saved(
 ) -> None:
     job = submit_job()
     lease = claim(engine, "w1")
-    job_queue.cancel(engine, lease.job_id)
+    queue.cancel(engine, lease.job_id)
     with beating(lease, engine=engine, settings=hasty) as heartbeat:
         wait_for(lambda: heartbeat.stop_reason is StopReason.requested)
         heard_at = read(engine, job).lease_expires_at

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from server.main import create_app
-from server.models import JobStatus
+from server.models.tables import JobStatus
 from server.settings import Settings
 
 TOKEN = "a-long-and-secret-token"

@@ -7,7 +7,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import cross_entropy
 
-from server.models import BetaSchedule, ClassWeighting, TrainingConfig
+from server.models.configuration import TrainingConfig
+from server.models.options import BetaSchedule, ClassWeighting
 from worker.atomic import generate_atomic
 from worker.losses import (
     compute_beta,

@@ -1,11 +1,14 @@
 """Figures from counts."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 
+from server.models.tables import EpochMetrics
 from worker.losses import GridLoss
-from worker.metrics import MetricSums, SplitMetrics, compute_recall_per_colour, compute_spike_ratios
+from worker.metrics import METRICS, Counts, MetricSums, SplitMetrics, compute_spike_ratios
 
 
 def measure(grids: list[list[int]], predicted: list[list[int]]) -> SplitMetrics:
@@ -61,7 +64,15 @@ def test_without_foreground_there_is_no_recall_rather_than_zero() -> None:
 def test_recall_of_an_absent_colour_is_none() -> None:
     confusion = np.zeros((10, 10), dtype=int)
     confusion[0, 0], confusion[1, 0] = 4, 2
-    assert compute_recall_per_colour(confusion) == [1.0, 0.0] + [None] * 8
+    counts = Counts(confusion, 1, 0, 0, losses=[0.0] * 3, kl_per_dimension=[0.0])
+    assert METRICS["recall_per_colour"](counts) == [1.0, 0.0] + [None] * 8
+
+
+def test_every_metric_has_a_field_and_a_column_for_each_split() -> None:
+    names = {field.name for field in fields(SplitMetrics)}
+    assert METRICS.keys() == names
+    columns = EpochMetrics.model_fields.keys()
+    assert {f"{split}_{name}" for split in ("train", "val") for name in names} <= columns
 
 
 def test_spike_ratios_compare_each_step_with_the_median_before_it() -> None:

@@ -17,21 +17,13 @@ from postgres import Postgres
 from sqlalchemy import Column, Connection, Engine, MetaData, Table, func, insert, inspect
 from sqlmodel import Session, SQLModel, create_engine, select
 
-from server import database as database_module
-from server import job_queue, leases
-from server.columns import utc_now
-from server.database import open_database
-from server.leases import Lease
-from server.models import (
-    Artifact,
-    EpochMetrics,
-    Job,
-    JobEvent,
-    JobLabel,
-    JobStatus,
-    TrainingConfig,
-    Worker,
-)
+from server.database import engine as database_module
+from server.database.engine import open_database
+from server.jobs import leases, queue
+from server.jobs.leases import Lease
+from server.models.columns import utc_now
+from server.models.configuration import TrainingConfig
+from server.models.tables import Artifact, EpochMetrics, Job, JobEvent, JobLabel, JobStatus, Worker
 from server.settings import Settings
 
 MIGRATIONS_DIR = Path(database_module.__file__).parent / "migrations"
@@ -233,30 +225,30 @@ def test_upgraded_schema_is_that_of_the_models(stored: list[Stored], engine: Eng
 
 
 def test_queued_job_is_claimed_after_the_upgrade(stored: list[Stored], engine: Engine) -> None:
-    job = job_queue.claim(engine, worker_id="new", lease_seconds=30)
+    job = queue.claim(engine, worker_id="new", lease_seconds=30)
     assert job is not None
     assert job.id == JOB_IDS[JobStatus.queued]
-    job_queue.finish(engine, Lease(job.id, job.attempt, "new"), test_metrics={})
-    assert job_queue.claim(engine, worker_id="new", lease_seconds=30) is None
+    queue.finish(engine, Lease(job.id, job.attempt, "new"), test_metrics={})
+    assert queue.claim(engine, worker_id="new", lease_seconds=30) is None
 
 
 def test_running_job_stays_with_its_worker_during_the_upgrade(
     stored: list[Stored], engine: Engine
 ) -> None:
-    assert job_queue.requeue_lost_jobs(engine, max_attempts=3, lease_seconds=30) == 0
+    assert queue.requeue_lost_jobs(engine, max_attempts=3, lease_seconds=30) == 0
     with Session(engine) as session:
         job = session.get_one(Job, JOB_IDS[JobStatus.running])
     lease = Lease(job.id, job.attempt, WORKER_ID)
     leases.heartbeat(engine, lease, lease_seconds=30, progress=1.0)
-    job_queue.finish(engine, lease, test_metrics={})
+    queue.finish(engine, lease, test_metrics={})
 
 
 @pytest.mark.parametrize("status", [JobStatus.paused, JobStatus.failed, JobStatus.cancelled])
 def test_stopped_job_is_resumed_after_the_upgrade(
     stored: list[Stored], engine: Engine, status: JobStatus
 ) -> None:
-    job_queue.resume(engine, JOB_IDS[status])
-    job = job_queue.claim(engine, worker_id="new", lease_seconds=30, job_id=JOB_IDS[status])
+    queue.resume(engine, JOB_IDS[status])
+    job = queue.claim(engine, worker_id="new", lease_seconds=30, job_id=JOB_IDS[status])
     assert job is not None
     assert job.epochs_completed == 2
 
@@ -265,7 +257,7 @@ def test_job_is_removed_with_all_its_rows_after_the_upgrade(
     stored: list[Stored], engine: Engine
 ) -> None:
     job_id = JOB_IDS[JobStatus.succeeded]
-    job_queue.remove(engine, job_id)
+    queue.remove(engine, job_id)
     with Session(engine) as session:
         for model in (EpochMetrics, JobEvent, Artifact):
             assert session.exec(select(model).where(model.job_id == job_id)).all() == []

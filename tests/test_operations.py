@@ -27,11 +27,13 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session
 
-from server import job_queue, logs
-from server.launcher import worker_environment
-from server.leases import Lease
+from server import logs
+from server.cli.processes import worker_environment
+from server.jobs import queue
+from server.jobs.leases import Lease
 from server.main import create_app
-from server.models import FailureKind, Job, JobStatus, Option
+from server.models.options import Option
+from server.models.tables import FailureKind, Job, JobStatus
 from server.settings import Settings, count_cores
 from server.tokens import ApiToken, TokenScope
 from worker.main import work
@@ -63,7 +65,7 @@ def test_metrics_count_jobs_and_the_queue(
     assert read_metrics(client)["losslab_queue_oldest_seconds"] == {(): 0.0}
     for _ in range(3):
         submit_job()
-    job_queue.cancel(engine, submit_job().id)
+    queue.cancel(engine, submit_job().id)
     metrics = read_metrics(client)
     jobs = metrics["losslab_jobs"]
     assert (jobs["queued",], jobs["cancelled",], jobs["running",]) == (3, 1, 0)
@@ -78,14 +80,14 @@ def test_metrics_tell_of_failures_and_of_requeues(
 ) -> None:
     for kind in (FailureKind.numeric, FailureKind.numeric, FailureKind.user):
         submit_job()
-        job = job_queue.claim(engine, worker_id="w1", lease_seconds=30)
+        job = queue.claim(engine, worker_id="w1", lease_seconds=30)
         assert job is not None
         lease = Lease(job.id, job.attempt, "w1")
-        job_queue.hand_back(engine, lease, reason="worker was stopped")
-        job = job_queue.claim(engine, worker_id="w1", lease_seconds=30)
+        queue.hand_back(engine, lease, reason="worker was stopped")
+        job = queue.claim(engine, worker_id="w1", lease_seconds=30)
         assert job is not None
         lease = Lease(job.id, job.attempt, "w1")
-        job_queue.fail(engine, lease, code="x", message="because", kind=kind)
+        queue.fail(engine, lease, code="x", message="because", kind=kind)
     metrics = read_metrics(client)
     assert metrics["losslab_failed_jobs"] == {("numeric",): 2, ("user",): 1}
     assert metrics["losslab_requeues"] == {(): 3}
@@ -363,8 +365,8 @@ def test_worker_is_told_how_many_share_its_cores(set_in_all: int, started: int, 
 @pytest.mark.parametrize(
     "start",
     [
-        "from server import launcher, settings\n"
-        "launcher.ServerThread(settings.Settings(port=0), log_level='info')",
+        "from server import settings\nfrom server.cli import processes\n"
+        "processes.ServerThread(settings.Settings(port=0), log_level='info')",
         "import contextlib, runpy, sys\n"
         "sys.argv[1:] = ['--help']\n"
         "with contextlib.suppress(SystemExit):\n"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from server.models import TrainingConfig
+from server.models.configuration import TrainingConfig
 from worker.optimizer import Adam, compute_learning_rate
 
 LEARNING_RATE = 0.01
@@ -45,7 +45,7 @@ def test_training_does_without_the_compiler_which_is_slow_to_import() -> None:
 import sys, torch
 from worker.data import Dataset
 from worker.training import Trainer
-from server.models import TrainingConfig
+from server.models.configuration import TrainingConfig
 import numpy as np
 grids = np.zeros((8, 4, 4), dtype=np.uint8)
 config = TrainingConfig(epochs=1, batch_size=4)

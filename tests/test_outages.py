@@ -11,18 +11,20 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import numbers, open_client, read, read_artifacts, read_rows
+from conftest import numbers, open_client, queue_job, read, read_artifacts, read_rows
 from fault_worker import QUICK, SHORT_JOB, WorkerProcess, run_worker, wait_for
 from httpx2 import Response
 from postgres import Postgres
 from sqlalchemy import Engine
 
-from server import job_queue
-from server.artifacts import JobFiles, compute_sha256
-from server.database import open_database
+from server.database.engine import open_database
+from server.files.artifacts import JobFiles
+from server.files.hashes import compute_sha256
+from server.jobs import queue
 from server.main import create_app
-from server.models import FailureKind, Job, JobStatus, Option
-from server.schemas import resolve_config
+from server.models.configuration import resolve_config
+from server.models.options import Option
+from server.models.tables import FailureKind, Job, JobStatus
 from server.settings import Settings
 
 OUTAGE_SECONDS = 3.0
@@ -35,7 +37,7 @@ def submit(engine: Engine, **overrides: object) -> Job:
     config = resolve_config(
         Option.b, quick_test=False, overrides=SHORT_JOB | {"checkpoint_every": 1} | overrides
     )
-    return job_queue.submit(engine, option=Option.b, config=config)
+    return queue_job(engine, option=Option.b, config=config)
 
 
 def read_numbers(engine: Engine, job: Job) -> list[dict[str, object]]:
@@ -184,7 +186,7 @@ def test_full_disk_fails_the_job_which_goes_on_once_there_is_room(
         assert run_worker(settings, "--drain") == 0
         assert_failed_of_full_disk(settings, engine, job)
         assert mount("-o", "remount,size=100m", str(settings.runs_dir)).returncode == 0
-        job_queue.resume(engine, job.id)
+        queue.resume(engine, job.id)
         assert run_worker(settings, "--drain") == 0
         assert_succeeded(settings, engine, job, reference=reference)
 

@@ -5,13 +5,13 @@ import re
 from typing import Any
 
 import pytest
-from conftest import BOTH_DATABASES, TINY, SubmitJob, drain, read
+from conftest import BOTH_DATABASES, TINY, SubmitJob, drain, queue_job, read
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event
 
-from server import job_queue
-from server.models import JobStatus, Option
-from server.schemas import resolve_config
+from server.models.configuration import resolve_config
+from server.models.options import Option
+from server.models.tables import JobStatus
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES
@@ -295,7 +295,7 @@ def test_what_a_job_cannot_do_is_told_on_a_page(client: TestClient, submit_job: 
 
 def test_hostile_names_are_text(client: TestClient, engine: Engine) -> None:
     config = resolve_config(Option.a, quick_test=False, overrides=TINY)
-    job = job_queue.submit(engine, option=Option.a, config=config, name=HOSTILE)
+    job = queue_job(engine, option=Option.a, config=config, name=HOSTILE)
     paths = ("/", f"/ui/jobs/{job.id}", "/ui/compare", f"/ui/compare?job_id={job.id}")
     for path in paths:
         page = client.get(path).text

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlmodel import Session, SQLModel, col, select
 
 from server.main import create_app
-from server.models import Job
+from server.models.tables import Job
 
 pytestmark = BOTH_DATABASES
 

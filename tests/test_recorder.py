@@ -12,15 +12,15 @@ from conftest import SubmitJob, read, read_rows
 from fault_worker import wait_for
 from sqlalchemy import Engine
 
-from server import job_queue
-from server.models import Job
-from server.reaper import Reaper
+from server.jobs import queue
+from server.jobs.reaper import Reaper
+from server.models.tables import Job
 from server.settings import Settings
 from worker.attempt import Attempt, open_attempt
 from worker.data import draw_reconstruction_batches, load_dataset
 from worker.recorder import MAX_PENDING, NUM_RECONSTRUCTIONS, EpochRecorder
 from worker.runner import _record_epochs
-from worker.trackers import NoTracker
+from worker.trackers import TrackerGroup
 from worker.training import NonFiniteLossError, Trainer
 
 OnStep = Callable[[Trainer], None]
@@ -38,7 +38,7 @@ def locked(settings: Settings) -> Iterator[None]:
 
 
 def begin_attempt(job: Job, *, settings: Settings, engine: Engine) -> Attempt:
-    claimed = job_queue.claim(engine, worker_id="w1", lease_seconds=600, job_id=job.id)
+    claimed = queue.claim(engine, worker_id="w1", lease_seconds=600, job_id=job.id)
     assert claimed is not None
     reaper, shutdown = Reaper(engine, settings=settings), threading.Event()
     attempt = open_attempt(
@@ -54,7 +54,8 @@ def prepare(attempt: Attempt, *, on_step: OnStep) -> tuple[Trainer, EpochRecorde
     samples = draw_reconstruction_batches(
         dataset.train, num_samples=NUM_RECONSTRUCTIONS, batch_size=config.batch_size, seed=0
     )
-    recorder = EpochRecorder(attempt, tracker=NoTracker(), sample_batches=samples)
+    trackers = TrackerGroup(attempt.job, settings=settings, warn=attempt.warn)
+    recorder = EpochRecorder(attempt, trackers=trackers, sample_batches=samples)
     return Trainer(config, dataset, device=torch.device("cpu"), on_step=on_step), recorder
 
 

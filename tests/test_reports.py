@@ -8,37 +8,44 @@ from conftest import TINY
 from PIL import Image
 from test_criteria import make_epoch, make_job
 
-from server.criteria import Thresholds, judge
-from server.reports import ReportEntry, escape_markdown, render_curves, render_html, render_markdown
-from server.routes.comparisons import make_comparison
+from server.judging.charts import render_curves, shorten_label
+from server.judging.comparisons import ComparedJob, Comparison
+from server.judging.criteria import Thresholds
+from server.judging.ranking import find_differences, rank
+from server.judging.reports import escape_markdown, render_html, render_markdown
+from server.judging.verdicts import judge
 
-THRESHOLDS = Thresholds()
 HOSTILE = "<script>alert(1)</script> $x_{$ a|b `c` **d** [e](javascript:f)\nnext"
 
 
-def make_entry(*, num_epochs: int = 3, has_namesake: bool = False, **values: Any) -> ReportEntry:
+def make_entry(*, num_epochs: int = 3, has_namesake: bool = False, **values: Any) -> ComparedJob:
     job = make_job(dataset_summary={"background_share": 0.93}, config=TINY, **values)
-    metrics = [make_epoch(epoch) for epoch in range(1, num_epochs + 1)]
-    verdict = judge(job, metrics)
-    return ReportEntry(job=job, verdict=verdict, metrics=metrics, has_namesake=has_namesake)
+    epochs = [make_epoch(epoch) for epoch in range(1, num_epochs + 1)]
+    return ComparedJob(job, judge(job, epochs), epochs, has_namesake=has_namesake)
+
+
+def make_comparison(*entries: ComparedJob) -> Comparison:
+    ranking = rank([(entry.job, entry.verdict) for entry in entries])
+    differences = find_differences([entry.job for entry in entries])
+    return Comparison(list(entries), Thresholds(), ranking, differences)
 
 
 @pytest.mark.parametrize(("num_jobs", "num_epochs"), [(1, 0), (1, 1), (3, 5), (15, 2), (100, 60)])
 def test_curves_are_a_picture_for_any_number_of_jobs(num_jobs: int, num_epochs: int) -> None:
     entries = [make_entry(num_epochs=num_epochs) for _ in range(num_jobs)]
-    with Image.open(io.BytesIO(render_curves(entries, thresholds=THRESHOLDS))) as image:
+    with Image.open(io.BytesIO(render_curves(make_comparison(*entries)))) as image:
         assert (image.format, image.size) == ("PNG", (1500, 450))
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "$x_{$", "_hidden", "\\frac", "Ünïcødé"])
 def test_hostile_names_draw(name: str) -> None:
     entry = make_entry(name=name)
-    with Image.open(io.BytesIO(render_curves([entry], thresholds=THRESHOLDS))) as image:
+    with Image.open(io.BytesIO(render_curves(make_comparison(entry)))) as image:
         assert image.format == "PNG"
 
 
 def test_long_names_leave_room_for_the_curves() -> None:
-    label = make_entry(name="x" * 100 + "y" * 100, option="b").short_label
+    label = shorten_label(make_entry(name="x" * 100 + "y" * 100, option="b").label)
     assert label == "b · " + "x" * 16 + "…" + "y" * 20
 
 
@@ -50,17 +57,17 @@ def test_jobs_of_one_name_are_told_apart_by_their_ids() -> None:
 
 def test_html_escapes_names_and_loads_nothing() -> None:
     entry = make_entry(name=HOSTILE)
-    html = render_html([entry], make_comparison([entry]), thresholds=THRESHOLDS)
+    html = render_html(make_comparison(entry), pictures={entry.job.id: None})
     assert "<script" not in html
     assert "&lt;script&gt;" in html
     assert "http://" not in html
     assert "https://" not in html
-    assert "No picture is there." in html
+    assert "There is no picture." in html
 
 
 def test_markdown_keeps_its_table_whatever_the_name() -> None:
     entries = [make_entry(name=HOSTILE), make_entry(name="plain")]
-    markdown = render_markdown(entries, make_comparison(entries))
+    markdown = render_markdown(make_comparison(*entries))
     table = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1
     for criterion in entries[0].verdict.criteria:

@@ -10,11 +10,11 @@ from fault_worker import wait_for
 from npz_files import GRIDS, make_npz
 from sqlalchemy import Engine
 
-from server import job_queue, retention
-from server.artifacts import JobFiles
-from server.database import open_database
+from server.database.engine import open_database
+from server.files.artifacts import JobFiles
+from server.jobs import queue, retention
 from server.main import create_app
-from server.models import ArtifactKind, FailureKind, Job, JobStatus
+from server.models.tables import ArtifactKind, FailureKind, Job, JobStatus
 from server.settings import Settings
 from worker.main import work
 
@@ -70,7 +70,7 @@ def test_what_a_resume_needs_and_all_pictures_stay(
             if artifact.kind is ArtifactKind.reconstruction
         ]
         assert len(pictures) == 5
-    job_queue.resume(engine, trained[0].id, num_epochs=6)
+    queue.resume(engine, trained[0].id, num_epochs=6)
     drain(settings, engine)
     assert read(engine, trained[0]).status == JobStatus.succeeded
     assert read(engine, trained[0]).epochs_completed == 6
@@ -131,7 +131,7 @@ def test_generated_data_goes_before_any_checkpoint_and_for_a_data_set(
 def test_job_that_has_not_ended_keeps_everything(
     settings: Settings, engine: Engine, trained: list[Job]
 ) -> None:
-    job_queue.resume(engine, trained[0].id, num_epochs=6)
+    queue.resume(engine, trained[0].id, num_epochs=6)
     retention.free_space(engine, limit(settings, 1))
     assert checkpoint_epochs(engine, trained[0]) == [1, 2, 3, 4, 5]
 
@@ -158,7 +158,7 @@ def test_job_that_trains_too_long_fails_and_goes_on_when_resumed(
     ended = read(engine, job)
     assert (ended.status, ended.failure_kind) == (JobStatus.failed, FailureKind.timeout)
     assert "LOSSLAB_MAX_JOB_SECONDS" in (ended.error_message or "")
-    job_queue.resume(engine, job.id)
+    queue.resume(engine, job.id)
     shutdown = threading.Event()
     worker = threading.Thread(
         target=work, args=(settings,), kwargs={"engine": engine, "shutdown": shutdown}

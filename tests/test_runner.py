@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 from sqlalchemy import Engine, text
 from sqlmodel import Session, select
 
-from server import job_queue
-from server.artifacts import JobFiles, compute_sha256
-from server.models import Artifact, EpochMetrics, FailureKind, Job, JobEvent, JobStatus
+from server.files.artifacts import JobFiles
+from server.files.hashes import compute_sha256
+from server.jobs import queue
+from server.models.tables import Artifact, EpochMetrics, FailureKind, Job, JobEvent, JobStatus
 from server.settings import Settings
 from worker.checkpoints import load_checkpoint, save_checkpoint
-from worker.runner import describe_failure, run_job
+from worker.failures import describe_failure
+from worker.runner import run_job
 from worker.training import Trainer
 
 
@@ -130,7 +132,7 @@ def test_handed_back_job_goes_on_where_it_was_and_ends_with_the_same_numbers(
 ) -> None:
     whole, interrupted = submit_job(epochs=12), submit_job(epochs=12)
     shutdown = threading.Event()
-    claimed = job_queue.claim(engine, worker_id="w1", lease_seconds=30, job_id=interrupted.id)
+    claimed = queue.claim(engine, worker_id="w1", lease_seconds=30, job_id=interrupted.id)
     assert claimed is not None
     stopper = threading.Thread(target=_stop_after_epoch, args=(engine, claimed, shutdown))
     stopper.start()
@@ -156,7 +158,7 @@ def test_cancelled_job_stops_and_keeps_what_it_has(
     settings: Settings, engine: Engine, submit_job: SubmitJob
 ) -> None:
     submitted = submit_job(epochs=1000, checkpoint_every=100)
-    claimed = job_queue.claim(engine, worker_id="w1", lease_seconds=30)
+    claimed = queue.claim(engine, worker_id="w1", lease_seconds=30)
     assert claimed is not None
     runner = threading.Thread(
         target=run_job, args=(claimed,), kwargs={"settings": settings, "engine": engine}
@@ -164,7 +166,7 @@ def test_cancelled_job_stops_and_keeps_what_it_has(
     runner.start()
     while read(engine, submitted).epochs_completed < 1:
         runner.join(0.02)
-    job_queue.cancel(engine, submitted.id)
+    queue.cancel(engine, submitted.id)
     runner.join(30)
     job = read(engine, submitted)
     assert job.status is JobStatus.cancelled
@@ -182,7 +184,7 @@ def test_nothing_of_a_job_that_has_ended_takes_memory_from_the_next(
     # pytest keeps what is logged, with the error in it and all that the error passed through.
     caplog.set_level(logging.CRITICAL, logger="worker")
     submitted = submit_job(epochs=1000 if is_lost else 2)
-    claimed = job_queue.claim(engine, worker_id="w1", lease_seconds=30)
+    claimed = queue.claim(engine, worker_id="w1", lease_seconds=30)
     assert claimed is not None
     runner = threading.Thread(
         target=run_job, args=(claimed,), kwargs={"settings": settings, "engine": engine}
@@ -304,7 +306,7 @@ def test_job_that_has_lost_all_its_checkpoints_starts_over_and_says_so(
     whole = [numbers(row) for row in read_rows(engine, submitted)]
     for path in checkpoints_dir(settings, submitted).glob("*.safetensors"):
         path.unlink()
-    job_queue.resume(engine, submitted.id, num_epochs=3)
+    queue.resume(engine, submitted.id, num_epochs=3)
     drain(settings, engine)
     job = read(engine, submitted)
     assert (job.status, job.progress) == (JobStatus.succeeded, 1.0)
@@ -322,14 +324,14 @@ def test_job_does_not_go_on_with_other_data_under_the_same_name(
     submitted = submit_job(dataset=name)
     drain(settings, engine)
     write_npz(images=np.ones((40, 8, 8), dtype=np.uint8))
-    job_queue.resume(engine, submitted.id, num_epochs=3)
+    queue.resume(engine, submitted.id, num_epochs=3)
     drain(settings, engine)
     job = read(engine, submitted)
     assert (job.status, job.error_code) == (JobStatus.failed, "bad_dataset")
     assert "is not the one that this job began with" in (job.error_message or "")
     assert job.epochs_completed == 2
     write_npz(images=np.zeros((40, 8, 8), dtype=np.uint8))
-    job_queue.resume(engine, submitted.id)
+    queue.resume(engine, submitted.id)
     drain(settings, engine)
     assert read(engine, submitted).epochs_completed == 3
 
@@ -346,7 +348,7 @@ def test_job_whose_best_checkpoint_broke_is_measured_with_the_next_best(
         session.get_one(EpochMetrics, (submitted.id, 1)).val_recon_loss = -1.0
         session.commit()
     (checkpoints_dir(settings, submitted) / "checkpoint_epoch_1.safetensors").write_bytes(b"")
-    job_queue.resume(engine, submitted.id, num_epochs=3)
+    queue.resume(engine, submitted.id, num_epochs=3)
     drain(settings, engine)
     job = read(engine, submitted)
     assert job.status is JobStatus.succeeded

@@ -13,10 +13,11 @@ from pydantic import SecretStr, ValidationError
 from sqlalchemy import Engine
 from stored_state import read_state
 
-from server.exit_codes import describe_error
-from server.launcher import ServerThread, StartError
+from server.cli.processes import ServerThread, StartError
+from server.cli.reporting import describe_error
+from server.dashboard import rendering
+from server.dashboard.pages import comparison, job, jobs, login
 from server.main import create_app
-from server.pages import comparison, job, jobs, login, rendering
 from server.settings import Settings
 from server.tokens import ApiToken, TokenScope
 

@@ -14,7 +14,7 @@ import pytest
 from npz_files import GRIDS, make_npz
 from service import Service
 
-from server.request_limits import MAX_HEADER_BYTES
+from server.api.limits import MAX_HEADER_BYTES
 
 REQUEST_SECONDS = 2.0
 #: For a machine that is busy with other tests.

@@ -7,12 +7,14 @@ import pytest
 import typer
 from rich.console import Console, RenderableType
 
-from server.client import LosslabError
-from server.columns import utc_now
-from server.exit_codes import reported
-from server.models import Job, JobStatus, Option, TrainingConfig
-from server.schemas import JobPublic
-from server.tables import comparison_view, job_view, jobs_table, welcome_text
+from server.api.schemas import JobPublic
+from server.cli.reporting import reported
+from server.cli.views import comparison_view, job_view, jobs_table, welcome_text
+from server.client import RequestError
+from server.models.columns import utc_now
+from server.models.configuration import TrainingConfig
+from server.models.options import Option
+from server.models.tables import Job, JobStatus
 
 
 def show(view: RenderableType) -> str:
@@ -65,7 +67,7 @@ def test_each_job_of_a_list_is_one_line_whatever_its_name(name: str | None) -> N
 
 def test_refused_token_tells_where_to_set_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit), reported():
-        raise LosslabError(401, {"title": "Unauthorized", "detail": "send a token"})
+        raise RequestError(401, {"title": "Unauthorized", "detail": "send a token"})
     assert "send a token; set LOSSLAB_API_TOKEN to one" in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import worker
-from server.models import TrainingConfig
+from server.models.configuration import TrainingConfig
 from worker.atomic import generate_atomic
 from worker.data import Dataset
 from worker.model import BetaVAE

@@ -10,7 +10,7 @@ from PIL import Image
 
 from worker.atomic import generate_atomic
 from worker.model import BetaVAE, VAEOutput
-from worker.visualization import PALETTE, plot_reconstructions, reconstruct, render_reconstructions
+from worker.pictures import PALETTE, plot_reconstructions, reconstruct, render_reconstructions
 
 CPU = torch.device("cpu")
 
@@ -60,7 +60,7 @@ def test_each_sample_has_its_numbers(batches: list[torch.Tensor]) -> None:
     assert sample.pixel_accuracy == 1.0
     assert sample.foreground_recall == 1.0
     assert sample.loss == pytest.approx(0.0, abs=1e-6)
-    assert set(sample.figures()) == {"pixel_accuracy", "foreground_recall", "loss"}
+    assert set(sample.values()) == {"pixel_accuracy", "foreground_recall", "loss"}
 
 
 def test_a_grid_without_foreground_has_no_foreground_recall() -> None:

@@ -7,12 +7,11 @@ from conftest import BOTH_DATABASES, SubmitJob
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, update
 
-from server import job_queue, leases, worker_registry
-from server.columns import utc_now
-from server.leases import Lease
-from server.models import Job, Worker
+from server.jobs import leases, queue, workers
+from server.jobs.leases import Lease
+from server.models.columns import utc_now
+from server.models.tables import Job, Worker, WorkerState
 from server.settings import Settings
-from server.worker_registry import WorkerState
 
 LIMITS = {"heartbeat_seconds": 5.0, "lease_seconds": 30.0, "stall_seconds": 300.0}
 NAME = "host-3/1234"
@@ -24,7 +23,7 @@ def enter(engine: Engine, worker_id: str = NAME) -> None:
         id=worker_id, host=host, pid=int(pid), device="cpu", version="0.1", torch_version="2.13"
     )
     worker.state = WorkerState.idle
-    worker_registry.register(engine, worker)
+    workers.register(engine, worker)
 
 
 def make_silent(engine: Engine, seconds: float) -> None:
@@ -61,7 +60,7 @@ def test_worker_that_lives_without_progress_is_stalled(
 ) -> None:
     enter(engine)
     job = submit_job()
-    claimed = job_queue.claim(engine, worker_id=NAME, lease_seconds=30)
+    claimed = queue.claim(engine, worker_id=NAME, lease_seconds=30)
     assert claimed is not None
     lease = Lease(job.id, claimed.attempt, NAME)
     leases.heartbeat(engine, lease, lease_seconds=30, progress=0.1)
@@ -77,7 +76,7 @@ def test_worker_that_signs_off_is_stopped_however_long_ago(
     client: TestClient, engine: Engine
 ) -> None:
     enter(engine)
-    worker_registry.sign_off(engine, NAME)
+    workers.report_stopped(engine, NAME)
     make_silent(engine, 3600)
     assert read_workers(client) == {NAME: "stopped"}
     assert client.get("/readyz").json()["num_workers"] == 0

@@ -1,7 +1,7 @@
 """The `atomic` corpus: small coloured objects on a black 16x16 grid, generated in bulk.
 
-Every grid is drawn alike: one to four objects that never overlap but may touch, each in one
-colour. All grids are built at once with numpy, so 100,000 of them take about a second.
+Every grid is drawn in the same way: one to four objects that never overlap but may touch, each in
+one colour. All grids are built at once with numpy, so 100,000 of them take about a second.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One attempt at a job: what its parts share, and how they write through outages."""
+"""One attempt at a job: what its parts share, and how they write during outages."""
 
 import logging
 import threading
@@ -15,16 +15,16 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from server import job_records
-from server.artifacts import JobFiles
-from server.database import is_outage
-from server.leases import Lease
-from server.models import EventKind, Job
-from server.reaper import Reaper
+from server.database.engine import is_outage
+from server.files.artifacts import JobFiles
+from server.jobs import records
+from server.jobs.leases import Lease
+from server.jobs.reaper import Reaper
+from server.models.tables import EventKind, Job
 from server.settings import Settings
 from worker.heartbeat import Heartbeat
 
-#: A worker that was told to stop waits no longer for the database; its lease will run out.
+#: How long a worker that was told to stop still waits for the database; then its lease runs out.
 GIVE_UP_SECONDS = 10.0
 _LONGEST_PAUSE_SECONDS = 5.0
 
@@ -51,15 +51,15 @@ class Attempt:
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
-        """Make a change that needs the lease, again and again while the database is away.
+        """Make a change that needs the lease, and try again while the database is away.
 
         Raises LeaseLostError.
         """
         return self.retrying(change, self.engine, self.lease, *args, **kwargs)
 
     def warn(self, message: str) -> None:
-        """Tell the job's readers of something that does not end it. Raises LeaseLostError."""
-        self.write(job_records.add_note, EventKind.warning, message=message)
+        """Add a warning to the job's events. Raises LeaseLostError."""
+        self.write(records.add_note, EventKind.warning, message=message)
 
 
 def open_attempt(
@@ -82,7 +82,7 @@ def open_attempt(
 
 
 def outlast_outages(shutdown: threading.Event) -> Retrying:
-    """Calls a function again and again while the database is away, until it is told to stop."""
+    """Calls a function again while the database is away, until `shutdown` is set."""
 
     def is_given_up(state: RetryCallState) -> bool:
         return shutdown.is_set() and (state.seconds_since_start or 0.0) > GIVE_UP_SECONDS

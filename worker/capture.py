@@ -1,5 +1,7 @@
-"""Work on a GPU as one CUDA graph: a step has some 300 kernels, each of which takes longer to
-launch than to run."""
+"""Capturing work on a GPU as one CUDA graph.
+
+A step has some 300 kernels, each of which takes longer to launch than to run.
+"""
 
 import logging
 from collections.abc import Callable
@@ -15,8 +17,8 @@ _logger = logging.getLogger(__name__)
 
 
 class StepInputs:
-    """What differs from step to step, at addresses that stay: a graph reads these, and the
-    host fills them without waiting for the device.
+    """What differs from step to step, at fixed addresses: a graph reads them, and the host fills
+    them without waiting for the device.
 
     `indices` (B,) of the step's grids, `position` (1,) of the step in its epoch, `beta` ().
     """
@@ -38,11 +40,12 @@ def capture(
     name: str,
     generator: torch.Generator,
     warming_up: AbstractContextManager[None] | None = None,
-) -> Callable[[], None]:
-    """`work` as the replay of a graph, or `work` itself, with the reason in the log.
+) -> Callable[[], None] | None:
+    """The replay of a graph that does what `work` does; None, with the reason in the log, if it
+    cannot be captured.
 
     `warming_up` undoes what the warm-up does, in place; capturing itself runs nothing. `work`
-    takes nothing and gives nothing: all that it reads and writes keeps its address.
+    has neither arguments nor a result: all that it reads and writes keeps its address.
     """
     try:
         with warming_up or nullcontext():
@@ -51,10 +54,10 @@ def capture(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        # What ends a recording early also makes its end fail, which hides it.
+        # An error inside a recording makes its end fail too, which hides the first error.
         reason = str(error.__context__ or error).partition("\n")[0]
         _logger.warning("the %s is not captured as a graph and runs slower: %s", name, reason)
-        return work
+        return None
 
 
 def _warm_up(work: Callable[[], None]) -> None:
@@ -69,13 +72,13 @@ def _warm_up(work: Callable[[], None]) -> None:
             for _ in range(_NUM_WARM_UPS):
                 work()
     finally:
-        # Also after an error: what was begun ends before anything of it is undone.
+        # Also after an error: work that has begun must end before it is undone.
         torch.cuda.current_stream().wait_stream(stream)
 
 
 def _record(work: Callable[[], None], *, generator: torch.Generator) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
-    # The graph takes its random numbers where the generator stands at each replay.
+    # At each replay the graph takes its random numbers from the generator's position.
     graph.register_generator_state(generator)
     stream = torch.cuda.current_stream()
     try:
@@ -89,5 +92,5 @@ def _record(work: Callable[[], None], *, generator: torch.Generator) -> torch.cu
 
 @cache
 def _side_stream() -> torch.cuda.Stream:
-    """One for all warm-ups: libraries keep some memory for each stream that they have seen."""
+    """One stream for all warm-ups: libraries keep some memory for each stream that they saw."""
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]

@@ -1,5 +1,5 @@
-"""Checkpoints: one safetensors file with everything that a run needs to go on and, as its
-metadata, the configuration and the position. Nothing in it can be code."""
+"""Checkpoints: one safetensors file with everything that a job needs to continue and, as its
+metadata, the configuration and the position. It cannot contain code."""
 
 import json
 import logging
@@ -11,8 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from server.artifacts import JobFiles, compute_sha256
-from server.models import Artifact, ResumePoint, TrainingConfig
+from server.files.artifacts import JobFiles
+from server.files.hashes import compute_sha256
+from server.models.configuration import TrainingConfig
+from server.models.tables import Artifact, ResumePoint
 from worker.training import TrainingState
 
 _FORMAT = "losslab-1"
@@ -57,9 +59,9 @@ def load_newest_state(
     resume_point: ResumePoint | None = None,
     warn: Callable[[str], None] = lambda _message: None,
 ) -> TrainingState | None:
-    """The newest of the states that `rows` and `resume_point` name and that is as written.
+    """The newest state that `rows` or `resume_point` name and whose file is as it was written.
 
-    One that is missing or whose hash differs is skipped for the one before; `warn` hears of it.
+    A file that is missing or whose hash differs is skipped for the one before, with a warning.
     """
     named = [_Candidate(row.epoch, 0, row.file_name, row.sha256) for row in rows]
     if resume_point is not None:

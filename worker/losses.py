@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from server.models import BetaSchedule, ClassWeighting, TrainingConfig
+from server.models.configuration import TrainingConfig
+from server.models.options import BetaSchedule, ClassWeighting
 from worker.model import VAEOutput
 
 EFFECTIVE_NUMBER_BETA = 0.9999
@@ -77,7 +78,7 @@ def compute_class_weights(counts: Tensor, *, weighting: ClassWeighting) -> Tenso
     With N cells and K = 10 colours: `inverse` and `balanced` (scikit-learn's name for the
     same) N / (K n_c), `sqrt_inverse` its square root, `effective_number` 1 / (1 - β^n_c)
     scaled to a mean of 1 (Cui et al., 2019, β = 0.9999), `none` 1. A colour that never occurs
-    gets weight 0: it has no cell to weigh.
+    gets weight 0, since it has no cell.
     """
     counts = counts.to(torch.float64)
     present = counts > 0

@@ -18,11 +18,12 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session
 
-from server import job_queue, worker_registry
-from server.database import Doorbell, is_outage, open_database
+from server.database.engine import is_outage, open_database
+from server.database.notifications import JobListener
+from server.jobs import queue, workers
+from server.jobs.reaper import Reaper
 from server.logs import configure_logging, mark_job
-from server.models import Worker
-from server.reaper import Reaper
+from server.models.tables import Worker
 from server.settings import Settings
 from worker.attempt import outlast_outages
 from worker.device import (
@@ -31,7 +32,8 @@ from worker.device import (
     keep_freed_memory,
     take_share_of_cores,
 )
-from worker.runner import DeviceBrokenError, run_job
+from worker.failures import DeviceBrokenError
+from worker.runner import run_job
 
 _PARENT_CHECK_SECONDS = 1.0
 
@@ -80,9 +82,9 @@ def work(
     With `job_id` only that job is run. Raises DeviceBrokenError.
     """
     worker = outlast_outages(shutdown)(_register, engine)
-    doorbell, reaper = Doorbell(engine), Reaper(engine, settings=settings)
+    listener, reaper = JobListener(engine), Reaper(engine, settings=settings)
     claim = partial(
-        job_queue.claim,
+        queue.claim,
         engine,
         worker_id=worker.id,
         lease_seconds=settings.lease_seconds,
@@ -93,8 +95,8 @@ def work(
         while not shutdown.is_set():
             try:
                 if time.monotonic() >= beat_at:
-                    # An idle worker says that it lives, and looks after the jobs of the dead.
-                    worker_registry.report_idle(engine, worker.id)
+                    # An idle worker sends its heartbeat, and requeues the jobs of dead workers.
+                    workers.report_idle(engine, worker.id)
                     reaper.reap()
                     beat_at = time.monotonic() + settings.heartbeat_seconds
                 job = claim()
@@ -111,33 +113,33 @@ def work(
                 elif is_drain and not _is_any_queued(engine, job_id=job_id):
                     break
                 else:
-                    doorbell.wait(shutdown, poll_seconds=settings.poll_seconds)
+                    listener.wait(shutdown, poll_seconds=settings.poll_seconds)
             except SQLAlchemyError as error:
                 if not is_outage(error):
                     raise
                 _logger.warning("the database does not answer; trying again: %s", error)
                 shutdown.wait(settings.heartbeat_seconds)
     finally:
-        doorbell.close()
-        _sign_off(engine, worker.id)
+        listener.close()
+        _report_stopped(engine, worker.id)
 
 
 def _is_any_queued(engine: Engine, *, job_id: str | None) -> bool:
     with Session(engine) as session:
-        return job_queue.count_queued(session, job_id=job_id) > 0
+        return queue.count_queued(session, job_id=job_id) > 0
 
 
-def _sign_off(engine: Engine, worker_id: str) -> None:
+def _report_stopped(engine: Engine, worker_id: str) -> None:
     try:
-        worker_registry.sign_off(engine, worker_id)
+        workers.report_stopped(engine, worker_id)
     except SQLAlchemyError as error:
-        _logger.warning("the database did not hear that worker %s ends: %s", worker_id, error)
+        _logger.warning("the database was not told that worker %s ends: %s", worker_id, error)
 
 
 def _register(engine: Engine) -> Worker:
     host, pid = socket.gethostname(), os.getpid()
     worker = Worker(
-        # A host may give a pid again, so that host and pid name a worker for people only.
+        # A host may use a pid again, so host and pid alone do not identify a worker.
         id=f"{host}/{pid}/{uuid.uuid4().hex[:6]}",
         host=host,
         pid=pid,
@@ -146,7 +148,7 @@ def _register(engine: Engine) -> Worker:
         torch_version=torch.__version__,
         state="idle",
     )
-    worker_registry.register(engine, worker)
+    workers.register(engine, worker)
     _logger.info("worker %s waits for jobs on %s", worker.id, worker.device)
     return worker
 
@@ -154,7 +156,7 @@ def _register(engine: Engine) -> Worker:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m worker",
-        description="Claim and train jobs; LOSSLAB_* variables say where they lie.",
+        description="Claim and train jobs; LOSSLAB_* variables say where they are.",
     )
     parser.add_argument("--drain", action="store_true", help="end when no job waits")
     parser.add_argument("--job", metavar="ID", help="run this one job and end")
@@ -168,7 +170,7 @@ def _parse_arguments() -> argparse.Namespace:
 def _install_signals(shutdown: threading.Event) -> None:
     def on_signal(number: int, _frame: object) -> None:
         if shutdown.is_set():
-            # The second signal means now; what was committed stays, the lease runs out.
+            # A second signal means at once. What was committed stays, and the lease runs out.
             os._exit(128 + number)
         shutdown.set()
 
@@ -177,7 +179,7 @@ def _install_signals(shutdown: threading.Event) -> None:
 
 
 def _watch_parent(shutdown: threading.Event) -> None:
-    """A parent that is killed cannot say goodbye; its children then belong to another."""
+    """Set `shutdown` when the parent has ended: then another process is this one's parent."""
     parent = os.getppid()
 
     def watch() -> None:

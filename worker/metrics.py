@@ -1,28 +1,30 @@
-"""What is counted during an epoch, and the figures that are made of it once at the end."""
+"""Metrics of a split: what is counted during an epoch, and the values computed from it at the end.
 
+A new metric is one function registered with `@metric`, its field in `SplitMetrics`, and its columns
+in `server.models.tables.EpochMetrics` with a migration.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from functools import cached_property
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from server.models.configuration import NUM_COLOURS
 from worker.losses import GridLoss
-from worker.model import NUM_COLOURS
 
-ACTIVE_UNIT_NATS = 0.05
-SPIKE_RATIO = 3.0
-SPIKE_WINDOW = 50
-_MIN_SPIKE_HISTORY = 5
+ACTIVE_UNIT_NATS: Final = 0.05
+SPIKE_RATIO: Final = 3.0
+SPIKE_WINDOW: Final = 50
+_MIN_SPIKE_HISTORY: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitMetrics:
-    """Figures of one pass over a split; the columns of `EpochMetrics` without their prefix.
-
-    A foreground cell counts as recalled, and as intersection, if its very colour is
-    predicted; the union is every cell that is or is predicted foreground.
-    """
+    """Metrics of one pass over a split; the columns of `EpochMetrics` without their prefix."""
 
     loss: float
     recon_loss: float
@@ -37,6 +39,132 @@ class SplitMetrics:
     recall_per_colour: list[float | None]
     kl_per_dimension: list[float]
     active_units: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was counted over the grids of a split, on the host.
+
+    A foreground cell counts as a hit if exactly its colour is predicted; the union is every cell
+    that is or is predicted foreground.
+    """
+
+    confusion: np.ndarray  # (10, 10) cells by true and predicted colour
+    num_grids: int
+    num_all_black: int
+    num_exact: int
+    losses: list[float]  # total, reconstruction and KL: means over the grids
+    kl_per_dimension: list[float]  # nats, mean over the grids
+
+    @cached_property
+    def num_cells(self) -> int:
+        return int(self.confusion.sum())
+
+    @cached_property
+    def num_foreground(self) -> int:
+        return int(self.confusion[1:].sum())
+
+    @cached_property
+    def num_foreground_hits(self) -> int:
+        return int(np.trace(self.confusion[1:, 1:]))
+
+
+Compute = TypeVar("Compute", bound=Callable[[Counts], Any])
+
+#: Every metric of a split, by the name of its field and column.
+METRICS: Final[dict[str, Callable[[Counts], Any]]] = {}
+
+
+def metric(compute: Compute) -> Compute:
+    """Register a function as the metric of its name."""
+    METRICS[compute.__name__] = compute
+    return compute
+
+
+@metric
+def loss(counts: Counts) -> float:
+    """The whole objective, mean over the grids."""
+    return counts.losses[0]
+
+
+@metric
+def recon_loss(counts: Counts) -> float:
+    """The reconstruction term of the objective."""
+    return counts.losses[1]
+
+
+@metric
+def kl_loss(counts: Counts) -> float:
+    """The KL term of the objective, before β."""
+    return counts.losses[2]
+
+
+@metric
+def pixel_accuracy(counts: Counts) -> float:
+    """Cells whose colour is predicted, of all cells."""
+    return int(np.trace(counts.confusion)) / counts.num_cells
+
+
+@metric
+def foreground_recall(counts: Counts) -> float | None:
+    """Foreground cells whose colour is predicted, of all foreground cells."""
+    return _divide(counts.num_foreground_hits, counts.num_foreground)
+
+
+@metric
+def foreground_iou(counts: Counts) -> float | None:
+    """Foreground hits, of all cells that are or are predicted foreground (Jaccard index)."""
+    union = counts.num_foreground + int(counts.confusion[0, 1:].sum())
+    return _divide(counts.num_foreground_hits, union)
+
+
+@metric
+def balanced_accuracy(counts: Counts) -> float | None:
+    """Mean recall over the colours that occur."""
+    seen = [recall for recall in recall_per_colour(counts) if recall is not None]
+    return sum(seen) / len(seen) if seen else None
+
+
+@metric
+def background_share(counts: Counts) -> float:
+    """Cells that are predicted background, of all cells."""
+    return int(counts.confusion[:, 0].sum()) / counts.num_cells
+
+
+@metric
+def all_black_share(counts: Counts) -> float:
+    """Grids whose reconstruction is all background."""
+    return counts.num_all_black / counts.num_grids
+
+
+@metric
+def exact_grid_rate(counts: Counts) -> float:
+    """Grids whose reconstruction is right in every cell."""
+    return counts.num_exact / counts.num_grids
+
+
+@metric
+def recall_per_colour(counts: Counts) -> list[float | None]:
+    """Recall of each colour; a colour that does not occur has none."""
+    return [
+        _divide(int(row[colour]), int(row.sum())) for colour, row in enumerate(counts.confusion)
+    ]
+
+
+@metric
+def kl_per_dimension(counts: Counts) -> list[float]:
+    """Mean KL of each latent dimension, in nats."""
+    return counts.kl_per_dimension
+
+
+@metric
+def active_units(counts: Counts) -> int:
+    """Latent dimensions with a KL above 0.05 nats."""
+    return sum(kl > ACTIVE_UNIT_NATS for kl in counts.kl_per_dimension)
+
+
+def _divide(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
 
 
 class MetricSums:
@@ -55,7 +183,7 @@ class MetricSums:
             getattr(self, name).zero_()
 
     @torch.no_grad()
-    def add(self, loss: GridLoss, *, logits: Tensor, grids: Tensor) -> None:
+    def add(self, batch: GridLoss, *, logits: Tensor, grids: Tensor) -> None:
         """Count a batch: `logits` (B, 10, S, S) for `grids` (B, S, S)."""
         predicted = logits.argmax(1)
         cells = (grids.long() * NUM_COLOURS + predicted).flatten()
@@ -63,35 +191,21 @@ class MetricSums:
         all_black = (predicted == 0).flatten(1).all(1).sum()
         exact = (predicted == grids).flatten(1).all(1).sum()
         self.grids += torch.stack([torch.full_like(exact, len(grids)), all_black, exact])
-        self.losses += torch.stack([loss.total.sum(), loss.recon.sum(), loss.kl.sum()])
-        self.kl_per_dimension += loss.kl_per_dimension.sum(0)
+        self.losses += torch.stack([batch.total.sum(), batch.recon.sum(), batch.kl.sum()])
+        self.kl_per_dimension += batch.kl_per_dimension.sum(0)
 
     def compute(self) -> SplitMetrics:
-        """Divide the sums; the only place where they leave the device."""
-        confusion = self.confusion.view(NUM_COLOURS, NUM_COLOURS).cpu().numpy()
-        num_grids, num_black, num_exact = self.grids.tolist()
-        loss, recon_loss, kl_loss = (self.losses / num_grids).tolist()
-        kl_per_dimension = (self.kl_per_dimension / num_grids).tolist()
-        recalls = compute_recall_per_colour(confusion)
-        seen = [recall for recall in recalls if recall is not None]
-        hits = int(np.trace(confusion[1:, 1:]))
-        foreground = int(confusion[1:].sum())
-        union = foreground + int(confusion[0, 1:].sum())
-        return SplitMetrics(
-            loss=loss,
-            recon_loss=recon_loss,
-            kl_loss=kl_loss,
-            pixel_accuracy=int(np.trace(confusion)) / int(confusion.sum()),
-            foreground_recall=hits / foreground if foreground else None,
-            foreground_iou=hits / union if union else None,
-            balanced_accuracy=sum(seen) / len(seen) if seen else None,
-            background_share=int(confusion[:, 0].sum()) / int(confusion.sum()),
-            all_black_share=num_black / num_grids,
-            exact_grid_rate=num_exact / num_grids,
-            recall_per_colour=recalls,
-            kl_per_dimension=kl_per_dimension,
-            active_units=sum(kl > ACTIVE_UNIT_NATS for kl in kl_per_dimension),
+        """Every metric, from the sums; the only place where they leave the device."""
+        num_grids, num_all_black, num_exact = self.grids.tolist()
+        counts = Counts(
+            confusion=self.confusion.view(NUM_COLOURS, NUM_COLOURS).cpu().numpy(),
+            num_grids=num_grids,
+            num_all_black=num_all_black,
+            num_exact=num_exact,
+            losses=(self.losses / num_grids).tolist(),
+            kl_per_dimension=(self.kl_per_dimension / num_grids).tolist(),
         )
+        return SplitMetrics(**{name: compute(counts) for name, compute in METRICS.items()})
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).clone() for name in self._names}
@@ -104,24 +218,16 @@ class MetricSums:
     _names = ("losses", "kl_per_dimension", "confusion", "grids")
 
 
-def compute_recall_per_colour(confusion: np.ndarray) -> list[float | None]:
-    """Recall of each colour from a (10, 10) confusion matrix; absent colours have none."""
-    return [
-        int(row[colour]) / int(row.sum()) if row.sum() else None
-        for colour, row in enumerate(confusion)
-    ]
-
-
 def compute_spike_ratios(step_losses: np.ndarray) -> np.ndarray:
     """Each step's loss over the median of the up to 50 steps before it.
 
-    The first five steps have too short a past and are left out, so the result is empty for
-    shorter epochs.
+    The first five steps have too few steps before them and are left out, so the result is empty
+    for shorter epochs.
     """
     num_short = min(SPIKE_WINDOW, len(step_losses))
     medians = np.array([np.median(step_losses[:i]) for i in range(_MIN_SPIKE_HISTORY, num_short)])
     if len(step_losses) > SPIKE_WINDOW:
-        # All at once: one by one they would keep a GPU waiting for 20 ms an epoch.
+        # All at once: one by one they would keep a GPU waiting for 20 ms per epoch.
         windows = np.lib.stride_tricks.sliding_window_view(step_losses[:-1], SPIKE_WINDOW)
         medians = np.concatenate([medians, np.median(windows, axis=1)])
     ratios: np.ndarray = step_losses[_MIN_SPIKE_HISTORY:] / medians

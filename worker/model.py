@@ -5,9 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from server.models.configuration import NUM_COLOURS
 from worker.convolution import Conv2d, ConvTranspose2d
-
-NUM_COLOURS = 10
 
 
 class VAEOutput(NamedTuple):

@@ -1,46 +1,58 @@
-"""What becomes of an epoch: a checkpoint, then a picture, then one transaction that records
-the epoch and names both. All of it happens on a thread of its own."""
+"""What is stored of an epoch: a checkpoint, then pictures, then one transaction that records the
+epoch and names both. All of it happens on a thread of its own."""
 
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Final
 
 from torch import Tensor
 
-from server import job_records
-from server.artifacts import WrittenFile
-from server.models import Artifact, ArtifactKind, EpochMetrics, ResumePoint
+from server.files.artifacts import WrittenFile
+from server.jobs import records
+from server.models.tables import Artifact, ArtifactKind, EpochMetrics, ResumePoint
 from worker.attempt import Attempt
 from worker.checkpoints import save_checkpoint
 from worker.metrics import SplitMetrics
-from worker.trackers import Tracker
+from worker.pictures import PICTURES, Picture
+from worker.trackers import TrackerGroup
 from worker.training import EpochResult, Trainer, TrainingState
-from worker.visualization import Reconstruction, reconstruct, render_reconstructions
 
-NUM_RECONSTRUCTIONS = 10
+NUM_RECONSTRUCTIONS: Final = 10
 #: Epochs that training may be ahead of the database, as while it is away.
-MAX_PENDING = 8
+MAX_PENDING: Final = 8
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Snapshot:
-    """An epoch's end, copied before the next epoch changes the model. Without
-    reconstructions it is kept as the point to resume from only."""
+class _KeptEpoch:
+    """An epoch whose checkpoint and pictures are kept, copied before the next epoch changes the
+    model."""
 
     result: EpochResult
     state: TrainingState
-    reconstructions: list[Reconstruction] | None
+    pictures: dict[ArtifactKind, Picture]
     is_best: bool
 
 
-class EpochRecorder:
-    """Stores a job's epochs in order, MAX_PENDING behind the training thread at most."""
+@dataclass(frozen=True, slots=True)
+class _PassingEpoch:
+    """An epoch without a checkpoint: its state is the point to resume from until the next one."""
 
-    def __init__(self, attempt: Attempt, *, tracker: Tracker, sample_batches: list[Tensor]) -> None:
+    result: EpochResult
+    state: TrainingState
+
+
+class EpochRecorder:
+    """Stores a job's epochs in order, at most MAX_PENDING behind the training thread."""
+
+    def __init__(
+        self, attempt: Attempt, *, trackers: TrackerGroup, sample_batches: list[Tensor]
+    ) -> None:
         job = attempt.job
         self._attempt = attempt
         self._name = job.name or job.id
@@ -48,34 +60,33 @@ class EpochRecorder:
         self._config = job.training_config
         self._best_epoch = job.best_epoch
         self._best_val_recon_loss = job.best_val_recon_loss
-        self._tracker = tracker
+        self._trackers = trackers
         self._sample_batches = sample_batches
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder")
         self._pending: deque[Future[None]] = deque()
         self._saved_at = time.monotonic()
 
     def record(self, result: EpochResult, trainer: Trainer) -> None:
-        """Take what the epoch left behind and return; raises what an epoch before it met."""
+        """Copy what has to be stored of the epoch, and return. Raises the error of an earlier
+        epoch that could not be stored."""
         self._make_room(MAX_PENDING - 1)
         is_best = self._is_best(result)
         if is_best:
             self._best_epoch = result.epoch
             self._best_val_recon_loss = result.val.recon_loss
-        is_kept = is_best or self._is_scheduled(result.epoch)
-        snapshot = _Snapshot(
-            result,
-            trainer.copy_state(),
-            self._reconstruct(trainer) if is_kept else None,
-            is_best,
-        )
-        self._saved_at = time.monotonic()
-        self._pending.append(self._executor.submit(self._store, snapshot))
+        state = trainer.copy_state()
+        if is_best or self._is_scheduled(result.epoch):
+            kept = _KeptEpoch(result, state, self._take_pictures(trainer), is_best)
+            self._submit(lambda: self._store_kept(kept))
+        else:
+            passing = _PassingEpoch(result, state)
+            self._submit(lambda: self._store_passing(passing))
 
     def save(self, trainer: Trainer) -> None:
-        """Let a later attempt go on from here, inside an epoch."""
+        """Let a later attempt continue from here, inside an epoch."""
         self._make_room(MAX_PENDING - 1)
-        self._saved_at = time.monotonic()
-        self._pending.append(self._executor.submit(self._store_state, trainer.copy_state()))
+        state = trainer.copy_state()
+        self._submit(lambda: self._store_state(state))
 
     def save_if_due(self, trainer: Trainer) -> None:
         """As `save`, if nothing was stored for `checkpoint_seconds`."""
@@ -83,19 +94,23 @@ class EpochRecorder:
             self.save(trainer)
 
     def wait(self) -> None:
-        """Return once everything given so far is stored; raises what went wrong."""
+        """Return once everything so far is stored. Raises the error of what could not be."""
         self._make_room(0)
 
     def close(self) -> None:
-        """End the thread; what it is busy with is finished first, the rest is dropped."""
+        """End the thread: what it is storing is finished first, the rest is dropped."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, store: Callable[[], None]) -> None:
+        self._saved_at = time.monotonic()
+        self._pending.append(self._executor.submit(store))
 
     def _make_room(self, num_pending: int) -> None:
         while self._pending and (self._pending[0].done() or len(self._pending) > num_pending):
             self._pending.popleft().result()
 
     def _is_best(self, result: EpochResult) -> bool:
-        # An epoch that an earlier attempt recorded as the best is so again.
+        # An epoch that an earlier attempt recorded as the best is the best again.
         return (
             self._best_val_recon_loss is None
             or result.val.recon_loss < self._best_val_recon_loss
@@ -105,75 +120,96 @@ class EpochRecorder:
     def _is_scheduled(self, epoch: int) -> bool:
         return epoch % self._config.checkpoint_every == 0 or epoch == self._config.epochs
 
-    def _reconstruct(self, trainer: Trainer) -> list[Reconstruction]:
-        return reconstruct(
-            trainer.model,
-            self._sample_batches,
-            device=trainer.device,
-            num_samples=NUM_RECONSTRUCTIONS,
+    def _take_pictures(self, trainer: Trainer) -> dict[ArtifactKind, Picture]:
+        return {
+            kind: take(trainer.model, self._sample_batches, device=trainer.device)
+            for kind, take in PICTURES.items()
+        }
+
+    def _store_kept(self, epoch: _KeptEpoch) -> None:
+        checkpoint = self._attempt.files.write(
+            ArtifactKind.checkpoint,
+            epoch=epoch.state.epoch,
+            write_to=lambda path: save_checkpoint(path, epoch.state, config=self._config),
+        )
+        pictures = self._write_pictures(epoch)
+        self._record_epoch(
+            epoch.result,
+            files=[checkpoint, *pictures.values()],
+            publish=lambda: self._publish(epoch, checkpoint, pictures),
+            is_best=epoch.is_best,
         )
 
-    def _store(self, snapshot: _Snapshot) -> None:
-        state = self._write_state(snapshot)
-        picture = self._write_picture(snapshot)
+    def _store_passing(self, epoch: _PassingEpoch) -> None:
+        file = self._write_resume_point(epoch.state)
+
+        def publish() -> list[Artifact]:
+            file.publish()
+            return []  # the job's row names a resume point
+
+        self._record_epoch(
+            epoch.result,
+            files=[file],
+            publish=publish,
+            resume_point=_describe_resume_point(file, epoch.state),
+        )
+
+    def _record_epoch(
+        self,
+        result: EpochResult,
+        *,
+        files: list[WrittenFile],
+        publish: Callable[[], list[Artifact]],
+        resume_point: ResumePoint | None = None,
+        is_best: bool = False,
+    ) -> None:
+        """Record the epoch with its files, then remove what is no longer named."""
         try:
             self._attempt.write(
-                job_records.record_epoch,
-                make_row(snapshot.result, attempt=self._attempt),
-                publish=lambda: self._publish(snapshot, state, picture),
-                resume_point=_describe_resume_point(state, snapshot.state)
-                if snapshot.reconstructions is None
-                else None,
-                is_best=snapshot.is_best,
-                progress=snapshot.result.epoch / self._config.epochs,
+                records.record_epoch,
+                make_row(result, attempt=self._attempt),
+                publish=publish,
+                resume_point=resume_point,
+                is_best=is_best,
+                progress=result.epoch / self._config.epochs,
             )
         finally:
-            state.discard()
-            if picture is not None:
-                picture.discard()
-        self._attempt.write(job_records.keep_named_files, sweep=self._attempt.files.sweep)
-        _log_epoch(snapshot.result, num_epochs=self._config.epochs)
-        self._tracker.log_epoch(snapshot.result)
+            for file in files:
+                file.discard()
+        self._attempt.write(records.keep_named_files, sweep=self._attempt.files.sweep)
+        _log_epoch(result, num_epochs=self._config.epochs)
+        self._trackers.log_epoch(result)
 
     def _publish(
-        self, snapshot: _Snapshot, state: WrittenFile, picture: WrittenFile | None
+        self,
+        epoch: _KeptEpoch,
+        checkpoint: WrittenFile,
+        pictures: dict[ArtifactKind, WrittenFile],
     ) -> list[Artifact]:
-        """Give the epoch's files their names; a resume point has no row of its own."""
-        state.publish()
-        if snapshot.reconstructions is None:
-            return []
-        epoch = snapshot.result.epoch
-        artifacts = [self._make_artifact(ArtifactKind.checkpoint, state, epoch=epoch)]
-        if picture is not None:
-            picture.publish()
-            _logger.info("[VISUALIZATION] Saved: %s", picture.file_name)
-            artifact = self._make_artifact(ArtifactKind.reconstruction, picture, epoch=epoch)
-            artifact.samples = [sample.figures() for sample in snapshot.reconstructions]
+        """Give the epoch's files their names; returns the rows that name them."""
+        checkpoint.publish()
+        artifacts = [self._make_artifact(ArtifactKind.checkpoint, checkpoint, result=epoch.result)]
+        for kind, file in pictures.items():
+            file.publish()
+            _logger.info("[VISUALIZATION] Saved: %s", file.file_name)
+            artifact = self._make_artifact(kind, file, result=epoch.result)
+            artifact.samples = epoch.pictures[kind].describe_samples()
             artifacts.append(artifact)
         return artifacts
 
     def _store_state(self, state: TrainingState) -> None:
         if not state.is_finite:
-            return  # the attempt is about to fail by it, and none can go on from here
+            return  # the attempt is about to fail, and no other can continue from here
         written = self._write_resume_point(state)
         try:
             self._attempt.write(
-                job_records.record_resume_point,
+                records.record_resume_point,
                 _describe_resume_point(written, state),
                 publish=written.publish,
             )
         finally:
             written.discard()
-        self._attempt.write(job_records.keep_named_files, sweep=self._attempt.files.sweep)
-
-    def _write_state(self, snapshot: _Snapshot) -> WrittenFile:
-        if snapshot.reconstructions is None:
-            return self._write_resume_point(snapshot.state)
-        return self._attempt.files.write(
-            ArtifactKind.checkpoint,
-            epoch=snapshot.state.epoch,
-            write_to=lambda path: save_checkpoint(path, snapshot.state, config=self._config),
-        )
+        self._attempt.write(records.keep_named_files, sweep=self._attempt.files.sweep)
 
     def _write_resume_point(self, state: TrainingState) -> WrittenFile:
         return self._attempt.files.write_resume_point(
@@ -183,32 +219,37 @@ class EpochRecorder:
             write_to=lambda path: save_checkpoint(path, state, config=self._config),
         )
 
-    def _write_picture(self, snapshot: _Snapshot) -> WrittenFile | None:
-        """None if there is nothing to draw, or if it cannot be drawn: that costs an event,
-        never the training."""
-        reconstructions, epoch = snapshot.reconstructions, snapshot.result.epoch
-        if reconstructions is None:
-            return None
-        title = f"option {self._option} · epoch {epoch} of {self._config.epochs}"
-        # The name comes last, since it may be too long for the picture.
-        title += f"{' · best so far' * snapshot.is_best} · {self._name}"
-        try:
-            return self._attempt.files.write(
-                ArtifactKind.reconstruction,
-                epoch=epoch,
-                write_to=lambda path: render_reconstructions(reconstructions, path, title=title),
-            )
-        except Exception as error:
-            message = f"the picture of epoch {epoch} could not be written: {error}"
-            _logger.exception(message)
-            self._attempt.warn(message)
-            return None
+    def _write_pictures(self, epoch: _KeptEpoch) -> dict[ArtifactKind, WrittenFile]:
+        """A picture that cannot be drawn is an event on the job, and never ends the training."""
+        written = {}
+        for kind, picture in epoch.pictures.items():
+            try:
+                written[kind] = self._write_picture(kind, picture, epoch=epoch)
+            except Exception as error:
+                number = epoch.result.epoch
+                message = f"the picture of epoch {number} could not be written: {error}"
+                _logger.exception(message)
+                self._attempt.warn(message)
+        return written
 
-    def _make_artifact(self, kind: ArtifactKind, file: WrittenFile, *, epoch: int) -> Artifact:
+    def _write_picture(
+        self, kind: ArtifactKind, picture: Picture, *, epoch: _KeptEpoch
+    ) -> WrittenFile:
+        number = epoch.result.epoch
+        title = f"option {self._option} · epoch {number} of {self._config.epochs}"
+        # The name comes last, since it may be too long for the picture.
+        title += f"{' · best so far' * epoch.is_best} · {self._name}"
+        return self._attempt.files.write(
+            kind, epoch=number, write_to=lambda path: picture.render(path, title=title)
+        )
+
+    def _make_artifact(
+        self, kind: ArtifactKind, file: WrittenFile, *, result: EpochResult
+    ) -> Artifact:
         return Artifact(
             job_id=self._attempt.job.id,
             kind=kind,
-            epoch=epoch,
+            epoch=result.epoch,
             file_name=file.file_name,
             size_bytes=file.size_bytes,
             sha256=file.sha256,
@@ -222,7 +263,7 @@ def _describe_resume_point(file: WrittenFile, state: TrainingState) -> ResumePoi
 
 
 def make_row(result: EpochResult, *, attempt: Attempt) -> EpochMetrics:
-    """The epoch as its row: each split's figures under the split's prefix."""
+    """The epoch as its row: each split's metrics under the split's prefix."""
     values = asdict(result)
     for split in ("train", "val"):
         values |= {f"{split}_{name}": value for name, value in values.pop(split).items()}

@@ -1,42 +1,38 @@
-"""Where else a run's curves go: an optional Weights & Biases project."""
+"""Trackers: other places that a job's curves go to, such as a Weights & Biases project.
+
+A new tracker is one class with `log_epoch` and `close`, and one entry of `TRACKERS`.
+"""
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Final, Protocol
 
-from server.models import Job
+from server.models.tables import Job
+from server.settings import Settings
 from worker.training import EpochResult
 
 _logger = logging.getLogger(__name__)
 
+Warn = Callable[[str], None]
+
 
 class Tracker(Protocol):
-    """Told of every epoch, and of the end."""
+    """Is told of every epoch, and of the end."""
 
     def log_epoch(self, result: EpochResult) -> None: ...
 
     def close(self) -> None: ...
 
 
-class NoTracker:
-    """The database alone."""
-
-    def log_epoch(self, result: EpochResult) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 class WandbTracker:
-    """One W&B run a job; a later attempt continues the same run."""
+    """One W&B run per job; a later attempt continues the same run."""
 
-    def __init__(self, job: Job, *, project: str) -> None:
+    def __init__(self, job: Job, settings: Settings) -> None:
         import wandb  # noqa: PLC0415 - an optional dependency that is slow to import
 
         self._run: wandb.Run = wandb.init(
-            project=project,
+            project=settings.wandb_project,
             id=job.id,
             name=job.name or job.id,
             group=f"option-{job.option}",
@@ -54,31 +50,52 @@ class WandbTracker:
         self._run.finish()
 
 
-class ForgivingTracker:
-    """Gives up on a tracker that fails: its curves are elsewhere, too, and training goes on."""
+@dataclass(frozen=True, slots=True)
+class TrackerKind:
+    """A tracker that the settings can ask for."""
 
-    def __init__(self, open_it: Callable[[], Tracker], *, warn: Callable[[str], None]) -> None:
+    label: str
+    is_wanted: Callable[[Settings], bool]
+    open: Callable[[Job, Settings], Tracker]
+
+
+TRACKERS: Final = (
+    TrackerKind("Weights & Biases", lambda settings: bool(settings.wandb_project), WandbTracker),
+)
+
+
+class TrackerGroup:
+    """The trackers of one job. One that fails is left out from then on: its curves are in the
+    database too, and training goes on."""
+
+    def __init__(self, job: Job, *, settings: Settings, warn: Warn) -> None:
+        """Open what the settings ask for; `warn` is called with what fails."""
         self._warn = warn
-        self._tracker: Tracker = NoTracker()
-        self._attempt(lambda: setattr(self, "_tracker", open_it()))
+        self._trackers: dict[str, Tracker] = {}
+        for kind in TRACKERS:
+            if kind.is_wanted(settings):
+                self._open(kind, job=job, settings=settings)
 
     def log_epoch(self, result: EpochResult) -> None:
-        self._attempt(lambda: self._tracker.log_epoch(result))
+        self._tell_all(lambda tracker: tracker.log_epoch(result))
 
     def close(self) -> None:
-        self._attempt(self._tracker.close)
+        self._tell_all(lambda tracker: tracker.close())
 
-    def _attempt(self, action: Callable[[], None]) -> None:
+    def _open(self, kind: TrackerKind, *, job: Job, settings: Settings) -> None:
         try:
-            action()
+            self._trackers[kind.label] = kind.open(job, settings)
         except Exception as error:
-            _logger.exception("tracking failed")
-            self._tracker = NoTracker()
-            self._warn(f"nothing more goes to Weights & Biases: {type(error).__name__}: {error}")
+            self._give_up(kind.label, error)
 
+    def _tell_all(self, tell: Callable[[Tracker], None]) -> None:
+        for label, tracker in list(self._trackers.items()):
+            try:
+                tell(tracker)
+            except Exception as error:
+                del self._trackers[label]
+                self._give_up(label, error)
 
-def open_tracker(job: Job, *, wandb_project: str, warn: Callable[[str], None]) -> Tracker:
-    """The tracker that the settings ask for; `warn` hears of it if that fails."""
-    if not wandb_project:
-        return NoTracker()
-    return ForgivingTracker(lambda: WandbTracker(job, project=wandb_project), warn=warn)
+    def _give_up(self, label: str, error: Exception) -> None:
+        _logger.exception("tracking by %s failed", label)
+        self._warn(f"nothing more goes to {label}: {type(error).__name__}: {error}")

@@ -1,5 +1,5 @@
-"""The training loop. A `Trainer` yields one `EpochResult` an epoch and knows no database and
-no files."""
+"""The training loop. A `Trainer` yields one `EpochResult` per epoch; it uses neither the database
+nor files."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.models import TrainingConfig
+from server.errors import LosslabError
+from server.models.configuration import TrainingConfig
 from worker.capture import StepInputs, capture
 from worker.data import Dataset, DeviceGrids
-from worker.device import ask_for_exactness, autocast
+from worker.device import autocast, make_deterministic
 from worker.losses import (
     GridLoss,
     compute_beta,
@@ -28,7 +29,7 @@ from worker.optimizer import Adam, compute_learning_rate
 _EVALUATION_BATCH_SIZE = 500
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(LosslabError, ArithmeticError):
     """The loss or its gradient became NaN or infinite; the weights are those before it."""
 
     def __init__(self, *, epoch: int, step: int) -> None:
@@ -38,12 +39,12 @@ class NonFiniteLossError(ArithmeticError):
         )
 
 
-class TrainingStopped(Exception):  # noqa: N818 - not an error: somebody asked for it
-    """`should_stop` said yes; the step under way was finished, and its state can be saved."""
+class TrainingStopped(Exception):  # noqa: N818 - not an error: a stop was requested
+    """`should_stop` returned True; the current step was finished, and its state can be saved."""
 
 
 class TrainingState(NamedTuple):
-    """All that a later process needs to go on exactly: weights, Adam's state and, inside an
+    """All that a later process needs to continue exactly: weights, Adam's state and, inside an
     epoch, its sums, its losses and its random generator. On the host."""
 
     tensors: dict[str, Tensor]
@@ -52,14 +53,14 @@ class TrainingState(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """Whether no step so far had a loss that is not finite, which ends its epoch."""
+        """Whether the loss of every step so far is finite; if not, its epoch fails."""
         losses = self.tensors.get("step_losses")
         return losses is None or bool(losses.isfinite().all())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochResult:
-    """What one epoch did; `beta` and `learning_rate` are those of its last step."""
+    """The results of one epoch; `beta` and `learning_rate` are those of its last step."""
 
     epoch: int
     train: SplitMetrics
@@ -74,7 +75,7 @@ class EpochResult:
 
 @dataclass(slots=True)
 class _EpochUnderWay:
-    """What an epoch has gathered up to its step; all of it is in the state that is saved."""
+    """The results of an epoch up to its current step; all of it is in the saved state."""
 
     order: Tensor  # of the training grids; follows from the seed and is not saved
     sums: MetricSums
@@ -84,7 +85,7 @@ class _EpochUnderWay:
 
 
 class Trainer:
-    """Trains one β-VAE as its configuration says, on one device.
+    """Trains one β-VAE by its configuration, on one device.
 
     Everything random in an epoch comes from one generator that is seeded by the job's seed and
     the epoch, and β and the learning rate are functions of the step.
@@ -109,14 +110,14 @@ class Trainer:
         self._val_grids = DeviceGrids(dataset.val, device=device)
         self.batch_size = min(config.batch_size, self._train_grids.num_grids)
         # Whole batches only, so that every step has one shape; the remainder of an epoch's
-        # shuffle is left out, another one each epoch.
+        # shuffle is left out, a different one in each epoch.
         self.steps_per_epoch = self._train_grids.num_grids // self.batch_size
         self.num_steps = config.epochs * self.steps_per_epoch
         counts = torch.tensor(dataset.count_colours())
         self.class_weights = compute_class_weights(counts, weighting=config.class_weighting).to(
             device
         )
-        ask_for_exactness()
+        make_deterministic()
         self._generator = torch.Generator(device=device)
         self._inputs = StepInputs(batch_size=self.batch_size, device=device)
         self._sums = MetricSums(latent_dim=config.latent_dim, device=device)
@@ -126,7 +127,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             model = BetaVAE(latent_dim=config.latent_dim, grid_size=dataset.grid_size)
-        # Stubs know no memory format for modules.
+        # PyTorch's stubs have no memory format for modules.
         self.model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = Adam(
             self.model.parameters(), learning_rate=config.learning_rate, device=device
@@ -181,10 +182,10 @@ class Trainer:
         return TrainingState(on_host, self.epoch, under_way.step if under_way else 0)
 
     def load_state(self, state: TrainingState) -> bool:
-        """Go on where `state` was copied, as if this trainer had come there itself.
+        """Continue where `state` was copied, as if this trainer had reached it by itself.
 
-        Returns whether the random numbers go on, too. Inside an epoch they cannot if the state
-        is of another kind of device: the rest of that epoch is then drawn anew.
+        Returns whether the random numbers continue too. Inside an epoch they cannot if the state
+        comes from another kind of device: the rest of that epoch then gets other random numbers.
         """
         self.load_weights(state)
         for name, parameter in self.model.named_parameters():
@@ -192,7 +193,7 @@ class Trainer:
                 key: value.to(self.device, copy=True, memory_format=_memory_format(value))
                 for key, value in _select(state.tensors, prefix=f"optimizer.{name}.").items()
             }
-        # Adam's state lies elsewhere now.
+        # Adam's state has new addresses.
         self._forget_graphs()
         self.epoch = state.epoch
         self._under_way = None
@@ -228,7 +229,7 @@ class Trainer:
         under_way, seconds_before = self._under_way, self._under_way.seconds
         started = time.perf_counter()
         self._run_steps(under_way)
-        # Reading the losses is where the host waits for the device, once an epoch.
+        # Only reading the losses waits for the device, once per epoch.
         losses = under_way.step_losses.cpu().numpy()
         if not np.isfinite(losses).all():
             raise NonFiniteLossError(
@@ -255,7 +256,7 @@ class Trainer:
         )
 
     def _run_steps(self, epoch: _EpochUnderWay) -> None:
-        """The rest of an epoch's steps; stopping between two of them loses nothing."""
+        """The remaining steps of an epoch; a stop between two of them loses nothing."""
         self.model.train()
         seconds_before, started = epoch.seconds, time.perf_counter()
         if not self._is_captured:
@@ -286,26 +287,26 @@ class Trainer:
         self._is_captured = self.device.type != "cuda"
 
     def _capture(self) -> None:
-        """Make graphs of a step and of the validation, without a trace in either's figures."""
-        self._step = capture(
+        """Capture a step and the validation as graphs, without a change to any number."""
+        self._is_captured = True
+        step = capture(
             self._train_step,
             name="training step",
             generator=self._generator,
             warming_up=self._unchanged(),
         )
-        self._is_captured = True
-        if self._step == self._train_step:
-            return  # what keeps a step from being recorded keeps the validation, too
+        if step is None:
+            return  # what prevents the capture of a step prevents that of the validation, too
+        self._step = step
         self.model.eval()
-        self._validation = capture(
-            self._sum_validation, name="validation", generator=self._generator
-        )
+        validation = capture(self._sum_validation, name="validation", generator=self._generator)
+        self._validation = validation or self._sum_validation
         self.model.train()
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:
-        """Take back what steps in here do to the epoch; as after a loss that is not finite,
-        Adam leaves the weights and its moments alone."""
+        """Undo what steps in here do to the epoch. Weights and moments do not change: Adam skips
+        them, as after a loss that is not finite."""
         sums, losses = self._sums.state_dict(), self._step_losses.clone()
         generator = self._generator.get_state()
         self._optimizer.found_inf.fill_(1.0)
@@ -318,12 +319,12 @@ class Trainer:
             self._optimizer.found_inf.fill_(0.0)
 
     def _train_step(self) -> None:
-        """One step of Adam with what lies in `_inputs`; its mean loss goes to `_step_losses`,
+        """One step of Adam with the values in `_inputs`; its mean loss goes to `_step_losses`,
         NaN if it or a gradient is not finite. Nothing here waits for the device."""
         grids = self._draw(self._inputs.indices)
         output, loss = self._forward(grids, beta=self._inputs.beta)
         mean_loss = loss.total.mean()
-        # The optimizer's would import the compiler; see Adam.
+        # The optimizer's own zero_grad would import the compiler; see Adam.
         self.model.zero_grad(set_to_none=True)
         torch.autograd.backward(mean_loss)
         norm = torch.nn.utils.clip_grad_norm_(

@@ -1,0 +1,83 @@
+"""What routes ask for: settings, engine, a session, the job that the path names."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Final
+
+from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from server.api.event_feed import EventFeed
+from server.files.artifacts import JobFiles
+from server.jobs.listing import find_job
+from server.models.tables import Job
+from server.settings import Settings
+
+#: Fewer than the connections of the pool (15): a request that writes takes another one.
+NUM_SESSIONS: Final = 8
+
+
+def get_settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def get_engine(request: Request) -> Engine:
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+def get_event_feed(request: Request) -> EventFeed:
+    feed: EventFeed = request.app.state.event_feed
+    return feed
+
+
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+EngineDep = Annotated[Engine, Depends(get_engine)]
+EventFeedDep = Annotated[EventFeed, Depends(get_event_feed)]
+
+
+async def get_session(request: Request, engine: EngineDep) -> AsyncIterator[Session]:
+    """A session for reading; what changes a job opens a transaction of its own.
+
+    A session keeps its connection from one thread of a request to the next. With more sessions
+    than connections, the threads that wait for one would block those that give one back.
+    """
+    async with request.app.state.session_turns:
+        session = Session(engine)
+        try:
+            yield session
+        finally:
+            await run_in_threadpool(session.close)
+
+
+# Closed before the answer is sent, so that a slow reader or a stream holds no transaction.
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+
+
+def get_job(job_id: str, session: SessionDep) -> Job:
+    job = find_job(session, job_id)
+    # Its connection goes back: many requests that each hold one connection and wait for a second
+    # would wait for ever.
+    session.expunge(job)
+    session.rollback()
+    return job
+
+
+JobDep = Annotated[Job, Depends(get_job)]
+
+
+def get_job_files(job: JobDep, settings: SettingsDep) -> JobFiles:
+    return JobFiles(settings.runs_dir, job.id)
+
+
+JobFilesDep = Annotated[JobFiles, Depends(get_job_files)]
+
+
+def get_token_name(request: Request) -> str:
+    """Whose token the request carries; empty where none is needed."""
+    return str(getattr(request.state, "token_name", ""))
+
+
+TokenNameDep = Annotated[str, Depends(get_token_name)]

@@ -1,0 +1,163 @@
+"""Limits on what one client may use: time, connections, bytes and requests."""
+
+import asyncio
+import logging
+import math
+import time
+from typing import Final
+
+from limits import RateLimitItem
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from server.api.problems import respond
+from server.api.security import HEALTH_PATH
+
+#: A request line with all headers; more is answered 431, or 400 where it comes in pieces.
+MAX_HEADER_BYTES: Final = 16 * 1024
+MAX_BODY_BYTES: Final = 64 * 1024
+MAX_CONNECTIONS: Final = 1000
+_HEADER_SECONDS: Final = 10.0
+_SEND_SECONDS: Final = 30.0
+
+_logger = logging.getLogger(__name__)
+
+
+class HttpProtocol(H11Protocol):
+    """uvicorn's protocol, which also closes a connection whose headers do not arrive in time."""
+
+    _header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_header_timer()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        is_between_requests = self.cycle is None or self.cycle.response_complete
+        if not is_between_requests:
+            self._stop_header_timer()
+        elif self._header_timer is None:
+            self._start_header_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_header_timer()
+        super().connection_lost(exc)
+
+    def _start_header_timer(self) -> None:
+        self._header_timer = self.loop.call_later(_HEADER_SECONDS, self._close_late)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _close_late(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+class HeaderLimit:
+    """Answers 431 to long addresses and headers.
+
+    The protocol's own limit only stops those that come in pieces, not what one read brings.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _measure_head(scope) <= MAX_HEADER_BYTES:
+            await self._app(scope, receive, send)
+            return
+        detail = f"address and headers may have {MAX_HEADER_BYTES} bytes together"
+        await respond(Request(scope), 431, detail)(scope, receive, send)
+
+
+def _measure_head(scope: Scope) -> int:
+    headers = sum(len(name) + len(value) for name, value in scope["headers"])
+    return headers + len(scope["raw_path"]) + len(scope["query_string"])
+
+
+class Deadlines:
+    """Answers 408 when a body does not arrive, 503 when the answer takes too long, and closes a
+    connection whose client does not read. A stream may last as long as its client reads.
+
+    A route that takes an upload gives it more time with `extend_deadline`.
+    """
+
+    def __init__(self, app: ASGIApp, *, request_seconds: float) -> None:
+        self._app = app
+        self._request_seconds = request_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_body_here = has_begun = False
+
+        async def receive_noting() -> Message:
+            nonlocal is_body_here
+            message = await receive()
+            is_body_here = not message.get("more_body", False)
+            return message
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            deadline.reschedule(asyncio.get_running_loop().time() + _SEND_SECONDS)
+            await send(message)
+            deadline.reschedule(None)
+
+        try:
+            async with asyncio.timeout(self._request_seconds) as deadline:
+                Request(scope).state.deadline = deadline
+                await self._app(scope, receive_noting, send_in_time)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            if has_begun:
+                _logger.warning("%s: the client does not read the answer", scope["path"])
+                return
+            await _tell_late(Request(scope), is_body_here=is_body_here)(scope, receive, send)
+
+
+def extend_deadline(request: Request, *, seconds: float) -> None:
+    """Let this request take so long in all, counted from now."""
+    deadline: asyncio.Timeout = request.state.deadline
+    deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+
+
+class RateLimit:
+    """Answers 429 when a token, or an address where none is needed, sends too many requests."""
+
+    def __init__(self, app: ASGIApp, *, limit: RateLimitItem) -> None:
+        self._app = app
+        self._limit = limit
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == HEALTH_PATH:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        client = getattr(request.state, "token_name", None) or (scope["client"] or ("",))[0]
+        if await self._limiter.hit(self._limit, client):
+            await self._app(scope, receive, send)
+            return
+        window = await self._limiter.get_window_stats(self._limit, client)
+        headers = {"Retry-After": str(max(1, math.ceil(window.reset_time - time.time())))}
+        detail = f"more than {self._limit} (LOSSLAB_RATE_LIMIT); wait a little"
+        await respond(request, 429, detail, headers=headers)(scope, receive, send)
+
+
+def _tell_late(request: Request, *, is_body_here: bool) -> Response:
+    # Without closing, the rest of a late body would be read as the next request.
+    headers = {"Connection": "close"}
+    if is_body_here:
+        return respond(request, 503, "the answer took too long; try again", headers=headers)
+    return respond(request, 408, "the request's body did not come in time", headers=headers)

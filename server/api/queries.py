@@ -1,0 +1,103 @@
+"""What the query of a request may say: labels to filter by, jobs to compare, and nothing that is
+misspelt."""
+
+import re
+from typing import Annotated, Any, Final, NoReturn
+
+from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from sqlmodel import Session
+
+from server.api.schemas import Labels
+from server.jobs.listing import find_jobs, find_newest_succeeded
+from server.judging.comparisons import MAX_COMPARED_JOBS, Comparison, compare
+from server.judging.criteria import Thresholds
+from server.models.options import Option
+
+#: The largest page of any list.
+MAX_PAGE_SIZE: Final = 100
+
+_LABELS: Final = TypeAdapter(Labels)
+_LABEL_PARAMETER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+_OPTION: Final = f"(?:{'|'.join(Option)})"
+# Only described: `_parse_options` says which name is wrong.
+_OPTIONS_PATTERN: Final = rf"^( *{_OPTION} *(, *{_OPTION} *)*)?$"
+
+
+def get_labels(request: Request) -> dict[str, str]:
+    """The labels to filter by. FastAPI itself reads no deep object from a query."""
+    labels: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name != "metadata" and not name.startswith("metadata["):
+            continue
+        match = _LABEL_PARAMETER.fullmatch(name)
+        if match is None or match[1] in labels:
+            refuse_query(name, "give a label once, as metadata[key]=value")
+        labels[match[1]] = value
+    try:
+        return _LABELS.validate_python(labels)
+    except ValidationError as error:
+        errors = [each | {"loc": ("query", "metadata", *each["loc"])} for each in error.errors()]
+        raise RequestValidationError(errors) from None
+
+
+LabelsDep = Annotated[dict[str, str], Depends(get_labels)]
+
+#: What `get_labels` reads, for the API's description.
+LABELS_PARAMETER: Final[dict[str, Any]] = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "labels that the jobs have, as `metadata[study]=x`; all of them, if several",
+    "schema": _LABELS.json_schema(),
+}
+
+
+def refuse_unknown_parameters(request: Request) -> None:
+    """A misspelt filter would otherwise filter nothing."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in known and name != "metadata" and not name.startswith("metadata["):
+            allowed = ", ".join([*sorted(known), "metadata[key]"])
+            refuse_query(name, f"unknown parameter; there are {allowed}")
+
+
+def refuse_query(name: str, message: str) -> NoReturn:
+    """Answer 422 for a query parameter."""
+    error: dict[str, Any] = {"type": "value_error", "loc": ("query", name), "msg": message}
+    raise RequestValidationError([error])
+
+
+class ComparisonQuery(Thresholds):
+    """The jobs to compare, by id or by option, and any threshold that should differ."""
+
+    job_id: list[str] = Field(default_factory=list, max_length=MAX_COMPARED_JOBS)
+    options: str = Field(
+        default="",
+        max_length=20,
+        description="`a,b,c` takes the newest succeeded job of each",
+        examples=["a,b,c"],
+        json_schema_extra={"pattern": _OPTIONS_PATTERN},
+    )
+
+    def thresholds(self) -> Thresholds:
+        return Thresholds.model_validate(self.model_dump(include=set(Thresholds.model_fields)))
+
+    def compare(self, session: Session) -> Comparison:
+        """The comparison that was asked for. Raises RequestValidationError and NotFoundError."""
+        if bool(self.job_id) == bool(self.options):
+            refuse_query("job_id", "name jobs by job_id, or presets by options=a,b,c, and not both")
+        jobs = find_jobs(session, self.job_id)
+        jobs += [find_newest_succeeded(session, option) for option in _parse_options(self.options)]
+        return compare(session, jobs, thresholds=self.thresholds())
+
+
+def _parse_options(options: str) -> list[Option]:
+    names = [name.strip() for name in options.split(",")] if options else []
+    unknown = [name for name in names if name not in set(Option)]
+    if unknown:
+        allowed = ", ".join(Option)
+        refuse_query("options", f"{unknown[0]!r} is no option; allowed are {allowed}, as in a,b,c")
+    return [Option(name) for name in dict.fromkeys(names)]

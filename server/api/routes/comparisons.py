@@ -1,0 +1,59 @@
+"""Comparisons: jobs judged side by side, as JSON, as a picture and as reports."""
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, Query, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse
+
+from server.api.dependencies import SessionDep, SettingsDep
+from server.api.problems import PROBLEM_RESPONSES
+from server.api.queries import ComparisonQuery
+from server.api.schemas import ComparisonPublic
+from server.judging.charts import render_curves
+from server.judging.comparisons import Comparison
+from server.judging.reports import read_picture, render_html, render_markdown
+
+#: The report's styles and pictures are within it, and it has no script.
+_REPORT_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+
+router = APIRouter(prefix="/comparisons", tags=["comparisons"], responses=PROBLEM_RESPONSES)
+
+
+def get_comparison(
+    query: Annotated[ComparisonQuery, Query()], *, session: SessionDep
+) -> Comparison:
+    return query.compare(session)
+
+
+ComparisonDep = Annotated[Comparison, Depends(get_comparison)]
+
+
+@router.get("")
+def read_comparison(comparison: ComparisonDep) -> ComparisonPublic:
+    """Verdicts side by side, the ranking, a recommendation or why there is none."""
+    return ComparisonPublic.of(comparison)
+
+
+@router.get("/curves.png", response_class=Response, responses={200: {"content": {"image/png": {}}}})
+def read_curves(comparison: ComparisonDep) -> Response:
+    """Loss, accuracy and KL of each job."""
+    headers = {"X-Content-Type-Options": "nosniff"}
+    return Response(render_curves(comparison), media_type="image/png", headers=headers)
+
+
+@router.get("/report.html", response_class=HTMLResponse)
+def read_html_report(
+    comparison: ComparisonDep, *, session: SessionDep, settings: SettingsDep
+) -> Response:
+    """One file with everything in it, to keep or to send."""
+    pictures = {
+        job.id: read_picture(session, job, runs_dir=settings.runs_dir) for job in comparison.jobs
+    }
+    html = render_html(comparison, pictures=pictures)
+    return HTMLResponse(html, headers={"Content-Security-Policy": _REPORT_POLICY})
+
+
+@router.get("/report.md", response_class=PlainTextResponse)
+def read_markdown_report(comparison: ComparisonDep) -> str:
+    """The report as Markdown, without pictures."""
+    return render_markdown(comparison)

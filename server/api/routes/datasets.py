@@ -1,0 +1,161 @@
+"""Data sets: bring one, look at it, remove it."""
+
+import asyncio
+import hashlib
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from sqlmodel import Session, col, select
+
+from server.api.caching import NOT_MODIFIED, is_known
+from server.api.dependencies import EngineDep, SettingsDep
+from server.api.limits import extend_deadline
+from server.api.problems import PROBLEM_RESPONSES
+from server.api.queries import MAX_PAGE_SIZE
+from server.api.schemas import DatasetDetails, DatasetList, DatasetPublic
+from server.database.engine import write_transaction
+from server.errors import ConflictError, NotFoundError, TooLargeError
+from server.files.datasets import (
+    DatasetContents,
+    DatasetError,
+    admit_upload,
+    draw_preview,
+    find_npz,
+    list_npz,
+    open_upload,
+    read_contents,
+)
+from server.jobs.retention import make_room
+from server.models.configuration import DATASET_NAME_PATTERN, BuiltInDataset
+from server.models.tables import TERMINAL_STATUSES, Job
+from server.settings import Settings
+
+# The real limit is a setting, and is checked while the body arrives.
+_MAX_BODY_BYTES: Final = 2**40
+_UPLOAD_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+#: An upload may take so many times as long as any other request.
+_UPLOAD_PATIENCE: Final = 10
+
+NewName = Annotated[str, Path(pattern=DATASET_NAME_PATTERN)]
+Name = Annotated[str, Path(max_length=64)]
+
+router = APIRouter(prefix="/datasets", tags=["datasets"], responses=PROBLEM_RESPONSES)
+
+
+@router.get("")
+def list_datasets(
+    *,
+    settings: SettingsDep,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = MAX_PAGE_SIZE,
+    after: Annotated[str, Query(description="the last name of the page before")] = "",
+) -> DatasetList:
+    """What is built in, then the files that were brought, by name."""
+    built_in = [_describe_built_in(name) for name in BuiltInDataset] if not after else []
+    paths = [path for path in list_npz(settings.datasets_dir) if path.stem > after]
+    brought = [DatasetPublic.of(path) for path in paths[:limit]]
+    return DatasetList(data=[*built_in, *brought], has_more=len(paths) > limit)
+
+
+@router.put(
+    "/{name}",
+    status_code=201,
+    responses={200: {"description": "The very same file is there", "model": DatasetDetails}},
+    openapi_extra=_UPLOAD_BODY,
+    max_body_size=_MAX_BODY_BYTES,
+)
+async def add_dataset(
+    name: NewName, *, request: Request, response: Response, engine: EngineDep, settings: SettingsDep
+) -> DatasetDetails:
+    """Send an `.npz` file as the body: arrays `train`, `val` and `test`, or `images`, of colours
+    0-9, (N, S, S). It is checked before it gets its name, and never replaces another."""
+    if name in set(BuiltInDataset):
+        raise ConflictError(f"{name} is built in; use another name")
+    extend_deadline(request, seconds=_UPLOAD_PATIENCE * settings.request_seconds)
+    await asyncio.to_thread(make_room, engine, settings)
+    with open_upload(settings.datasets_dir) as file:
+        num_bytes = 0
+        async for chunk in request.stream():
+            num_bytes += len(chunk)
+            if num_bytes > settings.max_upload_bytes:
+                limit = f"{settings.max_upload_bytes} bytes are allowed (LOSSLAB_MAX_UPLOAD_BYTES)"
+                raise TooLargeError(f"the data set is too large; {limit}")
+            file.write(chunk)
+        is_new = await asyncio.to_thread(
+            admit_upload, file, name=name, datasets_dir=settings.datasets_dir
+        )
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/datasets/{name}"
+    return await asyncio.to_thread(read_dataset, name, settings=settings)
+
+
+@router.get("/{name}")
+def read_dataset(name: Name, *, settings: SettingsDep) -> DatasetDetails:
+    """How many grids, of which size, in which colours."""
+    if name in set(BuiltInDataset):
+        return DatasetDetails(**_describe_built_in(name).model_dump())
+    contents = _read_contents(name, settings=settings)
+    path = find_npz(name, datasets_dir=settings.datasets_dir)
+    counts = contents.colour_counts
+    return DatasetDetails(
+        **DatasetPublic.of(path).model_dump(),
+        num_grids=contents.num_grids,
+        grid_size=contents.grid_size,
+        colour_counts=counts,
+        background_share=counts[0] / sum(counts),
+        preview_url=f"/datasets/{name}/preview.png",
+    )
+
+
+@router.get(
+    "/{name}/preview.png",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}, 304: NOT_MODIFIED},
+)
+def read_preview(name: Name, *, request: Request, settings: SettingsDep) -> Response:
+    """A picture of its first grids."""
+    if name in set(BuiltInDataset):
+        raise NotFoundError(f"{name} is generated when a job needs it; there is no picture")
+    picture = draw_preview(_read_contents(name, settings=settings))
+    headers = {"ETag": f'"{hashlib.sha256(picture).hexdigest()}"', "Cache-Control": "no-cache"}
+    if is_known(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(picture, media_type="image/png", headers=headers)
+
+
+@router.delete("/{name}", status_code=204)
+def delete_dataset(name: Name, *, engine: EngineDep, settings: SettingsDep) -> None:
+    """Refused while a job that has not ended needs it."""
+    if name in set(BuiltInDataset):
+        raise ConflictError(f"{name} is built in")
+    with write_transaction(engine) as session:
+        if job_id := _find_user(session, name):
+            detail = f"job {job_id} needs the data set {name!r}; cancel it first"
+            raise ConflictError(detail)
+        try:
+            find_npz(name, datasets_dir=settings.datasets_dir).unlink()
+        except (DatasetError, FileNotFoundError) as error:
+            raise NotFoundError(str(error)) from None
+
+
+def _describe_built_in(name: str) -> DatasetPublic:
+    return DatasetPublic(name=name, is_built_in=True, size_bytes=None, modified_at=None)
+
+
+def _read_contents(name: str, *, settings: Settings) -> DatasetContents:
+    """Raises NotFoundError."""
+    try:
+        return read_contents(name, datasets_dir=settings.datasets_dir)
+    except (DatasetError, FileNotFoundError) as error:
+        raise NotFoundError(str(error)) from None
+
+
+def _find_user(session: Session, name: str) -> str | None:
+    jobs = select(Job.id).where(
+        col(Job.status).not_in(TERMINAL_STATUSES), col(Job.config)["dataset"].as_string() == name
+    )
+    return session.exec(jobs.limit(1)).first()

@@ -1,0 +1,309 @@
+"""Jobs: post one, follow it, look at its pictures, stop it."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.sse import EventSourceResponse, format_sse_event
+from pydantic import Field, StringConstraints
+from sqlalchemy import Engine
+from sqlalchemy.exc import IntegrityError
+
+from server.api.caching import NOT_MODIFIED, answer_tagged, is_known
+from server.api.dependencies import (
+    EngineDep,
+    EventFeedDep,
+    JobDep,
+    JobFilesDep,
+    SessionDep,
+    SettingsDep,
+    TokenNameDep,
+)
+from server.api.event_feed import EventFeed
+from server.api.idempotency import Answer, KeyedRequest, find_answer, keep_answer
+from server.api.problems import PROBLEM_RESPONSES
+from server.api.queries import (
+    LABELS_PARAMETER,
+    MAX_PAGE_SIZE,
+    LabelsDep,
+    refuse_unknown_parameters,
+)
+from server.api.schemas import (
+    CheckpointList,
+    Event,
+    EventList,
+    JobChange,
+    JobList,
+    JobPublic,
+    JobRequest,
+    MetricsList,
+    PlainText,
+    ReconstructionList,
+    ResumeRequest,
+    describe_checkpoints,
+    describe_reconstructions,
+)
+from server.database.engine import write_transaction
+from server.errors import NotFoundError, TooManyRequestsError
+from server.files.artifacts import JobFiles
+from server.files.datasets import check_dataset
+from server.jobs import queue
+from server.jobs.events import read_events
+from server.jobs.listing import JobFilter, find_job, read_page
+from server.jobs.records import find_artifact, read_artifacts
+from server.jobs.submission import submit_job
+from server.judging.criteria import Thresholds
+from server.judging.histories import read_epochs, read_histories
+from server.judging.verdicts import Verdict, judge
+from server.models.options import Option
+from server.models.tables import Artifact, ArtifactKind, Job, JobStatus
+
+MAX_LOG_LINES: Final = 10_000
+MAX_EVENTS: Final = 1000
+MAX_ID: Final = 2**31 - 1
+_STREAM_RESPONSE = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+IdempotencyKeyHeader = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,255}$")]
+EventId = Annotated[int, Field(ge=0, le=MAX_ID)]
+NumLines = Annotated[int, Field(ge=1, le=MAX_LOG_LINES)]
+
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEM_RESPONSES)
+
+
+@router.post("", status_code=201, response_model=JobPublic)
+def create_job(
+    request: JobRequest,
+    *,
+    engine: EngineDep,
+    settings: SettingsDep,
+    token_name: TokenNameDep,
+    idempotency_key: Annotated[IdempotencyKeyHeader | None, Header()] = None,
+) -> Response:
+    """Queue a job. It is committed before the answer, which has its whole configuration.
+
+    With `Idempotency-Key` the same request, sent again within a day, gets the same answer and
+    makes no second job.
+    """
+    job = request.make_job()
+    # Before the transaction: a file may take seconds to read.
+    check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
+    keyed = None
+    if idempotency_key is not None:
+        body = request.model_dump_json(exclude_unset=True)
+        keyed = KeyedRequest(idempotency_key, token_name=token_name, body=body)
+    limit = settings.max_queued_jobs
+    try:
+        answer = _submit_once(engine, job, keyed=keyed, max_queued_jobs=limit)
+    except IntegrityError:
+        # The same request came twice at the same time, and the other one was quicker.
+        answer = _submit_once(engine, job, keyed=keyed, max_queued_jobs=limit)
+    headers = {"Location": answer.location}
+    if answer.is_replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return Response(answer.body, status_code=201, media_type="application/json", headers=headers)
+
+
+def _submit_once(
+    engine: Engine, job: Job, *, keyed: KeyedRequest | None, max_queued_jobs: int
+) -> Answer:
+    """Queue the job and keep the answer, or find the answer of before, in one transaction."""
+    with write_transaction(engine) as session:
+        if keyed is not None and (answer := find_answer(session, keyed)) is not None:
+            return answer
+        submitted = submit_job(session, Job(**job.model_dump()), max_queued_jobs=max_queued_jobs)
+        public = JobPublic.of(submitted)
+        answer = Answer(public.model_dump_json(), location=f"/jobs/{submitted.id}")
+        if keyed is not None:
+            keep_answer(session, keyed, answer)
+    return answer
+
+
+@router.get(
+    "",
+    openapi_extra={"parameters": [LABELS_PARAMETER]},
+    dependencies=[Depends(refuse_unknown_parameters)],
+)
+def list_jobs(
+    session: SessionDep,
+    *,
+    labels: LabelsDep,
+    status: Annotated[list[JobStatus] | None, Query()] = None,
+    option: Option | None = None,
+    name: Annotated[PlainText | None, Query()] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = 20,
+    after: Annotated[str | None, Query(description="the last id of the page before")] = None,
+) -> JobList:
+    """Newest first. A filter that is left out keeps all jobs; `status` may be given repeatedly."""
+    wanted = JobFilter(statuses=status or [], option=option, name=name or None, labels=labels)
+    last = find_job(session, after) if after else None
+    page = read_page(session, wanted, after=last, limit=limit + 1)
+    return JobList(data=[JobPublic.of(job) for job in page[:limit]], has_more=len(page) > limit)
+
+
+@router.get("/{job_id}", response_model=JobPublic, responses={304: NOT_MODIFIED})
+def read_job(job: JobDep, *, request: Request) -> Response:
+    """The job as it is, with an `ETag`: with `If-None-Match` 304 says that nothing changed."""
+    return answer_tagged(request, JobPublic.of(job))
+
+
+@router.patch("/{job_id}")
+def change_job(job: JobDep, *, change: JobChange, engine: EngineDep) -> JobPublic:
+    """Pin a job, so that its checkpoints stay when space is needed, or no longer."""
+    return JobPublic.of(queue.pin(engine, job.id, is_pinned=change.is_pinned))
+
+
+@router.delete("/{job_id}", status_code=204)
+def delete_job(job: JobDep, *, engine: EngineDep, files: JobFilesDep) -> None:
+    """Delete a job that has ended, with its files."""
+    queue.remove(engine, job.id, delete_files=files.delete)
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job: JobDep, *, engine: EngineDep) -> JobPublic:
+    """Stop a queued job at once, a running one at its next step; asking again is harmless."""
+    return JobPublic.of(queue.cancel(engine, job.id))
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job: JobDep, *, engine: EngineDep) -> JobPublic:
+    """Stop a job until it is resumed: a queued one at once, a running one at its next step."""
+    return JobPublic.of(queue.pause(engine, job.id))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(
+    job: JobDep, *, engine: EngineDep, settings: SettingsDep, request: ResumeRequest | None = None
+) -> JobPublic:
+    """Let a paused, failed or cancelled job go on from its last good checkpoint, or a succeeded
+    one up to more `epochs`. A job that waits or runs is left alone."""
+    # Without its data the job would fail later.
+    check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
+    num_epochs = request.epochs if request is not None else None
+    return JobPublic.of(queue.resume(engine, job.id, num_epochs=num_epochs))
+
+
+@router.get("/{job_id}/metrics")
+def read_metrics(job: JobDep, *, session: SessionDep) -> MetricsList:
+    """One row per epoch, oldest first."""
+    return MetricsList(data=read_epochs(session, job.id), has_more=False)
+
+
+@router.get("/{job_id}/events", response_model=EventList, responses={200: _STREAM_RESPONSE})
+def list_events(
+    job: JobDep,
+    *,
+    request: Request,
+    session: SessionDep,
+    feed: EventFeedDep,
+    settings: SettingsDep,
+    after: Annotated[EventId, Query(description="the id of the last event seen")] = 0,
+    limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
+    last_event_id: Annotated[EventId | None, Header()] = None,
+) -> EventList | EventSourceResponse:
+    """What happened to the job, oldest first. With `Accept: text/event-stream` a live stream,
+    which closes after an event `end` when the job has ended."""
+    after = after if last_event_id is None else last_event_id
+    if "text/event-stream" in request.headers.get("Accept", ""):
+        if feed.num_streams >= settings.max_streams:
+            detail = f"{settings.max_streams} streams are open (LOSSLAB_MAX_STREAMS)"
+            raise TooManyRequestsError(f"{detail}; read pages instead, or try again later")
+        return EventSourceResponse(
+            _encode_events(feed, job.id, after=after),
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        )
+    events = read_events(session, job.id, after=after, limit=limit + 1)
+    data = [Event.of(event) for event in events[:limit]]
+    return EventList(data=data, has_more=len(events) > limit)
+
+
+@router.get("/{job_id}/log", response_class=PlainTextResponse)
+def read_log(files: JobFilesDep, *, tail: Annotated[NumLines | None, Query()] = None) -> str:
+    """The run's log, or its last `tail` lines."""
+    return files.read_log(tail=tail)
+
+
+@router.get("/{job_id}/verdict")
+def read_verdict(
+    job: JobDep, *, session: SessionDep, thresholds: Annotated[Thresholds, Query()]
+) -> Verdict:
+    """Judged on the spot; every threshold can be overridden."""
+    return judge(job, read_histories(session, [job.id])[job.id], thresholds)
+
+
+@router.get("/{job_id}/reconstructions")
+def list_reconstructions(job: JobDep, *, session: SessionDep) -> ReconstructionList:
+    """One entry per picture, oldest first."""
+    pictures = read_artifacts(session, job.id, kind=ArtifactKind.reconstruction)
+    return ReconstructionList(data=describe_reconstructions(job, pictures), has_more=False)
+
+
+@router.get(
+    "/{job_id}/reconstructions/{epoch}.png",
+    response_class=FileResponse,
+    responses={200: {"content": {"image/png": {}}}, 304: NOT_MODIFIED},
+)
+def read_reconstruction(
+    job: JobDep, *, epoch: str, request: Request, session: SessionDep, files: JobFilesDep
+) -> Response:
+    """The picture of an epoch, or of `best` or `latest`."""
+    artifact = find_artifact(session, job, kind=ArtifactKind.reconstruction, epoch=epoch)
+    return _send_file(request, files, artifact, media_type="image/png")
+
+
+@router.get("/{job_id}/checkpoints")
+def list_checkpoints(job: JobDep, *, session: SessionDep) -> CheckpointList:
+    """One entry per checkpoint, oldest first, with the metrics of its epoch."""
+    checkpoints = read_artifacts(session, job.id, kind=ArtifactKind.checkpoint)
+    epochs = read_epochs(session, job.id)
+    return CheckpointList(data=describe_checkpoints(job, checkpoints, epochs), has_more=False)
+
+
+@router.get(
+    "/{job_id}/checkpoints/{epoch}",
+    response_class=FileResponse,
+    responses={200: {"content": {"application/octet-stream": {}}}, 304: NOT_MODIFIED},
+)
+def read_checkpoint(
+    job: JobDep, *, epoch: str, request: Request, session: SessionDep, files: JobFilesDep
+) -> Response:
+    """Download the checkpoint of an epoch, or of `best` or `latest`, as safetensors."""
+    artifact = find_artifact(session, job, kind=ArtifactKind.checkpoint, epoch=epoch)
+    return _send_file(request, files, artifact, media_type="application/octet-stream")
+
+
+async def _encode_events(feed: EventFeed, job_id: str, *, after: int) -> AsyncIterator[bytes]:
+    """Server-sent events (WHATWG HTML, 9.2); comments keep the connection alive."""
+    async for event in feed.follow(job_id, after=after):
+        if event is None:
+            yield format_sse_event(comment="ping")
+        else:
+            data = event.model_dump_json()
+            yield format_sse_event(data_str=data, event=event.kind, id=str(event.id))
+    if not feed.is_closed:
+        yield format_sse_event(data_str=json.dumps({"job_id": job_id}), event="end")
+
+
+def _send_file(
+    request: Request, files: JobFiles, artifact: Artifact, *, media_type: str
+) -> Response:
+    """The file with its hash as ETag, or 304 if the client has it."""
+    # What is asked for by its hash can never be anything else.
+    is_exact = request.query_params.get("sha256") == artifact.sha256
+    headers = {
+        "ETag": f'"{artifact.sha256}"',
+        "Cache-Control": "private, max-age=31536000, immutable" if is_exact else "no-cache",
+    }
+    if is_known(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    try:
+        path = files.verified_path(artifact.file_name, sha256=artifact.sha256)
+    except FileNotFoundError as error:
+        raise NotFoundError(str(error)) from None
+    return FileResponse(
+        path,
+        media_type=media_type,
+        headers=headers,
+        filename=f"{artifact.job_id}_{artifact.file_name}",
+        content_disposition_type="inline" if media_type == "image/png" else "attachment",
+    )

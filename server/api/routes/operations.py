@@ -1,0 +1,96 @@
+"""Options, workers, health and metrics."""
+
+import logging
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from server.api.dependencies import EngineDep, SessionDep, SettingsDep
+from server.api.problems import PROBLEM_RESPONSES
+from server.api.queries import MAX_PAGE_SIZE
+from server.api.schemas import (
+    Health,
+    OptionList,
+    OptionPublic,
+    Readiness,
+    WorkerList,
+    WorkerPublic,
+)
+from server.database.engine import OUTAGES
+from server.jobs import workers
+from server.models.options import Option
+from server.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+router = APIRouter(tags=["operations"], responses=PROBLEM_RESPONSES)
+
+
+@router.get("/options")
+def list_options() -> OptionList:
+    """The presets, each with the whole configuration that it stands for."""
+    return OptionList(data=[OptionPublic.of(option) for option in Option], has_more=False)
+
+
+@router.get("/workers")
+def list_workers(session: SessionDep, *, settings: SettingsDep) -> WorkerList:
+    """Workers with device, current job and last heartbeat; the newest first."""
+    reports = workers.list_workers(session, settings=settings, limit=MAX_PAGE_SIZE + 1)
+    data = [WorkerPublic.of(report) for report in reports[:MAX_PAGE_SIZE]]
+    return WorkerList(data=data, has_more=len(reports) > MAX_PAGE_SIZE)
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def read_metrics(request: Request) -> Response:
+    """For Prometheus: jobs, queue, workers, requests."""
+    registry: CollectorRegistry = request.app.state.registry
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/healthz")
+def read_health() -> Health:
+    """Answers as long as the process lives; asks nothing of the database."""
+    return Health(status="ok", version=version("losslab"))
+
+
+@router.get("/readyz", responses={503: {"model": Readiness}})
+def read_readiness(*, engine: EngineDep, settings: SettingsDep, response: Response) -> Readiness:
+    """Whether jobs can be taken: 503 while the database or the disk fails. Tells how many workers
+    live."""
+    num_workers = _count_live_workers(engine, settings=settings)
+    is_writable = _is_writable(settings.data_dir)
+    is_ready = num_workers is not None and is_writable
+    response.status_code = 200 if is_ready else 503
+    return Readiness(
+        status="ready" if is_ready else "not_ready",
+        database=num_workers is not None,
+        disk=is_writable,
+        num_workers=num_workers or 0,
+    )
+
+
+def _count_live_workers(engine: Engine, *, settings: Settings) -> int | None:
+    """None if the database does not answer."""
+    try:
+        with Session(engine) as session:
+            return workers.count_live(session, lease_seconds=settings.lease_seconds)
+    except OUTAGES as error:
+        _logger.warning("not ready: %s", error)
+        return None
+
+
+def _is_writable(directory: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"0")
+            file.flush()
+    except OSError as error:
+        _logger.warning("not ready: %s", error)
+        return False
+    return True

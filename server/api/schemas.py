@@ -1,0 +1,416 @@
+"""What the API takes and gives."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
+
+from server.jobs.submission import new_job
+from server.jobs.workers import WorkerReport
+from server.judging.comparisons import Comparison
+from server.judging.ranking import Recommendation
+from server.judging.verdicts import Verdict
+from server.models.columns import utc_now
+from server.models.configuration import TrainingConfig, resolve_config
+from server.models.options import OPTIONS, Option
+from server.models.tables import (
+    Artifact,
+    EpochMetrics,
+    FailureKind,
+    Job,
+    JobEvent,
+    JobPhase,
+    JobStatus,
+    WorkerState,
+)
+
+MAX_METADATA_PAIRS = 16
+
+_JOB_EXAMPLES: list[JsonValue] = [
+    {"option": "b", "quick_test": True},
+    {"option": "a", "name": "baseline", "epochs": 2, "num_samples": 1000, "seed": 7},
+    {"option": "c", "dataset": "arc", "quick_test": True, "metadata": {"study": "arc"}},
+]
+
+#: PostgreSQL has no text with a NUL.
+PlainText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+#: On one line: names stand in tables, titles and legends.
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", min_length=1, max_length=200)]
+Label = Annotated[PlainText, Field(max_length=512)]
+LabelKey = Annotated[PlainText, Field(min_length=1, max_length=64)]
+Labels = Annotated[
+    dict[LabelKey, Label],
+    Field(
+        max_length=MAX_METADATA_PAIRS,
+        # Pydantic's own schema takes a key that the pattern does not match for a free one.
+        json_schema_extra={"additionalProperties": False},
+    ),
+]
+
+
+#: The context in which a form is validated: it only has texts.
+FORM: Final = {"is_form": True}
+
+
+class JsonBody(BaseModel):
+    """What is sent as JSON, in which a text is no number and a number no truth value."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_other_types(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.context == FORM or info.field_name is None:
+            return value
+        kinds = _list_types(cls.model_fields[info.field_name].annotation)
+        if bool in kinds and not isinstance(value, bool):
+            raise ValueError("must be true or false")
+        if kinds & {int, float} and isinstance(value, str | bool):
+            raise ValueError("must be a number")
+        return value
+
+
+def _list_types(annotation: Any) -> set[Any]:
+    return set(get_args(annotation)) or {annotation}
+
+
+class JobRequest(TrainingConfig, JsonBody):
+    """A loss configuration to train. A setting that is sent overrides the option's preset and
+    `quick_test`; one that is left out follows them."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": _JOB_EXAMPLES})
+
+    option: Option
+    quick_test: bool = Field(default=False, description="5 epochs, a checkpoint each epoch")
+    name: Name | None = None
+    metadata: Labels = Field(default_factory=dict, description="labels of your own, to filter by")
+    priority: int = Field(default=0, ge=-100, le=100, description="higher runs first")
+
+    def resolve_config(self) -> TrainingConfig:
+        sent = self.model_fields_set & TrainingConfig.model_fields.keys()
+        overrides = self.model_dump(include=sent)
+        return resolve_config(self.option, quick_test=self.quick_test, overrides=overrides)
+
+    def make_job(self) -> Job:
+        """The job that is asked for, with its whole configuration; it is not stored yet."""
+        return new_job(
+            self.resolve_config(),
+            option=self.option,
+            quick_test=self.quick_test,
+            name=self.name,
+            labels=self.metadata,
+            priority=self.priority,
+        )
+
+
+class JobError(BaseModel):
+    code: str
+    message: str
+
+
+class JobPublic(BaseModel):
+    """A job, with its whole resolved configuration."""
+
+    id: str
+    name: str | None
+    option: Option
+    quick_test: bool
+    is_pinned: bool
+    metadata: dict[str, str]
+    priority: int
+    config: TrainingConfig
+    status: JobStatus
+    phase: JobPhase | None
+    progress: float = Field(description="of all planned steps, 0 to 1")
+    attempt: int
+    num_requeues: int = Field(description="how often a worker lost it or handed it back")
+    worker_id: str | None
+    cancel_requested_at: datetime | None
+    pause_requested_at: datetime | None
+    available_at: datetime | None = Field(
+        description="no worker takes it earlier, unless it is reserved for that one"
+    )
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    seconds_left: float | None = Field(description="estimate for a running job")
+    error: JobError | None
+    failure_kind: FailureKind | None
+    num_epochs: int
+    epochs_completed: int
+    best_epoch: int | None
+    best_val_recon_loss: float | None
+    train_loss: float | None
+    train_pixel_accuracy: float | None
+    val_foreground_recall: float | None
+    val_foreground_iou: float | None
+    device: str | None
+    dataset_summary: dict[str, Any] | None
+    test_metrics: dict[str, Any] | None = Field(
+        description="test split, with the weights of the best epoch"
+    )
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        config = job.training_config
+        error = JobError(code=job.error_code or "", message=job.error_message or "")
+        return cls(
+            **job.model_dump(exclude={"config", "labels", "error_code", "error_message"}),
+            metadata=job.labels,
+            config=config,
+            num_epochs=config.epochs,
+            error=error if job.error_code else None,
+            seconds_left=_estimate_seconds_left(job),
+        )
+
+
+def _estimate_seconds_left(job: Job) -> float | None:
+    """From the pace of the attempt under way."""
+    done = job.progress - job.claimed_progress
+    if job.status != JobStatus.running or job.claimed_at is None or done <= 0:
+        return None
+    seconds = (utc_now() - job.claimed_at).total_seconds()
+    return round(seconds / done * (1 - job.progress), 1)
+
+
+class ResumeRequest(JsonBody):
+    """What a job should do beyond what it was asked to do first."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"epochs": 100}]})
+
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="train up to this epoch; β and the learning rate then follow the longer "
+        "schedule. A succeeded job needs it.",
+    )
+
+
+class JobChange(JsonBody):
+    """What can be changed of a job whatever its status."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"is_pinned": True}]})
+
+    is_pinned: bool = Field(description="its checkpoints stay when space is needed")
+
+
+class Event(BaseModel):
+    """One thing that happened to a job; `data` has its values."""
+
+    id: int
+    job_id: str
+    kind: str = Field(description="an EventKind; later versions may tell of more")
+    message: str
+    data: dict[str, Any] | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, event: JobEvent) -> Self:
+        return cls(**event.model_dump())
+
+
+class Reconstruction(BaseModel):
+    """A picture of ten training grids beside what the model made of them."""
+
+    epoch: int
+    is_best: bool
+    url: str
+    sha256: str
+    size_bytes: int
+    created_at: datetime
+    samples: list[dict[str, float | None]] = Field(
+        description="values of each pair; `loss` is its cross-entropy per cell in nats without "
+        "any weight, the same for all options, and so not the job's own loss"
+    )
+
+    @classmethod
+    def of(cls, artifact: Artifact, *, job: Job) -> Self:
+        return cls(
+            **artifact.model_dump(exclude={"samples"}),
+            samples=artifact.samples or [],
+            is_best=artifact.epoch == job.best_epoch,
+            url=f"/jobs/{job.id}/reconstructions/{artifact.epoch}.png?sha256={artifact.sha256}",
+        )
+
+
+class Checkpoint(BaseModel):
+    """Weights and optimizer state after an epoch, with that epoch's metrics."""
+
+    epoch: int
+    is_best: bool
+    url: str
+    sha256: str
+    size_bytes: int
+    created_at: datetime
+    metrics: EpochMetrics | None
+
+    @classmethod
+    def of(cls, artifact: Artifact, *, job: Job, metrics: EpochMetrics | None) -> Self:
+        return cls(
+            **artifact.model_dump(),
+            metrics=metrics,
+            is_best=artifact.epoch == job.best_epoch,
+            url=f"/jobs/{job.id}/checkpoints/{artifact.epoch}?sha256={artifact.sha256}",
+        )
+
+
+def describe_reconstructions(job: Job, pictures: Sequence[Artifact]) -> list[Reconstruction]:
+    return [Reconstruction.of(picture, job=job) for picture in pictures]
+
+
+def describe_checkpoints(
+    job: Job, checkpoints: Sequence[Artifact], epochs: Sequence[EpochMetrics]
+) -> list[Checkpoint]:
+    """The checkpoints with the metrics of their epochs."""
+    metrics = {row.epoch: row for row in epochs}
+    return [
+        Checkpoint.of(checkpoint, job=job, metrics=metrics.get(checkpoint.epoch))
+        for checkpoint in checkpoints
+    ]
+
+
+class OptionPublic(BaseModel):
+    """A preset and what it resolves to."""
+
+    option: Option
+    summary: str
+    config: TrainingConfig
+
+    @classmethod
+    def of(cls, option: Option) -> Self:
+        summary = OPTIONS[option].summary
+        return cls(option=option, summary=summary, config=resolve_config(option))
+
+
+class JobList(BaseModel):
+    data: list[JobPublic]
+    has_more: bool
+
+
+class MetricsList(BaseModel):
+    data: list[EpochMetrics]
+    has_more: bool
+
+
+class ReconstructionList(BaseModel):
+    data: list[Reconstruction]
+    has_more: bool
+
+
+class CheckpointList(BaseModel):
+    data: list[Checkpoint]
+    has_more: bool
+
+
+class OptionList(BaseModel):
+    data: list[OptionPublic]
+    has_more: bool
+
+
+class EventList(BaseModel):
+    data: list[Event]
+    has_more: bool
+
+
+class DatasetPublic(BaseModel):
+    """A data set; one that is built in has no file, so nothing can be said of its contents."""
+
+    name: str
+    is_built_in: bool
+    size_bytes: int | None
+    modified_at: datetime | None
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        status = path.stat()
+        modified_at = datetime.fromtimestamp(status.st_mtime, UTC)
+        return cls(
+            name=path.stem, is_built_in=False, size_bytes=status.st_size, modified_at=modified_at
+        )
+
+
+class DatasetDetails(DatasetPublic):
+    """A data set with what is in it, over all its splits."""
+
+    num_grids: dict[str, int] | None = Field(default=None, description="by split")
+    grid_size: int | None = None
+    colour_counts: list[int] | None = Field(default=None, description="cells of colours 0 to 9")
+    background_share: float | None = Field(default=None, description="of all cells, 0 to 1")
+    preview_url: str | None = None
+
+
+class DatasetList(BaseModel):
+    data: list[DatasetPublic]
+    has_more: bool
+
+
+class WorkerPublic(BaseModel):
+    """A process that claims jobs."""
+
+    id: str
+    host: str
+    pid: int
+    device: str
+    version: str
+    torch_version: str
+    state: WorkerState
+    job_id: str | None
+    started_at: datetime
+    heartbeat_at: datetime
+    progress_at: datetime | None = Field(description="when its job last made progress")
+
+    @classmethod
+    def of(cls, report: WorkerReport) -> Self:
+        return cls(
+            **report.worker.model_dump(exclude={"state"}),
+            state=report.state,
+            progress_at=report.job.progress_at if report.job else None,
+        )
+
+
+class WorkerList(BaseModel):
+    data: list[WorkerPublic]
+    has_more: bool
+
+
+class Health(BaseModel):
+    status: str
+    version: str
+
+
+class Readiness(BaseModel):
+    """Whether a job that is posted now would be kept, and whether somebody would run it."""
+
+    status: Literal["ready", "not_ready"]
+    database: bool
+    disk: bool = Field(description="the data directory can be written to")
+    num_workers: int = Field(description="that send heartbeats; jobs wait while there is none")
+
+
+class ComparedJobPublic(BaseModel):
+    job: JobPublic
+    verdict: Verdict
+
+
+class ComparisonPublic(BaseModel):
+    """Jobs side by side; `reason` says why a job is recommended, or why none can be."""
+
+    jobs: list[ComparedJobPublic]
+    ranking: list[str] = Field(description="ids from best to worst")
+    recommendation: Recommendation | None
+    reason: str
+    differences: dict[str, dict[str, Any]] = Field(
+        description="the configuration keys that differ, by job id"
+    )
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> Self:
+        return cls(
+            jobs=[
+                ComparedJobPublic(job=JobPublic.of(entry.job), verdict=entry.verdict)
+                for entry in comparison.entries
+            ],
+            differences=comparison.differences,
+            **comparison.ranking.model_dump(),
+        )

@@ -1,0 +1,181 @@
+"""Who may send requests: holders of a token, under an allowed host name, and no page of another
+site. Browsers send the token in a cookie, which the login page sets.
+"""
+
+import base64
+import binascii
+import re
+from http.cookies import CookieError, SimpleCookie
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.problems import Presentation, find_presentation, respond
+from server.tokens import ApiToken, TokenScope, find_token
+
+TOKEN_COOKIE: Final = "losslab_token"
+#: What health checks ask for, often, without a token and under any host name.
+HEALTH_PATH: Final = "/healthz"
+SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
+#: Sent with every answer; a route that serves a page sets a policy of its own.
+_HEADERS: Final = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+#: Stricter than what reads URLs: a name that ends in a path would pass for the part before it.
+_HOST_PATTERN: Final = re.compile(
+    r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::[0-9]{1,5})?"
+)
+_LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+
+
+def read_token(headers: Headers, *, method: str) -> str:
+    """The token that a request carries (RFC 6750), or nothing. Browsers send cookies by themselves,
+    so for a change a cookie counts only if one of our own pages asks for it."""
+    scheme, _, secret = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return secret
+    if method not in SAFE_METHODS and not is_same_origin(headers):
+        return ""
+    return _read_cookie(headers)
+
+
+def is_same_origin(headers: Headers) -> bool:
+    """Whether a browser says that one of our own pages sent this; silence is no proof."""
+    if site := headers.get("Sec-Fetch-Site"):
+        return site == "same-origin"
+    origin = _get_host_of_origin(headers)
+    return origin is not None and origin == headers.get("Host")
+
+
+def encode_token(token: str) -> str:
+    """A token in the characters that a cookie may have."""
+    return base64.urlsafe_b64encode(token.encode()).decode("ascii")
+
+
+class Authentication:
+    """Passes requests without a valid token to `unauthenticated`, and answers 403 where a read-only
+    token asks for a change. Sets `request.state.token_name`.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, tokens: tuple[ApiToken, ...], unauthenticated: ASGIApp
+    ) -> None:
+        self._app = app
+        self._tokens = tokens
+        self._unauthenticated = unauthenticated
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _is_open(scope):
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        token = find_token(read_token(request.headers, method=request.method), self._tokens)
+        if token is None:
+            await self._unauthenticated(scope, receive, send)
+        elif token.scope is TokenScope.read and request.method not in SAFE_METHODS:
+            detail = f"the token {token.name!r} may only read; {request.method} needs a full one"
+            await respond(request, 403, detail)(scope, receive, send)
+        else:
+            request.state.token_name = token.name
+            await self._app(scope, receive, send)
+
+
+class SameOrigin:
+    """Answers 421 to a foreign `Host` and 403 to what a page of another site asks to change.
+
+    The first stops a site whose name was pointed at this machine (DNS rebinding), the second one
+    that sends forms here (CSRF). Sets the security headers of every answer.
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed_hosts: tuple[str, ...]) -> None:
+        """No allowed hosts means any, for where a token is needed anyway."""
+        self._app = app
+        self._allowed_hosts = allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        if refusal := self._find_refusal(request):
+            await respond(request, *refusal)(scope, receive, _add_headers(send))
+        else:
+            await self._app(scope, receive, _add_headers(send))
+
+    def _find_refusal(self, request: Request) -> tuple[int, str] | None:
+        host = request.headers.get("Host", "")
+        if host and not _HOST_PATTERN.fullmatch(host):
+            return 400, f"Host is no name or address: {host[:100]!r}"
+        if request.scope["path"] == HEALTH_PATH and request.method in SAFE_METHODS:
+            return None
+        if self._allowed_hosts and _strip_port(host) not in self._allowed_hosts:
+            allowed = ", ".join(self._allowed_hosts)
+            return 421, f"Host must be one of {allowed} (LOSSLAB_ALLOWED_HOSTS), not {host[:100]!r}"
+        if request.method not in SAFE_METHODS and _is_cross_origin(request, host=host):
+            return 403, f"{request.method} is refused to pages of another site"
+        return None
+
+
+def find_allowed_hosts(configured: tuple[str, ...], *, is_open: bool) -> tuple[str, ...]:
+    """What is configured, or else this machine's own names where no token is needed."""
+    return configured or (_LOOPBACK_NAMES if is_open else ())
+
+
+def _strip_port(host: str) -> str:
+    """`[::1]:8000` is `::1`."""
+    match = _HOST_PATTERN.fullmatch(host)
+    return (match["address"] or match["name"]).lower() if match else ""
+
+
+def _is_cross_origin(request: Request, *, host: str) -> bool:
+    """Browsers send these headers and pages cannot change them; other clients need neither."""
+    origin = _get_host_of_origin(request.headers)
+    site = request.headers.get("Sec-Fetch-Site", "none")
+    is_foreign = origin is not None and origin != host
+    return is_foreign or site not in ("same-origin", "none")
+
+
+def _get_host_of_origin(headers: Headers) -> str | None:
+    """`https://lab:8000` is of `lab:8000`, `null` of none; None if there is no `Origin`."""
+    origin = headers.get("Origin")
+    return None if origin is None else origin.partition("://")[2]
+
+
+def _add_headers(send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return send_with_headers
+
+
+def _is_open(scope: Scope) -> bool:
+    presentation: Presentation = scope["app"].state.presentation
+    return scope["path"] == HEALTH_PATH or presentation.is_open(scope["path"])
+
+
+async def ask_for_token(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers 401, or as the presentation does where people ask."""
+    request = Request(scope)
+    if presentation := find_presentation(request):
+        answer = presentation.ask_for_token(request)
+    else:
+        detail = "send a token of this service as `Authorization: Bearer TOKEN`"
+        answer = respond(request, 401, detail, headers={"WWW-Authenticate": "Bearer"})
+    await answer(scope, receive, send)
+
+
+def _read_cookie(headers: Headers) -> str:
+    try:
+        cookie = SimpleCookie(headers.get("Cookie", "")).get(TOKEN_COOKIE)
+        return base64.urlsafe_b64decode(cookie.value).decode() if cookie is not None else ""
+    except (CookieError, binascii.Error, ValueError):
+        return ""

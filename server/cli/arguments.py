@@ -1,0 +1,90 @@
+"""The arguments and options that several commands of `losslab` share."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from server.models.options import Option
+
+Pairs = list[str] | None
+
+_OWN_OPTIONS: Final = {"option", "quick_test", "name", "metadata"}
+
+DataDir = Annotated[
+    Path | None, typer.Option(help="Runs, data sets and the database. Default: experiments.")
+]
+Host = Annotated[str | None, typer.Option(help="Loopback address. Default: 127.0.0.1.")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0 is any. Default: 8000.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+LossOption = Annotated[Option, typer.Option(help="The loss: baseline, proposed or fallback.")]
+QuickTest = Annotated[bool, typer.Option("--quick-test", help="5 epochs, each with a checkpoint.")]
+JobName = Annotated[str | None, typer.Option(help="A name of your own.")]
+Data = Annotated[str | None, typer.Option(help="atomic, arc, or the name of an .npz file.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs to train.")]
+NumSamples = Annotated[int | None, typer.Option(help="Grids in all.")]
+BatchSize = Annotated[int | None, typer.Option(help="Grids per step.")]
+LearningRate = Annotated[float | None, typer.Option(help="Where the cosine decay begins.")]
+LatentDim = Annotated[int | None, typer.Option(help="Dimensions of the latent space.")]
+Beta = Annotated[float | None, typer.Option(help="Weight of the KL; 1 is the ELBO's own.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+SetKeys = Annotated[
+    Pairs, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the configuration.")
+]
+Metadata = Annotated[
+    Pairs, typer.Option("--metadata", "-m", metavar="KEY=VALUE", help="A label of your own.")
+]
+Log = Annotated[Path | None, typer.Option(dir_okay=False, help="Write the log here as well.")]
+NoWandb = Annotated[
+    bool, typer.Option("--no-wandb", help="Log nothing to Weights & Biases, as is the default.")
+]
+WandbProject = Annotated[
+    str | None, typer.Option(help="Log to this Weights & Biases project as well.")
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Show progress until the job ends.")]
+
+
+def _check_job_id(job_id: str) -> str:
+    """Refuse an empty id, as an unset variable of a script gives it."""
+    if not job_id:
+        raise typer.BadParameter("it is empty")
+    return job_id
+
+
+JobId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="The job's id.", show_default=False, callback=_check_job_id),
+]
+
+
+def collect_overrides(set_keys: Pairs, **values: Any) -> dict[str, Any]:
+    """What was set, whether by an option of its own or by `--set`, which wins."""
+    named = {key: value for key, value in values.items() if value is not None}
+    extra = {key: _parse_value(text) for key, text in parse_pairs(set_keys).items()}
+    for key, value in (named | extra).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise typer.BadParameter(f"{key} must be a finite number, not {value}")
+    if taken := sorted(extra.keys() & _OWN_OPTIONS):
+        raise typer.BadParameter(f"--set cannot change {', '.join(taken)}; it has its own option")
+    return named | extra
+
+
+def parse_pairs(pairs: Pairs) -> dict[str, str]:
+    """Raises typer.BadParameter if one is not KEY=VALUE."""
+    parsed = {}
+    for pair in pairs or []:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE")
+        parsed[key] = value
+    return parsed
+
+
+def _parse_value(text: str) -> Any:
+    """A number or a truth value where it reads as one, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

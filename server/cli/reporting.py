@@ -1,0 +1,82 @@
+"""How an error ends a command: one line that says what to change, and an exit code.
+
+Imports that take long are made where they are used, as in `server.cli.main`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from server.errors import BAD_INPUT, FAILED, LosslabError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+#: 128 and SIGINT's number, as shells count.
+INTERRUPTED: Final = 130
+
+_error_console = Console(stderr=True)
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Print what the user can mend as one line on stderr; anything else is a bug and shows its
+    traceback."""
+    try:
+        yield
+    except Exception as error:
+        code = _find_exit_code(error)
+        if code is None:
+            raise
+        print_error(describe_error(error))
+        raise typer.Exit(code) from None
+
+
+def describe_error(error: Exception) -> str:
+    """The error in one line."""
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    if isinstance(error, ValidationError):
+        is_setting = error.title == "Settings"
+        return "; ".join(_describe_item(item, is_setting=is_setting) for item in error.errors())
+    message = str(error).partition("\n")[0]
+    if isinstance(error, LosslabError) and error.status == HTTPStatus.UNAUTHORIZED:
+        return f"{message}; set LOSSLAB_API_TOKEN to one"
+    return message
+
+
+def print_error(message: str) -> None:
+    _error_console.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
+
+
+def _find_exit_code(error: Exception) -> int | None:
+    """None for a bug."""
+    from pydantic import ValidationError  # noqa: PLC0415
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+    match error:
+        case LosslabError():
+            return error.exit_code
+        case ValidationError():
+            return BAD_INPUT
+        case SQLAlchemyError() | OSError():
+            return FAILED
+        case _:
+            return None
+
+
+def _describe_item(item: "ErrorDetails", *, is_setting: bool) -> str:
+    """Field, what is allowed, and what was given: but no setting, which may be a secret, and no
+    whole object."""
+    field = ".".join(str(part) for part in item["loc"])
+    if field and is_setting:
+        field = f"LOSSLAB_{field.upper()}"
+    message = item["msg"].removeprefix("Value error, ")
+    if not is_setting and not isinstance(item["input"], dict):
+        message += f", not {item['input']!r}"
+    return f"{field}: {message}" if field else message

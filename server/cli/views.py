@@ -1,0 +1,275 @@
+"""How jobs, epochs, verdicts and comparisons look in a terminal.
+
+Everything takes the API's JSON. Cells are `Text`, so that a job's name is never read as markup.
+"""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from server.judging.numbers import NO_VALUE, format_decimals, format_share
+
+Json = dict[str, Any]
+
+_STATUS_STYLES = {
+    "queued": "dim",
+    "running": "cyan",
+    "paused": "yellow",
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+}
+_OUTCOME_STYLES = {"success": "bold green", "failure": "bold red", "undecided": "yellow"}
+_CRITERION_STYLES = {"passed": "green", "failed": "red", "no_data": "dim"}
+#: What options are compared by; other differences make a comparison doubtful.
+_LOSS_SETTINGS: Final = ("option", "use_focal_loss", "focal_gamma", "class_weighting")
+
+
+class JobProgress:
+    """One live line per job; without a terminal, one line per epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[numbers]}", markup=False),
+            TextColumn("{task.fields[left]}", style="dim", markup=False),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._printed: dict[str, tuple[str, int]] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, job: Json) -> None:
+        """Show where the job stands."""
+        if self._progress.disable:
+            self._print_change(job)
+            return
+        if job["id"] not in self._tasks:
+            self._tasks[job["id"]] = self._progress.add_task(
+                f"option {job['option']}", total=1.0, numbers="", left=""
+            )
+        self._progress.update(
+            self._tasks[job["id"]],
+            completed=job["progress"],
+            numbers=_describe_numbers(job),
+            left=_describe_time_left(job),
+        )
+
+    def _print_change(self, job: Json) -> None:
+        state = (job["status"], job["epochs_completed"])
+        if self._printed.get(job["id"]) != state:
+            self._printed[job["id"]] = state
+            line = f"option {job['option']}  {_describe_numbers(job)}  {_describe_time_left(job)}"
+            self._console.print(Text(line.rstrip()), soft_wrap=True)
+
+
+def jobs_table(page: Json) -> RenderableType:
+    """One line per job, newest first."""
+    table = _make_table("Job", "Name", "Option", "Status", "Epochs", ">Accuracy", ">Recall")
+    for job in page["data"]:
+        table.add_row(
+            Text(job["id"]),
+            Text(job["name"] or "", no_wrap=True, overflow="ellipsis"),
+            Text(job["option"]),
+            _status_text(job),
+            Text(_describe_epochs(job)),
+            Text(format_share(job["train_pixel_accuracy"])),
+            Text(format_decimals(job["val_foreground_recall"])),
+        )
+    if page["has_more"]:
+        return Group(
+            table,
+            Text(
+                "There are more; raise --limit, or choose by --status, --option or --name.",
+                style="dim",
+            ),
+        )
+    return table if page["data"] else Text("No jobs.")
+
+
+def job_view(job: Json) -> RenderableType:
+    """The job's facts and those keys of its configuration that decide the loss."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    title = f"{job['id']}  {job['name'] or ''}"
+    table.add_row("job", Text(title.rstrip(), style="bold"))
+    table.add_row("option", Text(job["option"] + ("  quick test" if job["quick_test"] else "")))
+    table.add_row("status", _status_text(job))
+    if job["error"]:
+        table.add_row("error", Text(f"{job['error']['message']} ({job['error']['code']})"))
+    table.add_row("progress", Text(_describe_numbers(job, with_status=False)))
+    table.add_row("best epoch", Text(str(job["best_epoch"] or NO_VALUE)))
+    table.add_row("device", Text(job["device"] or NO_VALUE))
+    config = "  ".join(f"{key}={value}" for key, value in job["config"].items())
+    table.add_row("config", Text(config))
+    return table
+
+
+def epochs_table(rows: list[Json]) -> RenderableType:
+    table = _make_table(
+        ">Epoch", ">Loss", ">Validation", ">Accuracy", ">Recall", ">IoU", ">KL min", ">Seconds"
+    )
+    for row in rows:
+        table.add_row(
+            Text(str(row["epoch"])),
+            Text(format_decimals(row["train_loss"], digits=4)),
+            Text(format_decimals(row["val_loss"], digits=4)),
+            Text(format_share(row["train_pixel_accuracy"])),
+            Text(format_decimals(row["val_foreground_recall"])),
+            Text(format_decimals(row["val_foreground_iou"])),
+            Text(format_decimals(min(row["train_kl_per_dimension"], default=None))),
+            Text(format_decimals(row["seconds"], digits=1)),
+        )
+    return table
+
+
+def verdict_view(verdict: Json) -> RenderableType:
+    """The outcome with its diagnosis, then every criterion with the reason for its status."""
+    headline = Text.assemble("Verdict: ", _verdict_text(verdict))
+    table = _make_table("Criterion", "Status", "Explanation")
+    for criterion in verdict["criteria"]:
+        style = _CRITERION_STYLES[criterion["status"]]
+        table.add_row(
+            Text(criterion["name"], no_wrap=True),
+            Text(criterion["status"], style=style),
+            Text(criterion["explanation"]),
+        )
+    summary = verdict.get("summary")
+    return Group(headline, *([Text(summary)] if summary else []), table)
+
+
+def comparison_view(comparison: Json) -> RenderableType:
+    """The jobs in the order of their rank, then the recommendation."""
+    entries = {entry["job"]["id"]: entry for entry in comparison["jobs"]}
+    ranked = [entries.pop(job_id) for job_id in comparison["ranking"] if job_id in entries]
+    table = _make_table("Option", "Job", ">Accuracy", ">Recall", ">IoU", ">Criteria", "Verdict")
+    for entry in [*ranked, *entries.values()]:
+        table.add_row(*_comparison_cells(entry))
+    return Group(table, _recommendation_text(comparison), *_difference_lines(comparison))
+
+
+def welcome_text(url: str, *, data_dir: Path, num_workers: int, needs_token: bool) -> Text:
+    """Where a service that has just started is, and how to post a job to it."""
+    post = """curl -H 'Content-Type: application/json' -d '{"option":"b","quick_test":true}'"""
+    token = ["Token     asked for; these two take it from LOSSLAB_API_TOKEN"] if needs_token else []
+    post += ' -H "Authorization: Bearer $LOSSLAB_API_TOKEN"' if needs_token else ""
+    set_url = "" if url == "http://127.0.0.1:8000" else f"LOSSLAB_URL={url} "
+    lines = [
+        f"Losslab   {url}  with {num_workers} worker{'' if num_workers == 1 else 's'}",
+        f"API docs  {url}/docs",
+        f"Data      {data_dir.absolute()}",
+        *token,
+        f"Try       {set_url}losslab submit --option b --quick-test --wait",
+        f"or        {post} {url}/jobs",
+        "Ctrl-C stops all of it.",
+    ]
+    return Text("\n".join(lines))
+
+
+def _comparison_cells(entry: Json) -> list[Text]:
+    job, verdict = entry["job"], entry["verdict"]
+    passed = [item["name"] for item in verdict["criteria"] if item["status"] == "passed"]
+    return [
+        Text(job["option"]),
+        Text(job["id"]),
+        Text(format_share(job["train_pixel_accuracy"])),
+        Text(format_decimals(job["val_foreground_recall"])),
+        Text(format_decimals(job["val_foreground_iou"])),
+        Text(f"{len(passed)} of {len(verdict['criteria'])}"),
+        Text(verdict["diagnosis"], style=_OUTCOME_STYLES.get(verdict["outcome"], "")),
+    ]
+
+
+def _recommendation_text(comparison: Json) -> Text:
+    recommendation = comparison["recommendation"]
+    if recommendation is None:
+        return Text.assemble(
+            ("No option can be recommended: ", "bold yellow"), str(comparison.get("reason") or "")
+        )
+    return Text.assemble(
+        (f"Recommended: option {recommendation['option']}", "bold green"),
+        f" (job {recommendation['job_id']}). {recommendation['reason']}",
+    )
+
+
+def _difference_lines(comparison: Json) -> list[Text]:
+    """A warning if the jobs differ in more than their loss."""
+    others = [key for key in comparison["differences"] if key not in _LOSS_SETTINGS]
+    if not others:
+        return []
+    return [Text(f"They also differ in {', '.join(others)}.", style="yellow")]
+
+
+def _verdict_text(verdict: Json) -> Text:
+    style = _OUTCOME_STYLES.get(verdict["outcome"], "")
+    return Text.assemble((verdict["outcome"], style), f", {verdict['diagnosis']}")
+
+
+def _status_text(job: Json) -> Text:
+    text = Text(job["status"], style=_STATUS_STYLES.get(job["status"], ""))
+    if job["status"] == "running" and job["cancel_requested_at"]:
+        return text.append(", is being cancelled")
+    if job["status"] == "running" and job["pause_requested_at"]:
+        return text.append(", is being paused")
+    return text
+
+
+def _describe_numbers(job: Json, *, with_status: bool = True) -> str:
+    if with_status and job["status"] not in ("running", "succeeded"):
+        return str(job["status"])
+    if with_status and not job["epochs_completed"] and job["phase"] == "loading_data":
+        return "loading data"
+    return "  ".join(
+        [
+            f"epoch {_describe_epochs(job)}",
+            f"loss {format_decimals(job['train_loss'], digits=4)}",
+            f"accuracy {format_share(job['train_pixel_accuracy'])}",
+            f"recall {format_decimals(job['val_foreground_recall'])}",
+        ]
+    )
+
+
+def _describe_epochs(job: Json) -> str:
+    return f"{job['epochs_completed']}/{job['num_epochs']}"
+
+
+def _describe_time_left(job: Json) -> str:
+    seconds = job.get("seconds_left")
+    if job["status"] != "running" or seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} left"
+
+
+def _make_table(*headings: str) -> Table:
+    """A heading that begins with `>` is a column of numbers."""
+    table = Table(header_style="bold", box=SIMPLE_HEAD)
+    for heading in headings:
+        is_number = heading.startswith(">")
+        # A number or an id that wraps cannot be read; words can.
+        table.add_column(
+            heading.removeprefix(">"),
+            justify="right" if is_number else "left",
+            no_wrap=heading not in ("Explanation", "Name"),
+        )
+    return table

@@ -1,0 +1,110 @@
+"""The curves of the pages: a few hundred points each, in which every peak is still there."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from server.judging.histories import History
+from server.models.tables import EpochMetrics
+
+MAX_POINTS = 500
+MIN_POINTS = 200
+#: Points of one panel of a comparison, all jobs together.
+MAX_PANEL_POINTS = 20_000
+MAX_HEAT_CELLS = 20_000
+
+#: What the page of a job draws of each epoch, named as in its events.
+JOB_CURVES = (
+    "train_loss",
+    "train_recon_loss",
+    "train_kl_loss",
+    "val_loss",
+    "val_recon_loss",
+    "train_pixel_accuracy",
+    "val_pixel_accuracy",
+    "train_foreground_recall",
+    "val_foreground_recall",
+    "val_foreground_iou",
+    "beta",
+    "learning_rate",
+)
+
+Values = npt.NDArray[np.float64]
+
+
+def thin(values: Values, *, limit: int) -> npt.NDArray[np.intp]:
+    """Where at most `limit` points of a curve lie: the first, the last, and of each stretch between
+    them the lowest and the highest. What is not a number is left out if need be."""
+    if len(values) <= limit:
+        return np.arange(len(values))
+    num_stretches = (limit - 2) // 2
+    width = -(-(len(values) - 2) // num_stretches)
+    inner = np.full(num_stretches * width, np.nan)
+    inner[: len(values) - 2] = values[1:-1]
+    stretches = inner.reshape(num_stretches, width)
+    starts = 1 + width * np.arange(num_stretches)
+    lowest = starts + np.where(np.isnan(stretches), np.inf, stretches).argmin(axis=1)
+    highest = starts + np.where(np.isnan(stretches), -np.inf, stretches).argmax(axis=1)
+    has_any = ~np.isnan(stretches).all(axis=1)
+    return np.unique(np.concatenate([[0], lowest[has_any], highest[has_any], [len(values) - 1]]))
+
+
+def draw_job(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
+    """All curves of a job, and its KL by dimension for the heat map."""
+    numbers = [row.epoch for row in epochs]
+    curves = {
+        name: _make_curve(numbers, _as_array([getattr(row, name) for row in epochs]))
+        for name in JOB_CURVES
+    }
+    return {"curves": curves, "kl": _draw_heat(epochs)}
+
+
+def draw_history(epochs: History, *, num_jobs: int) -> dict[str, Any]:
+    """What a comparison overlays of one of its jobs."""
+    limit = min(MAX_POINTS, max(MIN_POINTS, MAX_PANEL_POINTS // num_jobs))
+    kl = np.array([row.val_kl_per_dimension for row in epochs] or np.empty((0, 1)))
+    columns = {
+        "train_loss": _as_array([row.train_loss for row in epochs]),
+        "train_pixel_accuracy": _as_array([row.train_pixel_accuracy for row in epochs]),
+        "val_foreground_recall": _as_array([row.val_foreground_recall for row in epochs]),
+        "val_foreground_iou": _as_array([row.val_foreground_iou for row in epochs]),
+        "mean_kl": kl.mean(axis=1),
+        "min_kl": kl.min(axis=1),
+    }
+    numbers = [row.epoch for row in epochs]
+    return {name: _make_curve(numbers, values, limit=limit) for name, values in columns.items()}
+
+
+def _draw_heat(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
+    num_dimensions = len(epochs[-1].val_kl_per_dimension) if epochs else 1
+    step = math.ceil(len(epochs) * max(1, num_dimensions) / MAX_HEAT_CELLS) or 1
+    # Counted from the end: the newest epoch is the one that is judged.
+    shown = list(reversed(epochs[::-1][::step]))
+    return {
+        "epochs": [row.epoch for row in shown],
+        "values": [_round(_as_array(row.val_kl_per_dimension)) for row in shown],
+    }
+
+
+def _make_curve(
+    epochs: Sequence[int], values: Values, *, limit: int = MAX_POINTS
+) -> list[list[Any]]:
+    """Epochs and values, as two lists; where nothing was measured the value is None."""
+    kept = thin(values, limit=limit)
+    return [[epochs[i] for i in kept], _round(values[kept])]
+
+
+def _as_array(values: Sequence[float | None]) -> Values:
+    return np.array(values, dtype=np.float64)
+
+
+def _round(values: Values) -> list[float | None]:
+    """Five digits are finer than any screen; what is not finite is not drawn."""
+    sizes = np.abs(np.where(np.isfinite(values) & (values != 0), values, 1.0))
+    # Scaled to five digits; a whole number over a power of ten has the shortest text.
+    scales = 10.0 ** np.clip(4 - np.floor(np.log10(sizes)), 0, 22)
+    rounded = np.where(np.isfinite(values), np.round(values * scales) / scales, np.nan)
+    return [value if value == value else None for value in rounded.tolist()]

@@ -1,0 +1,90 @@
+"""The form that posts a job: its fields, what was typed, and what the job would be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ValidationError
+
+from server.api.problems import explain_errors
+from server.api.schemas import FORM, JobRequest
+from server.models.configuration import TrainingConfig
+from server.models.options import OPTIONS, Option
+
+_SCHEMA = TrainingConfig.model_json_schema()["properties"]
+_OWN_FIELDS = ("option", "quick_test", "name", "priority")
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A setting that the form lets a job change."""
+
+    name: str
+    kind: str  # number, text or choice
+    description: str
+    choices: tuple[str, ...] = ()
+    is_whole: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+@dataclass(slots=True)
+class JobForm:
+    """What stands in the form, and what comes of it: a request, or an error for each field."""
+
+    values: dict[str, str]
+    request: JobRequest | None = None
+    config: TrainingConfig | None = None
+    changed: frozenset[str] = frozenset()
+    errors: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_overriding(self) -> bool:
+        return bool(self.values.keys() - set(_OWN_FIELDS)) or bool(self.errors)
+
+
+def fill_form(sent: Mapping[str, str]) -> JobForm:
+    """The form as it was sent; empty fields follow the option."""
+    allowed = {*_OWN_FIELDS, *TrainingConfig.model_fields}
+    typed = {key: value.strip() for key, value in sent.items()}
+    values = {"option": Option.b.value} | {
+        key: value for key, value in typed.items() if key in allowed and value
+    }
+    form = JobForm(values)
+    try:
+        form.request = JobRequest.model_validate(values, context=FORM)
+        form.config = form.request.resolve_config()
+    except ValidationError as error:
+        form.errors = {entry.field: entry.message for entry in explain_errors(error.errors())}
+        return form
+    form.changed = frozenset(form.request.model_fields_set & TrainingConfig.model_fields.keys())
+    return form
+
+
+def list_options() -> list[tuple[str, str]]:
+    return [(option.value, OPTIONS[option].summary) for option in Option]
+
+
+def _describe(name: str) -> Override:
+    annotation, schema = TrainingConfig.model_fields[name].annotation, _SCHEMA[name]
+    description: str = schema.get("description", "")
+    if annotation is bool:
+        return Override(name, "choice", description, choices=("true", "false"))
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return Override(name, "choice", description, choices=tuple(annotation))
+    if annotation in (int, float):
+        lowest: Any = schema.get("minimum", schema.get("exclusiveMinimum"))
+        highest: Any = schema.get("maximum")
+        return Override(
+            name,
+            "number",
+            description,
+            is_whole=annotation is int,
+            minimum=lowest,
+            maximum=highest,
+        )
+    return Override(name, "text", description)
+
+
+OVERRIDES = [_describe(name) for name in TrainingConfig.model_fields]

@@ -1,0 +1,70 @@
+"""Jobs side by side: curves over each other, criteria in a table, pictures in step."""
+
+from typing import Annotated, Any, Final
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request, Response
+from sqlmodel import Session
+
+from server.api.dependencies import SessionDep
+from server.api.queries import ComparisonQuery
+from server.dashboard.curves import draw_history
+from server.dashboard.rendering import render_page
+from server.jobs.listing import JobFilter, find_job, read_page
+from server.jobs.records import list_picture_epochs
+from server.judging.comparisons import MAX_COMPARED_JOBS, ComparedJob
+
+NUM_CHOICES: Final = 50
+
+router = APIRouter(prefix="/ui", include_in_schema=False)
+
+
+class PageQuery(ComparisonQuery):
+    """What to compare; as long as that is nothing, which jobs to choose from."""
+
+    after: str = ""
+
+
+@router.get("/compare")
+def show_comparison(
+    request: Request, *, query: Annotated[PageQuery, Query()], session: SessionDep
+) -> Response:
+    if not query.job_id and not query.options:
+        return _offer_jobs(request, session=session, after=query.after)
+    comparison = query.compare(session)
+    thresholds, entries = comparison.thresholds, comparison.entries
+    overridden = thresholds.model_dump(exclude_defaults=True)
+    ids = [("job_id", entry.job.id) for entry in entries]
+    return render_page(
+        "compare.html",
+        request,
+        comparison=comparison,
+        is_live=any(not job.status.is_terminal for job in comparison.jobs),
+        export_query=urlencode([*ids, *overridden.items()]),
+        drawing={
+            "jobs": [_draw(entry, num_jobs=len(entries)) for entry in entries],
+            "background_shares": comparison.background_shares,
+            "thresholds": thresholds.model_dump(),
+        },
+        pictures=list_picture_epochs(session, [entry.job.id for entry in entries]),
+    )
+
+
+def _offer_jobs(request: Request, *, session: Session, after: str) -> Response:
+    """The page to choose jobs from, those older than the job `after`."""
+    last = find_job(session, after) if after else None
+    page = read_page(session, JobFilter(), after=last, limit=NUM_CHOICES + 1)
+    jobs, has_more = page[:NUM_CHOICES], len(page) > NUM_CHOICES
+    return render_page(
+        "choose.html",
+        request,
+        jobs=jobs,
+        next_after=jobs[-1].id if has_more else None,
+        is_first_page=not after,
+        max_jobs=MAX_COMPARED_JOBS,
+    )
+
+
+def _draw(entry: ComparedJob, *, num_jobs: int) -> dict[str, Any]:
+    curves = draw_history(entry.epochs, num_jobs=num_jobs)
+    return {"id": entry.job.id, "label": entry.label, "curves": curves}

@@ -1,0 +1,124 @@
+"""The page of one job: what it learns while it learns, and what it was asked to do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+from sqlmodel import Session
+
+from server.api.dependencies import EngineDep, JobDep, JobFilesDep, SessionDep, SettingsDep
+from server.api.schemas import (
+    FORM,
+    JobPublic,
+    ResumeRequest,
+    describe_checkpoints,
+    describe_reconstructions,
+)
+from server.dashboard.curves import draw_job
+from server.dashboard.pages.login import FormDep, stay_here
+from server.dashboard.rendering import is_refresh, render_page
+from server.errors import InvalidInputError, NotFoundError
+from server.files.datasets import check_dataset
+from server.jobs import queue
+from server.jobs.events import read_newest_events
+from server.jobs.records import read_artifacts
+from server.judging.criteria import Thresholds
+from server.judging.histories import read_epochs
+from server.judging.verdicts import judge
+from server.models.tables import ArtifactKind, EpochMetrics, Job, JobEvent, JobStatus
+
+NUM_EVENTS = 100
+NUM_LOG_LINES = 100
+NUM_TABLE_EPOCHS = 10
+
+router = APIRouter(prefix="/ui/jobs", include_in_schema=False)
+
+_ACTIONS = {
+    JobStatus.queued: ("pause", "cancel"),
+    JobStatus.running: ("pause", "cancel"),
+    JobStatus.paused: ("resume", "cancel"),
+    JobStatus.failed: ("resume",),
+    JobStatus.cancelled: ("resume",),
+    JobStatus.succeeded: ("extend",),
+}
+
+
+@router.get("/{job_id}")
+def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFilesDep) -> Response:
+    events = read_newest_events(session, job.id, limit=NUM_EVENTS)
+    epochs = read_epochs(session, job.id)
+    checkpoints = read_artifacts(session, job.id, kind=ArtifactKind.checkpoint)
+    thresholds = Thresholds()
+    return render_page(
+        "job.html",
+        request,
+        job=JobPublic.of(job),
+        actions=list_actions(job),
+        verdict=judge(job, epochs, thresholds),
+        thresholds=thresholds,
+        final=epochs[-1] if epochs else None,
+        table_epochs=epochs[: -NUM_TABLE_EPOCHS - 1 : -1],
+        events=events,
+        log=files.read_log(tail=NUM_LOG_LINES),
+        checkpoints=describe_checkpoints(job, checkpoints, epochs)[::-1],
+        pictures=_describe_pictures(session, job),
+        background_share=(job.dataset_summary or {}).get("background_share"),
+        # A page that is live has its curves, and each new epoch by the event stream.
+        drawing=None if is_refresh(request) else _draw(job, epochs, events=events),
+    )
+
+
+@router.post("/{job_id}/{action}")
+def change_job(
+    job: JobDep, *, action: str, engine: EngineDep, settings: SettingsDep, form: FormDep
+) -> Response:
+    """Cancel, pause or resume a job, and go back to where the button was."""
+    match action:
+        case "cancel":
+            queue.cancel(engine, job.id)
+        case "pause":
+            queue.pause(engine, job.id)
+        case "resume":
+            check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
+            queue.resume(engine, job.id, num_epochs=_read_num_epochs(form))
+        case _:
+            raise NotFoundError(f"a job cannot be made to {action!r}")
+    return RedirectResponse(stay_here(form.get("next", f"/ui/jobs/{job.id}")), status_code=303)
+
+
+def list_actions(job: Job | JobPublic) -> tuple[str, ...]:
+    """What can be asked of a job now."""
+    if job.cancel_requested_at is not None and not job.status.is_terminal:
+        return ()
+    if job.pause_requested_at is not None and job.status == JobStatus.running:
+        return ("resume", "cancel")
+    return _ACTIONS[JobStatus(job.status)]
+
+
+def _draw(
+    job: Job, epochs: Sequence[EpochMetrics], *, events: Sequence[JobEvent]
+) -> dict[str, Any]:
+    """All that the page draws, and the event from which on the stream brings what is new."""
+    return draw_job(epochs) | {
+        "num_dimensions": job.training_config.latent_dim,
+        "after": events[0].id if events else 0,
+        "thresholds": Thresholds().model_dump(),
+    }
+
+
+def _read_num_epochs(form: dict[str, str]) -> int | None:
+    given = form.get("epochs", "").strip()
+    if not given:
+        return None
+    try:
+        return ResumeRequest.model_validate({"epochs": given}, context=FORM).epochs
+    except ValueError:
+        message = f"epochs: a whole number up to 1000, not {given[:20]!r}"
+        raise InvalidInputError(message) from None
+
+
+def _describe_pictures(session: Session, job: Job) -> list[dict[str, Any]]:
+    artifacts = read_artifacts(session, job.id, kind=ArtifactKind.reconstruction)
+    pictures = describe_reconstructions(job, artifacts)
+    return [p.model_dump(include={"epoch", "is_best", "url", "samples"}) for p in pictures]

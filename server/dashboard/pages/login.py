@@ -1,0 +1,70 @@
+"""Login to the pages: a form, a cookie, and the check that a form came from one of our pages."""
+
+from typing import Annotated
+from urllib.parse import parse_qsl
+
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi.responses import RedirectResponse
+
+from server.api.dependencies import SettingsDep
+from server.api.security import TOKEN_COOKIE, encode_token, is_same_origin
+from server.dashboard.rendering import render_page
+from server.tokens import find_token
+
+MAX_FORM_BYTES = 64 * 1024
+COOKIE_SECONDS = 14 * 24 * 3600
+
+router = APIRouter(prefix="/ui", include_in_schema=False)
+
+
+async def read_form(request: Request) -> dict[str, str]:
+    """The fields of a form that one of our own pages sent. Raises HTTPException 403."""
+    if not is_same_origin(request.headers):
+        raise HTTPException(403, "this form was not sent by a page of this service")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_FORM_BYTES:
+            raise HTTPException(413, f"a form may have {MAX_FORM_BYTES} bytes")
+    return dict(parse_qsl(body.decode("utf-8", errors="replace"), keep_blank_values=True))
+
+
+FormDep = Annotated[dict[str, str], Depends(read_form)]
+
+
+@router.get("/login")
+def show_login(request: Request, *, settings: SettingsDep, next: str = "/") -> Response:
+    if not settings.tokens:
+        return RedirectResponse(stay_here(next), status_code=303)
+    return render_page("login.html", request, next=stay_here(next), has_failed=False)
+
+
+@router.post("/login")
+def log_in(request: Request, *, form: FormDep, settings: SettingsDep) -> Response:
+    """Keep the token in a cookie that no script can read and no other site can use."""
+    target, given = stay_here(form.get("next", "/")), form.get("token", "").strip()
+    if find_token(given, settings.tokens) is None:
+        return render_page("login.html", request, status_code=403, next=target, has_failed=True)
+    response = RedirectResponse(target, status_code=303)
+    response.set_cookie(
+        TOKEN_COOKIE,
+        encode_token(given),
+        max_age=COOKIE_SECONDS,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return response
+
+
+@router.post("/logout", dependencies=[Depends(read_form)])
+def log_out() -> Response:
+    response = RedirectResponse("/ui/login", status_code=303)
+    response.delete_cookie(TOKEN_COOKIE, httponly=True, samesite="strict")
+    return response
+
+
+def stay_here(target: str) -> str:
+    """Where to go after the login: a path of this service, never another site."""
+    is_ours = target.startswith("/") and not target.startswith(("//", "/\\"))
+    return target if is_ours and target.isprintable() else "/"

@@ -1,0 +1,41 @@
+"""How the dashboard answers where the API would send a problem document."""
+
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import RedirectResponse
+
+from server.api.problems import Problem
+from server.dashboard import rendering
+from server.dashboard.pages import comparison, job, jobs, login
+from server.dashboard.rendering import render_page
+
+_ROUTERS = (jobs.router, job.router, comparison.router, login.router, rendering.router)
+
+
+class DashboardPresentation:
+    """Problems as pages, and a login where a token is missing; see `api.problems.Presentation`."""
+
+    def is_page(self, path: str) -> bool:
+        return path in ("/", "/docs") or path.startswith("/ui/")
+
+    def is_open(self, path: str) -> bool:
+        return path in ("/ui/login", "/ui/logout") or path.startswith("/static/")
+
+    def show_problem(self, request: Request, problem: Problem) -> Response:
+        return render_page("problem.html", request, status_code=problem.status, problem=problem)
+
+    def ask_for_token(self, request: Request) -> Response:
+        """Leads to the login, and from there back to what was asked for."""
+        target = "/"
+        if request.method == "GET":
+            query = request.url.query
+            target = f"{request.url.path}?{query}" if query else request.url.path
+        return RedirectResponse(f"/ui/login?next={quote(target, safe='')}", status_code=303)
+
+
+def install_dashboard(app: FastAPI) -> None:
+    """Add the pages, and let problems on their paths be pages too."""
+    app.state.presentation = DashboardPresentation()
+    for router in _ROUTERS:
+        app.include_router(router)

@@ -1,0 +1,166 @@
+"""Rendering of pages: templates, static files, and the headers that keep a page inert."""
+
+import hashlib
+import json
+import mimetypes
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from server.judging.numbers import NO_VALUE, format_number, format_share
+from server.models.columns import utc_now
+
+_STATIC_DIR = Path(__file__).parent / "static"
+_HASH_LENGTH = 16
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    # Not `no-referrer`: browsers would then hide the origin of a form, too.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+class StaticFiles:
+    """What lies in `static/`, each file under a path that names its content."""
+
+    def __init__(self, directory: Path) -> None:
+        self._contents = {
+            path.relative_to(directory).as_posix(): path.read_bytes()
+            for path in directory.rglob("*")
+            if path.is_file()
+        }
+        self._hashes = {
+            name: hashlib.sha256(content).hexdigest()[:_HASH_LENGTH]
+            for name, content in self._contents.items()
+        }
+
+    def url(self, name: str) -> str:
+        return f"/static/{self._hashes[name]}/{name}"
+
+    def read(self, name: str, *, content_hash: str) -> bytes | None:
+        return self._contents[name] if self._hashes.get(name) == content_hash else None
+
+
+_static_files = StaticFiles(_STATIC_DIR)
+
+
+@router.get("/static/{content_hash}/{name:path}")
+def read_static_file(content_hash: str, name: str) -> Response:
+    """A style sheet or script; its content never changes under its path."""
+    content = _static_files.read(name, content_hash=content_hash)
+    if content is None:
+        raise HTTPException(404, f"there is no file {name!r} of this content")
+    headers = {
+        "Cache-Control": "public, max-age=31536000, immutable",
+        "X-Content-Type-Options": "nosniff",
+    }
+    media_type = mimetypes.guess_type(name)[0] or "text/plain"
+    return Response(content, media_type=media_type, headers=headers)
+
+
+def render_page(
+    template: str, request: Request, *, status_code: int = 200, **values: Any
+) -> HTMLResponse:
+    """A whole page. What `values` name is escaped by the template."""
+    html = _environment.get_template(template).render(request=request, **values)
+    return HTMLResponse(html, status_code=status_code, headers=_HEADERS)
+
+
+def is_refresh(request: Request) -> bool:
+    """Whether an open page asks for what has changed."""
+    return "losslab-refresh" in request.headers
+
+
+@router.get("/docs")
+def show_docs(request: Request) -> HTMLResponse:
+    """Every route of the API, to be read and tried."""
+    page = render_page("docs.html", request)
+    # The icons of Swagger UI are part of its style sheet.
+    policy = _HEADERS["Content-Security-Policy"].replace("img-src", "img-src data:")
+    page.headers["Content-Security-Policy"] = policy
+    return page
+
+
+def encode_data(value: Any) -> Markup:
+    """JSON for a `<script type="application/json">`, in which no tag can begin or end."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def format_size(num_bytes: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes} bytes"
+
+
+def format_seconds(seconds: float) -> str:
+    """`8 s`, `3 min`, `2 h 5 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def format_words(name: str) -> str:
+    """`not_mode_collapsed` as people write it."""
+    return name.replace("_", " ")
+
+
+def format_epochs(epochs: list[int]) -> str:
+    """`1–5, 8`; a list of hundreds would hide the rest of the table."""
+    if not epochs:
+        return NO_VALUE
+    runs: list[list[int]] = []
+    for epoch in epochs:
+        if runs and epoch == runs[-1][-1] + 1:
+            runs[-1][1:] = [epoch]
+        else:
+            runs.append([epoch])
+    shown = ", ".join("–".join(map(str, dict.fromkeys(run))) for run in runs[:4])
+    return shown if len(runs) <= 4 else f"{shown} and {len(runs) - 4} more"
+
+
+def mark_age(moment: datetime) -> Markup:
+    """How long ago a moment was."""
+    seconds = max(0.0, (utc_now() - moment).total_seconds())
+    return Markup('<time datetime="{}" data-age>{} ago</time>').format(
+        moment.isoformat(timespec="seconds"), format_seconds(seconds)
+    )
+
+
+def mark_time(moment: datetime | None) -> Markup:
+    """A moment in UTC, which the script turns into the reader's own time zone."""
+    if moment is None:
+        return Markup(NO_VALUE)
+    return Markup('<time datetime="{}">{}</time>').format(
+        moment.isoformat(timespec="seconds"), f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+    )
+
+
+_environment = Environment(
+    loader=PackageLoader("server.dashboard"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+_environment.globals.update(static_url=_static_files.url, now=utc_now)
+_environment.filters.update(
+    data=encode_data,
+    number=format_number,
+    share=format_share,
+    size=format_size,
+    seconds=format_seconds,
+    words=format_words,
+    epochs=format_epochs,
+    time=mark_time,
+    age=mark_age,
+)

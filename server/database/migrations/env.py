@@ -1,0 +1,14 @@
+"""Runs the migrations on the connection that `server.database.engine` hands over."""
+
+from alembic import context
+from sqlmodel import SQLModel
+
+import server.models.tables  # noqa: F401 - fills the metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=SQLModel.metadata,
+    render_as_batch=True,
+    transactional_ddl=True,
+)
+context.run_migrations()

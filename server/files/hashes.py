@@ -1,0 +1,29 @@
+"""SHA-256 of files, remembered as long as a file does not change."""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+#: Tells one state of a file from any other.
+FileVersion = tuple[int, ...]
+
+
+def compute_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_sha256(path: Path) -> str:
+    """As `compute_sha256`, but a file that has not changed is not read again."""
+    return _find_sha256(path, read_version(path))
+
+
+def read_version(path: Path) -> FileVersion:
+    # Nobody can set the time of the last change of a file's entry, unlike that of its contents.
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@lru_cache(maxsize=4096)
+def _find_sha256(path: Path, _version: FileVersion) -> str:
+    return compute_sha256(path)

@@ -1,0 +1,49 @@
+"""The events of a job: what happened to it, in words for people and values for programs."""
+
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from server.database.engine import database_now
+from server.models.tables import Artifact, EpochMetrics, EventKind, Job, JobEvent
+
+
+def add_event(
+    session: Session,
+    job: Job,
+    kind: EventKind,
+    *,
+    message: str,
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Note something in a transaction that holds the job's row, so that ids rise with time."""
+    now = database_now(session)
+    session.add(JobEvent(job_id=job.id, kind=kind, message=message, data=data, created_at=now))
+    session.flush()
+
+
+def add_epoch_event(session: Session, job: Job, metrics: EpochMetrics) -> None:
+    values = metrics.model_dump(mode="json", exclude={"job_id", "attempt", "recorded_at"})
+    message = (
+        f"epoch {metrics.epoch}: loss {metrics.train_loss:.5f}, "
+        f"accuracy {metrics.train_pixel_accuracy:.4f}"
+    )
+    add_event(session, job, EventKind.epoch, message=message, data=values)
+
+
+def add_artifact_event(session: Session, job: Job, artifact: Artifact) -> None:
+    message = f"{artifact.kind} of epoch {artifact.epoch} saved as {artifact.file_name}"
+    data = {"kind": artifact.kind, "epoch": artifact.epoch, "file_name": artifact.file_name}
+    add_event(session, job, EventKind(artifact.kind), message=message, data=data)
+
+
+def read_events(session: Session, job_id: str, *, after: int, limit: int) -> list[JobEvent]:
+    """A job's events after id `after`, oldest first."""
+    rows = select(JobEvent).where(JobEvent.job_id == job_id, col(JobEvent.id) > after)
+    return list(session.exec(rows.order_by(col(JobEvent.id)).limit(limit)))
+
+
+def read_newest_events(session: Session, job_id: str, *, limit: int) -> list[JobEvent]:
+    """A job's newest events, the newest first."""
+    rows = select(JobEvent).where(JobEvent.job_id == job_id)
+    return list(session.exec(rows.order_by(col(JobEvent.id).desc()).limit(limit)))

@@ -1,0 +1,87 @@
+"""Leases: the right of a worker to write to its running job, renewed by its heartbeat.
+
+A claim raises the job's `attempt` and sets a lease. Every later write of the worker is made while
+`holding` the lease: the row is locked and matches job, attempt, worker and `running`, or
+`LeaseLostError` is raised. Leases run by the database's clock.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlmodel import Session, select
+
+from server.database.engine import database_now, write_transaction
+from server.errors import ConflictError
+from server.jobs.workers import touch
+from server.models.tables import Job, JobStatus
+
+
+class LeaseLostError(ConflictError):
+    """The job is no longer this worker's; the worker must write nothing more."""
+
+
+class StopRequest(StrEnum):
+    """What a running job was asked to become at its next step; a cancel wins over a pause."""
+
+    cancel = "cancel"
+    pause = "pause"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A worker's right to write to a job: the claim's attempt is the fencing token."""
+
+    job_id: str
+    attempt: int
+    worker_id: str
+
+
+@contextmanager
+def holding(engine: Engine, lease: Lease) -> Iterator[tuple[Session, Job]]:
+    """A transaction during which nobody can take the job from its worker.
+
+    Raises LeaseLostError.
+    """
+    held = select(Job).where(*_fence(lease)).with_for_update()
+    with write_transaction(engine) as session:
+        job = session.exec(held).first()
+        if job is None:
+            raise LeaseLostError(f"job {lease.job_id} was taken from worker {lease.worker_id}")
+        yield session, job
+
+
+def heartbeat(engine: Engine, lease: Lease, *, lease_seconds: float, progress: float) -> None:
+    """Renew the lease. Raises LeaseLostError."""
+    with holding(engine, lease) as (session, job):
+        now = database_now(session)
+        job.lease_expires_at = now + timedelta(seconds=lease_seconds)
+        if progress > job.progress:
+            job.progress, job.progress_at = progress, now
+        touch(session, lease.worker_id, job_id=lease.job_id)
+
+
+def read_stop_request(engine: Engine, lease: Lease) -> StopRequest | None:
+    """What this running job was asked to do, if anything. Raises LeaseLostError."""
+    requests = select(Job.cancel_requested_at, Job.pause_requested_at).where(*_fence(lease))
+    with Session(engine) as session:
+        row = session.exec(requests).first()
+    if row is None:
+        raise LeaseLostError(f"job {lease.job_id} was taken from worker {lease.worker_id}")
+    cancelled_at, paused_at = row
+    if cancelled_at is not None:
+        return StopRequest.cancel
+    return StopRequest.pause if paused_at is not None else None
+
+
+def _fence(lease: Lease) -> tuple[Any, ...]:
+    return (
+        Job.id == lease.job_id,
+        Job.attempt == lease.attempt,
+        Job.worker_id == lease.worker_id,
+        Job.status == JobStatus.running,
+    )

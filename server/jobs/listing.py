@@ -1,0 +1,115 @@
+"""Finding jobs: by id, or page by page, newest first.
+
+An index has each filter's jobs in this order, so that a page reads about as many rows as it shows,
+however many jobs there are.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from sqlalchemy import Select, func, select, tuple_, union_all
+from sqlalchemy.orm import aliased
+from sqlmodel import Session, col
+
+from server.errors import NotFoundError
+from server.models.options import Option
+from server.models.tables import Job, JobLabel, JobStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """What the listed jobs have in common; nothing is all jobs."""
+
+    statuses: list[JobStatus] = field(default_factory=list)
+    option: Option | None = None
+    name: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+class JobNotFoundError(NotFoundError):
+    """There is no job of this id."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id!r}; GET /jobs lists those there are")
+
+
+def find_job(session: Session, job_id: str) -> Job:
+    """Raises JobNotFoundError."""
+    return find_jobs(session, [job_id])[0]
+
+
+def find_jobs(session: Session, job_ids: Iterable[str]) -> list[Job]:
+    """Each job once, in the order of the ids. Raises JobNotFoundError."""
+    wanted = dict.fromkeys(job_ids)
+    if not wanted:
+        return []
+    # PostgreSQL takes no NUL in a text; no job has one in its id either.
+    rows = select(Job).where(col(Job.id).in_([job_id for job_id in wanted if job_id.isalnum()]))
+    jobs = {job.id: job for job in session.scalars(rows)}
+    for job_id in wanted:
+        if job_id not in jobs:
+            raise JobNotFoundError(job_id)
+    return [jobs[job_id] for job_id in wanted]
+
+
+def find_newest_succeeded(session: Session, option: Option) -> Job:
+    """The newest job of an option that succeeded. Raises NotFoundError."""
+    newest = (
+        select(Job)
+        .where(col(Job.option) == option, col(Job.status) == JobStatus.succeeded)
+        .order_by(col(Job.created_at).desc(), col(Job.id).desc())
+    )
+    job = session.scalars(newest.limit(1)).first()
+    if job is None:
+        raise NotFoundError(f"no job of option {option} has succeeded yet")
+    return job
+
+
+def count_by_status(session: Session) -> dict[JobStatus, int]:
+    """How many jobs there are of each status."""
+    counts = session.execute(select(col(Job.status), func.count()).group_by(col(Job.status))).all()
+    return dict.fromkeys(JobStatus, 0) | {row[0]: row[1] for row in counts}
+
+
+def read_page(session: Session, wanted: JobFilter, *, after: Job | None, limit: int) -> list[Job]:
+    """The newest jobs, or the newest that are older than the job `after`."""
+    pages = [
+        _select_newest(wanted, status, after=after).limit(limit)
+        for status in dict.fromkeys(wanted.statuses) or [None]
+    ]
+    return list(session.scalars(pages[0] if len(pages) == 1 else _merge(pages).limit(limit)))
+
+
+def _select_newest(
+    wanted: JobFilter, status: JobStatus | None, *, after: Job | None
+) -> Select[Job]:
+    jobs = select(Job)
+    if status is not None:
+        jobs = jobs.where(col(Job.status) == status)
+    if wanted.option is not None:
+        jobs = jobs.where(col(Job.option) == wanted.option)
+    if wanted.name is not None:
+        jobs = jobs.where(col(Job.name) == wanted.name)
+    created_at, job_id = col(Job.created_at), col(Job.id)
+    for key, value in wanted.labels.items():
+        label = aliased(JobLabel)
+        jobs = jobs.join(label, col(label.job_id) == job_id)
+        jobs = jobs.where(col(label.key) == key, col(label.value) == value)
+        # The order is that of the label's index.
+        created_at, job_id = col(label.created_at), col(label.job_id)
+    if after is not None:
+        jobs = jobs.where(tuple_(created_at, job_id) < tuple_(after.created_at, after.id))
+    return jobs.order_by(created_at.desc(), job_id.desc())
+
+
+def _merge(pages: list[Select[Job]]) -> Select[Job]:
+    """An index has the jobs of one status in order, not those of several. In one statement, so
+    that a job that changes its status meanwhile is listed just once."""
+    # SQLite takes a limit inside of a union in a subquery only.
+    parts = [
+        select(page.with_only_columns(col(Job.created_at), col(Job.id)).subquery())
+        for page in pages
+    ]
+    newest = union_all(*parts).subquery()
+    jobs = select(Job).join(newest, newest.c.id == col(Job.id))
+    return jobs.order_by(newest.c.created_at.desc(), newest.c.id.desc())

@@ -1,0 +1,203 @@
+"""What an attempt leaves in the database: phases, epochs with their files, resume points, notes.
+
+Everything is written while holding the lease and raises LeaseLostError without it. What was
+written can be read by anybody.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sqlalchemy import Engine, and_
+from sqlmodel import Session, col, delete, select
+
+from server.database.engine import database_now
+from server.errors import NotFoundError
+from server.jobs.events import add_artifact_event, add_epoch_event, add_event
+from server.jobs.leases import Lease, holding
+from server.models.tables import (
+    Artifact,
+    ArtifactKind,
+    EpochMetrics,
+    EventKind,
+    Job,
+    JobPhase,
+    ResumePoint,
+)
+
+_SUMMARY = ("train_loss", "train_pixel_accuracy", "val_foreground_recall", "val_foreground_iou")
+
+
+def set_phase(engine: Engine, lease: Lease, phase: JobPhase) -> None:
+    """Say what the worker is busy with."""
+    with holding(engine, lease) as (_, job):
+        job.phase = phase
+
+
+def record_start(
+    engine: Engine,
+    lease: Lease,
+    *,
+    device: str,
+    progress: float,
+    dataset_summary: dict[str, Any],
+) -> None:
+    """Say that training begins, where, from which progress on, and on what."""
+    with holding(engine, lease) as (session, job):
+        job.phase = JobPhase.training
+        # Less than before where a state could not be loaded: the job is not stalled meanwhile.
+        job.progress, job.progress_at = progress, database_now(session)
+        job.device, job.dataset_summary = device, dataset_summary
+
+
+def record_epoch(
+    engine: Engine,
+    lease: Lease,
+    metrics: EpochMetrics,
+    *,
+    publish: Callable[[], list[Artifact]],
+    resume_point: ResumePoint | None,
+    is_best: bool,
+    progress: float,
+) -> None:
+    """Store an epoch with its files in one transaction.
+
+    `publish` gives the files their names and returns the rows that name them. It is
+    called while the lease is held, so that a worker that lost it cannot overwrite the files of
+    another. An epoch that an earlier attempt recorded is replaced; one that this attempt
+    recorded already, without hearing of it, is left alone.
+    """
+    with holding(engine, lease) as (session, job):
+        stored = session.get(EpochMetrics, (job.id, metrics.epoch))
+        if stored is not None and stored.attempt == lease.attempt:
+            return
+        session.merge(metrics)
+        if is_best:
+            _supersede_best(session, job, metrics=metrics)
+        job.resume_point = None if resume_point is None else resume_point.model_dump()
+        _summarise_epoch(job, metrics, progress=progress)
+        add_epoch_event(session, job, metrics)
+        for artifact in publish():
+            _replace_artifact(session, artifact)
+            add_artifact_event(session, job, artifact)
+
+
+def record_resume_point(
+    engine: Engine, lease: Lease, resume_point: ResumePoint, *, publish: Callable[[], None]
+) -> None:
+    """Name the file from which the job can go on inside an epoch."""
+    with holding(engine, lease) as (session, job):
+        job.resume_point = resume_point.model_dump()
+        session.flush()
+        publish()
+
+
+def add_note(engine: Engine, lease: Lease, kind: EventKind, *, message: str) -> None:
+    """Note something about a running job."""
+    with holding(engine, lease) as (session, job):
+        add_event(session, job, kind, message=message)
+
+
+def keep_named_files(
+    engine: Engine, lease: Lease, *, sweep: Callable[[set[str], int | None], None]
+) -> None:
+    """Call `sweep` with the file names that rows name and the best epoch, lease in hand."""
+    with holding(engine, lease) as (session, job):
+        names = select(Artifact.file_name).where(Artifact.job_id == job.id)
+        named = set(session.exec(names))
+        if job.resume_point is not None:
+            named.add(job.resume_point["file_name"])
+        sweep(named, job.best_epoch)
+
+
+def _supersede_best(session: Session, job: Job, *, metrics: EpochMetrics) -> None:
+    """Make this epoch the best; the checkpoint that was goes, unless the schedule keeps it."""
+    config, before = job.training_config, job.best_epoch
+    job.best_epoch, job.best_val_recon_loss = metrics.epoch, metrics.val_recon_loss
+    if before is not None and before != metrics.epoch and before % config.checkpoint_every:
+        _delete_artifact(session, job.id, kind=ArtifactKind.checkpoint, epoch=before)
+
+
+def _replace_artifact(session: Session, artifact: Artifact) -> None:
+    _delete_artifact(session, artifact.job_id, kind=artifact.kind, epoch=artifact.epoch)
+    # A copy: the change may have to be made again, after an outage in its midst.
+    session.add(Artifact(**artifact.model_dump(exclude={"id"})))
+
+
+def _delete_artifact(session: Session, job_id: str, *, kind: ArtifactKind, epoch: int) -> None:
+    session.exec(
+        delete(Artifact).where(
+            col(Artifact.job_id) == job_id,
+            col(Artifact.kind) == kind,
+            col(Artifact.epoch) == epoch,
+        )
+    )
+
+
+def _summarise_epoch(job: Job, metrics: EpochMetrics, *, progress: float) -> None:
+    job.epochs_completed = metrics.epoch
+    # The heartbeat may have told of steps beyond this epoch already.
+    job.progress = max(job.progress, progress)
+    for name in _SUMMARY:
+        setattr(job, name, getattr(metrics, name))
+
+
+class ArtifactNotFoundError(NotFoundError):
+    """A job has no such file of an epoch; the message names the epochs that there are."""
+
+
+def read_artifacts(session: Session, job_id: str, *, kind: ArtifactKind) -> list[Artifact]:
+    """A job's files of a kind, oldest first."""
+    artifacts = select(Artifact).where(Artifact.job_id == job_id, Artifact.kind == kind)
+    return list(session.exec(artifacts.order_by(col(Artifact.epoch))))
+
+
+def find_artifact(session: Session, job: Job, *, kind: ArtifactKind, epoch: str) -> Artifact:
+    """The file of an epoch, or of `best` or `latest`. Raises ArtifactNotFoundError."""
+    artifacts = {a.epoch: a for a in read_artifacts(session, job.id, kind=kind)}
+    match epoch:
+        case "best":
+            number = job.best_epoch
+        case "latest":
+            number = max(artifacts, default=None)
+        case _:
+            number = int(epoch) if re.fullmatch("[0-9]{1,6}", epoch) else None
+    if number not in artifacts:
+        known = ", ".join(map(str, artifacts)) or "none yet"
+        raise ArtifactNotFoundError(
+            f"job {job.id} has no {kind} of epoch {epoch!r}; there are best, latest and {known}"
+        )
+    return artifacts[number]
+
+
+def list_picture_epochs(session: Session, job_ids: Iterable[str]) -> dict[str, list[int]]:
+    """The epochs of which each job has a picture, oldest first."""
+    epochs: dict[str, list[int]] = {job_id: [] for job_id in job_ids}
+    pictures = select(Artifact.job_id, Artifact.epoch).where(
+        col(Artifact.job_id).in_(epochs), Artifact.kind == ArtifactKind.reconstruction
+    )
+    for job_id, epoch in session.exec(pictures.order_by(col(Artifact.epoch))):
+        epochs[job_id].append(epoch)
+    return epochs
+
+
+def read_checkpoints(engine: Engine, job_id: str) -> list[Artifact]:
+    """A job's checkpoints, oldest first."""
+    with Session(engine) as session:
+        return read_artifacts(session, job_id, kind=ArtifactKind.checkpoint)
+
+
+def read_checkpoints_best_first(engine: Engine, job_id: str) -> list[Artifact]:
+    """A job's checkpoints by validation reconstruction loss, the lowest first."""
+    epoch = and_(
+        col(EpochMetrics.job_id) == col(Artifact.job_id),
+        col(EpochMetrics.epoch) == col(Artifact.epoch),
+    )
+    checkpoints = (
+        select(Artifact)
+        .join(EpochMetrics, epoch)
+        .where(Artifact.job_id == job_id, Artifact.kind == ArtifactKind.checkpoint)
+        .order_by(col(EpochMetrics.val_recon_loss), col(EpochMetrics.epoch))
+    )
+    with Session(engine) as session:
+        return list(session.exec(checkpoints))

@@ -1,0 +1,113 @@
+"""Retention: what is deleted when space is needed. Data that can be generated again goes first,
+then the oldest checkpoints that no resume needs."""
+
+import logging
+from pathlib import Path
+
+from sqlalchemy import Engine, func
+from sqlmodel import Session, col, select
+
+from server.database.engine import write_transaction
+from server.errors import StorageFullError
+from server.files.artifacts import JobFiles
+from server.models.tables import TERMINAL_STATUSES, Artifact, ArtifactKind, Job
+from server.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+
+def free_space(engine: Engine, settings: Settings) -> int:
+    """Remove generated data, then checkpoints, oldest first, down to `max_storage_bytes`.
+
+    Pictures stay, and so does all of a job that is pinned or has not ended. Of other jobs the
+    best and the newest checkpoint stay: a resume needs them. Returns how many checkpoints were
+    removed.
+    """
+    num_removed = 0
+    excess = measure_storage(engine, settings) - settings.max_storage_bytes
+    excess -= _remove_generated(settings.cache_dir, num_bytes=excess)
+    for artifact in _list_removable(engine) if excess > 0 else []:
+        if excess <= 0:
+            break
+        if _remove(engine, artifact, settings=settings):
+            num_removed += 1
+            excess -= artifact.size_bytes
+    if excess > 0:
+        _logger.warning("%d bytes more than allowed are in use, and all of it is needed", excess)
+    return num_removed
+
+
+def make_room(engine: Engine, settings: Settings) -> None:
+    """Free space if none is left for another data set. Raises StorageFullError if none can be."""
+    limit = settings.max_storage_bytes
+    if not limit or measure_storage(engine, settings) < limit:
+        return
+    free_space(engine, settings)
+    if measure_storage(engine, settings) >= limit:
+        raise StorageFullError(
+            f"the {limit} bytes that may be stored (LOSSLAB_MAX_STORAGE_BYTES) are in use; "
+            "delete jobs or data sets first"
+        )
+
+
+def measure_storage(engine: Engine, settings: Settings) -> int:
+    """Bytes of all checkpoints, pictures and data sets, and of generated data that is kept."""
+    with Session(engine) as session:
+        artifacts = session.exec(select(func.coalesce(func.sum(Artifact.size_bytes), 0))).one()
+    folders = (settings.datasets_dir, settings.cache_dir)
+    return artifacts + sum(_measure(path) for folder in folders for path in folder.glob("*"))
+
+
+def _remove_generated(cache_dir: Path, *, num_bytes: int) -> int:
+    """Remove at least so many bytes, or all there are; a job that reads a file keeps it open."""
+    removed = 0
+    for path in cache_dir.glob("*.npy"):
+        if removed >= num_bytes:
+            break
+        removed += _measure(path)
+        path.unlink(missing_ok=True)
+    return removed
+
+
+def _measure(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # an upload that has just ended
+        return 0
+
+
+def _list_removable(engine: Engine) -> list[Artifact]:
+    newest = (
+        select(Artifact.job_id, func.max(Artifact.epoch).label("epoch"))
+        .where(Artifact.kind == ArtifactKind.checkpoint)
+        .group_by(col(Artifact.job_id))
+        .subquery()
+    )
+    removable = (
+        select(Artifact)
+        .join(Job, col(Job.id) == Artifact.job_id)
+        .join(newest, newest.c.job_id == Artifact.job_id)
+        .where(
+            Artifact.kind == ArtifactKind.checkpoint,
+            col(Job.status).in_(TERMINAL_STATUSES),
+            col(Job.is_pinned).is_(False),
+            Artifact.epoch != func.coalesce(Job.best_epoch, 0),
+            Artifact.epoch != newest.c.epoch,
+        )
+        .order_by(col(Artifact.created_at), col(Artifact.id))
+    )
+    with Session(engine) as session:
+        return list(session.exec(removable))
+
+
+def _remove(engine: Engine, artifact: Artifact, *, settings: Settings) -> bool:
+    """Remove a row, and after it the file; not if the job was resumed or pinned meanwhile."""
+    with write_transaction(engine) as session:
+        job = session.get(Job, artifact.job_id, with_for_update=True)
+        row = session.get(Artifact, artifact.id)
+        if job is None or row is None or job.is_pinned or not job.status.is_terminal:
+            return False
+        session.delete(row)
+    _logger.info("%s of job %s was removed to make room", artifact.file_name, artifact.job_id)
+    JobFiles(settings.runs_dir, artifact.job_id).remove(artifact.file_name)
+    return True

@@ -1,0 +1,67 @@
+"""Submitting a job: what is checked before it is queued, and what is stored with it."""
+
+from datetime import timedelta
+
+from sqlmodel import Session
+
+from server.database.engine import database_now
+from server.errors import TooManyRequestsError
+from server.jobs.queue import count_queued, enqueue
+from server.models.configuration import TrainingConfig
+from server.models.options import Option
+from server.models.tables import Job, JobLabel
+
+
+class QueueFullError(TooManyRequestsError):
+    """As many jobs wait as are allowed to."""
+
+
+def new_job(
+    config: TrainingConfig,
+    *,
+    option: Option,
+    quick_test: bool = False,
+    name: str | None = None,
+    labels: dict[str, str] | None = None,
+    priority: int = 0,
+) -> Job:
+    """A job that is not stored yet."""
+    return Job(
+        option=option,
+        config=config.model_dump(mode="json"),
+        quick_test=quick_test,
+        name=name,
+        labels=labels or {},
+        priority=priority,
+    )
+
+
+def submit_job(
+    session: Session,
+    job: Job,
+    *,
+    max_queued_jobs: int | None = None,
+    reserved_seconds: float = 0.0,
+) -> Job:
+    """Queue a new job in the caller's transaction: it is accepted once that has committed.
+
+    For `reserved_seconds` only a worker that asks for this very job gets it. Raises
+    QueueFullError.
+    """
+    if max_queued_jobs is not None and count_queued(session) >= max_queued_jobs:
+        raise QueueFullError(f"{max_queued_jobs} jobs wait already; try again later")
+    job.created_at = database_now(session)
+    session.add(job)
+    session.flush()
+    session.add_all(
+        JobLabel(job_id=job.id, key=key, value=value, created_at=job.created_at)
+        for key, value in job.labels.items()
+    )
+    reserved_until = job.created_at + timedelta(seconds=reserved_seconds)
+    enqueue(
+        session,
+        job,
+        message=f"option {job.option} queued",
+        available_at=reserved_until if reserved_seconds else None,
+    )
+    return job

@@ -1,0 +1,287 @@
+"""The criteria of a verdict: one pure function per criterion, over stored metrics.
+
+A new criterion is one member of `CriterionName` and one function registered under it; verdicts,
+the API, reports, pages and the command line take all that are registered, in this order.
+
+The loss that is judged from epoch to epoch is re-weighted to the final β: while β warms up, the
+loss as trained should rise. "Final" is the last recorded epoch.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from typing import Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from server.judging.histories import History
+from server.models.tables import Job
+
+
+class CriterionName(StrEnum):
+    """The criteria by which a job is judged."""
+
+    accuracy_in_range = "accuracy_in_range"
+    not_mode_collapsed = "not_mode_collapsed"
+    kl_per_dimension = "kl_per_dimension"
+    loss_decreases = "loss_decreases"
+    stable = "stable"
+    completed = "completed"
+
+
+class CriterionStatus(StrEnum):
+    passed = "passed"
+    failed = "failed"
+    no_data = "no_data"
+
+
+class Thresholds(BaseModel):
+    """Where each criterion passes; new thresholds re-judge old jobs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    min_accuracy: float = Field(default=0.70, ge=0, le=1)
+    max_accuracy: float = Field(default=0.85, ge=0, le=1)
+    min_foreground_recall: float = Field(default=0.30, ge=0, le=1)
+    max_all_black_share: float = Field(default=0.5, ge=0, le=1)
+    min_kl_per_dimension: float = Field(default=0.05, ge=0, le=1000, description="nats")
+    loss_tolerance: float = Field(default=0.01, ge=0, le=10)
+    max_accuracy_change: float = Field(default=0.10, ge=0, le=1)
+    max_loss_rise: float = Field(default=0.10, ge=0, le=10)
+    max_spike_ratio: float = Field(default=3.0, ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.min_accuracy > self.max_accuracy:
+            raise ValueError("min_accuracy must not be above max_accuracy")
+        return self
+
+
+class Criterion(BaseModel):
+    """What one criterion says of a job, and the epochs on which that rests."""
+
+    name: CriterionName
+    status: CriterionStatus
+    value: float | None
+    target: str
+    epochs: list[int]
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a criterion judges: a job, its epochs (oldest first) and the thresholds."""
+
+    job: Job
+    epochs: History
+    limits: Thresholds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A criterion's answer; `has_passed` None is no data."""
+
+    target: str
+    has_passed: bool | None = None
+    value: float = math.nan
+    epochs: list[int] | None = None
+    explanation: str = "no data yet"
+
+
+Rule = Callable[[Evidence], Finding]
+
+#: Every criterion, in the order in which they are shown.
+CRITERIA: Final[dict[CriterionName, Rule]] = {}
+
+
+def criterion(name: CriterionName) -> Callable[[Rule], Rule]:
+    """Register a function as the criterion of this name."""
+
+    def register(rule: Rule) -> Rule:
+        CRITERIA[name] = rule
+        return rule
+
+    return register
+
+
+def judge_criteria(evidence: Evidence) -> list[Criterion]:
+    """The answer of every registered criterion."""
+    return [_describe(name, rule(evidence)) for name, rule in CRITERIA.items()]
+
+
+def _describe(name: CriterionName, finding: Finding) -> Criterion:
+    status = {
+        True: CriterionStatus.passed,
+        False: CriterionStatus.failed,
+        None: CriterionStatus.no_data,
+    }[finding.has_passed]
+    return Criterion(
+        name=name,
+        status=status,
+        value=finding.value if math.isfinite(finding.value) else None,
+        target=finding.target,
+        epochs=finding.epochs or [],
+        explanation=finding.explanation,
+    )
+
+
+@criterion(CriterionName.accuracy_in_range)
+def judge_accuracy(evidence: Evidence) -> Finding:
+    """The final training pixel accuracy lies between the two thresholds."""
+    limits = evidence.limits
+    target = f"{limits.min_accuracy:.2f} to {limits.max_accuracy:.2f}"
+    if not evidence.epochs:
+        return Finding(target=target)
+    final = evidence.epochs[-1]
+    accuracy = final.train_pixel_accuracy
+    return Finding(
+        target=target,
+        has_passed=limits.min_accuracy <= accuracy <= limits.max_accuracy,
+        value=accuracy,
+        epochs=[final.epoch],
+        explanation=f"final training pixel accuracy {accuracy:.1%}",
+    )
+
+
+@criterion(CriterionName.not_mode_collapsed)
+def judge_mode_collapse(evidence: Evidence) -> Finding:
+    """The final epoch recalls foreground, and few validation reconstructions are all black."""
+    limits, target = evidence.limits, _describe_collapse_target(evidence)
+    final = evidence.epochs[-1] if evidence.epochs else None
+    if final is None or final.val_foreground_recall is None:
+        return Finding(target=target)
+    recall, black = final.val_foreground_recall, final.val_all_black_share
+    return Finding(
+        target=target,
+        has_passed=recall >= limits.min_foreground_recall and black < limits.max_all_black_share,
+        value=recall,
+        epochs=[final.epoch],
+        explanation=f"validation foreground recall {recall:.2f}, {black:.1%} of the "
+        "reconstructions all black",
+    )
+
+
+def _describe_collapse_target(evidence: Evidence) -> str:
+    limits, summary = evidence.limits, evidence.job.dataset_summary
+    target = (
+        f"foreground recall at least {limits.min_foreground_recall:.2f} and fewer than "
+        f"{limits.max_all_black_share:.0%} of reconstructions all black"
+    )
+    if summary:
+        share = summary["background_share"]
+        target += f"; always painting background would be {share:.1%} accurate"
+    return target
+
+
+@criterion(CriterionName.kl_per_dimension)
+def judge_kl(evidence: Evidence) -> Finding:
+    """Every latent dimension carries information in the final epoch."""
+    limits = evidence.limits
+    target = f"every dimension above {limits.min_kl_per_dimension:g} nats"
+    if not evidence.epochs:
+        return Finding(target=target)
+    final = evidence.epochs[-1]
+    kl = final.val_kl_per_dimension
+    num_active = sum(value > limits.min_kl_per_dimension for value in kl)
+    return Finding(
+        target=target,
+        has_passed=num_active == len(kl),
+        value=min(kl),
+        epochs=[final.epoch],
+        explanation=f"{num_active} of {len(kl)} dimensions active, the weakest at "
+        f"{min(kl):.3f} nats",
+    )
+
+
+@criterion(CriterionName.loss_decreases)
+def judge_loss(evidence: Evidence) -> Finding:
+    """The training loss at the final β falls from each epoch to the next, and is finite."""
+    epochs, tolerance = evidence.epochs, evidence.limits.loss_tolerance
+    target = f"each epoch below the one before, within {tolerance:.0%}"
+    losses = reweigh(epochs)
+    broken = [
+        row.epoch for row, loss in zip(epochs, losses, strict=True) if not math.isfinite(loss)
+    ]
+    if len(epochs) < 2 and not broken:
+        return Finding(target=target)
+    rises = _compute_rises(losses)
+    broken += [
+        row.epoch
+        for row, rise in zip(epochs[1:], rises, strict=True)
+        if math.isfinite(rise) and rise > tolerance
+    ]
+    return Finding(
+        target=target,
+        has_passed=not broken,
+        value=max(rises, default=math.nan),
+        epochs=broken or [row.epoch for row in epochs],
+        explanation=f"the loss, re-weighted to the final β, {_describe_course(rises, broken)}",
+    )
+
+
+def _describe_course(rises: Sequence[float], broken: Sequence[int]) -> str:
+    if broken:
+        return f"rises in epochs {broken}"
+    highest = max(rises)
+    return "falls from epoch to epoch" + f", or rises by {highest:.2%} at most" * (highest > 0)
+
+
+@criterion(CriterionName.stable)
+def judge_stability(evidence: Evidence) -> Finding:
+    """Accuracy and loss do not jump between epochs, nor the step loss in the last one."""
+    epochs, limits = evidence.epochs, evidence.limits
+    target = (
+        f"accuracy changes of at most {limits.max_accuracy_change:.2f}, loss rises of at most "
+        f"{limits.max_loss_rise:.0%}, no step above {limits.max_spike_ratio:g}x the running median"
+    )
+    if len(epochs) < 2:
+        return Finding(target=target)
+    changes = [abs(b.train_pixel_accuracy - a.train_pixel_accuracy) for a, b in pairwise(epochs)]
+    rises = _compute_rises(reweigh(epochs))
+    jumps = [
+        row.epoch
+        for row, change, rise in zip(epochs[1:], changes, rises, strict=True)
+        if not (change <= limits.max_accuracy_change and rise <= limits.max_loss_rise)
+    ]
+    spike = epochs[-1].max_spike_ratio
+    is_spiky = spike is not None and not spike <= limits.max_spike_ratio
+    spike_text = "too few steps for spikes" if spike is None else f"largest spike {spike:.2f}x"
+    return Finding(
+        target=target,
+        has_passed=not jumps and not is_spiky,
+        value=max(changes),
+        epochs=jumps or [row.epoch for row in epochs],
+        explanation=f"largest accuracy change {max(changes):.3f}, largest loss rise "
+        f"{max(max(rises), 0.0):.1%}, {spike_text} in the last epoch",
+    )
+
+
+@criterion(CriterionName.completed)
+def judge_completion(evidence: Evidence) -> Finding:
+    """All planned epochs ran."""
+    job = evidence.job
+    planned = job.training_config.epochs
+    done = evidence.epochs[-1].epoch if evidence.epochs else 0
+    target = f"all {planned} planned epochs"
+    if not job.status.is_terminal and done < planned:
+        return Finding(target=target, explanation=f"{done} so far")
+    return Finding(
+        target=target,
+        has_passed=done >= planned,
+        value=done,
+        epochs=[done] if done else [],
+        explanation=f"{done} of {planned} epochs ran",
+    )
+
+
+def reweigh(epochs: History) -> list[float]:
+    """Each epoch's training loss as it would be at the last epoch's β."""
+    beta = epochs[-1].beta if epochs else 0.0
+    return [row.train_recon_loss + beta * row.train_kl_loss for row in epochs]
+
+
+def _compute_rises(losses: Sequence[float]) -> list[float]:
+    """The relative rise from each epoch to the next; falls are negative."""
+    return [b / a - 1 if a else math.inf * b if b else 0.0 for a, b in pairwise(losses)]

@@ -1,0 +1,123 @@
+"""Reports of a comparison, in Markdown and as one HTML file that loads nothing from elsewhere."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+from sqlmodel import Session, col, select
+
+from server.files.artifacts import JobFiles
+from server.judging.charts import render_curves
+from server.judging.comparisons import ComparedJob, Comparison
+from server.judging.criteria import Criterion
+from server.judging.numbers import format_criterion
+from server.models.columns import utc_now
+from server.models.tables import Artifact, ArtifactKind, Job
+
+
+@dataclass(frozen=True, slots=True)
+class ReportPicture:
+    """A job's newest reconstructions, as PNG."""
+
+    png: bytes
+    epoch: int
+
+
+def read_picture(session: Session, job: Job, *, runs_dir: Path) -> ReportPicture | None:
+    """The newest picture of a job; None if there is none, or if it is missing on disk: a report
+    of what is left is worth more than none."""
+    newest = (
+        select(Artifact)
+        .where(Artifact.job_id == job.id, Artifact.kind == ArtifactKind.reconstruction)
+        .order_by(col(Artifact.epoch).desc())
+    )
+    artifact = session.exec(newest).first()
+    if artifact is None:
+        return None
+    try:
+        files = JobFiles(runs_dir, job.id)
+        path = files.verified_path(artifact.file_name, sha256=artifact.sha256)
+        return ReportPicture(path.read_bytes(), artifact.epoch)
+    except FileNotFoundError:
+        return None
+
+
+def render_markdown(comparison: Comparison) -> str:
+    """Recommendation, criteria and differences as Markdown."""
+    entries = comparison.entries
+    lines = ["# Comparison", "", escape_markdown(comparison.ranking.reason)]
+    lines += ["", "## Criteria", ""]
+    lines += _markdown_table(
+        ["criterion", "target", *(_name_in_full(entry) for entry in entries)],
+        [
+            ["diagnosis", "", *(str(entry.verdict.diagnosis) for entry in entries)],
+            *(
+                [name, row[0].target, *(_show(criterion) for criterion in row)]
+                for name, row in comparison.by_criterion()
+            ),
+        ],
+    )
+    if comparison.differences:
+        ids = [entry.job.id for entry in entries]
+        lines += ["", "## Settings that differ", ""]
+        lines += _markdown_table(
+            ["setting", *ids],
+            [[key, *(str(v[i]) for i in ids)] for key, v in comparison.differences.items()],
+        )
+    return "\n".join(lines) + "\n"
+
+
+def render_html(comparison: Comparison, *, pictures: Mapping[str, ReportPicture | None]) -> str:
+    """The whole comparison as one HTML file, with the pictures by job id; names are escaped by
+    the template."""
+    return (
+        _load_templates()
+        .get_template("report.html")
+        .render(
+            comparison=comparison,
+            pictures=pictures,
+            curves=render_curves(comparison),
+            made_at=f"{utc_now():%Y-%m-%d %H:%M} UTC",
+        )
+    )
+
+
+def escape_markdown(text: str) -> str:
+    """Make text inert in Markdown, in a table cell too."""
+    escaped = "".join(f"\\{c}" if c in "\\`*[]|" else c for c in text)
+    return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").split())
+
+
+@cache
+def _load_templates() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("server.judging"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(criterion=_show, png=_encode_png)
+    return environment
+
+
+def _show(criterion: Criterion) -> str:
+    return format_criterion(criterion.status, criterion.value)
+
+
+def _name_in_full(entry: ComparedJob) -> str:
+    return entry.label if entry.job.id in entry.label else f"{entry.label} ({entry.job.id})"
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [
+        "| " + " | ".join(c if c == "---" else escape_markdown(c) for c in line) + " |"
+        for line in lines
+    ]
+
+
+def _encode_png(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

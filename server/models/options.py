@@ -1,0 +1,58 @@
+"""The options: loss configurations that are compared, and the choices that they are made of.
+
+Plain data, so that the command line can list them without importing pydantic. A new option is one
+member of `Option` and one entry of `OPTIONS`.
+"""
+
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+
+class Option(StrEnum):
+    """The loss configurations that are compared."""
+
+    a = "a"
+    b = "b"
+    c = "c"
+
+
+class ClassWeighting(StrEnum):
+    """How the classes (colours) are weighted in the loss; see `worker.losses`."""
+
+    none = "none"
+    inverse = "inverse"
+    sqrt_inverse = "sqrt_inverse"
+    balanced = "balanced"
+    effective_number = "effective_number"
+
+
+class BetaSchedule(StrEnum):
+    """How β changes over a job's steps; see `worker.losses`."""
+
+    linear_warmup = "linear_warmup"
+    constant = "constant"
+    cyclical = "cyclical"
+
+
+class OptionPreset(NamedTuple):
+    """What an option sets, and what is known of it."""
+
+    config: dict[str, Any]
+    summary: str
+
+
+OPTIONS: Final[dict[Option, OptionPreset]] = {
+    Option.a: OptionPreset(
+        {"focal_gamma": 2.0, "class_weighting": ClassWeighting.none},
+        "baseline: focal γ 2, no class weights; expected to collapse to all-black",
+    ),
+    Option.b: OptionPreset(
+        {"focal_gamma": 2.0, "class_weighting": ClassWeighting.sqrt_inverse},
+        "proposed: focal γ 2, square root of the inverse class weights (about 11:1)",
+    ),
+    Option.c: OptionPreset(
+        {"focal_gamma": 1.0, "class_weighting": ClassWeighting.inverse},
+        "fallback: focal γ 1, inverse class weights (about 123:1); expected to over-paint",
+    ),
+}
+QUICK_TEST: Final[dict[str, Any]] = {"epochs": 5, "checkpoint_every": 1}

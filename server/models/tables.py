@@ -1,0 +1,306 @@
+"""The tables: jobs, what they measured and made, their events, and the workers."""
+
+import uuid
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from pydantic import BaseModel
+from sqlalchemy import (
+    JSON,
+    Column,
+    Index,
+    Integer,
+    UniqueConstraint,
+    text,
+)
+from sqlmodel import Field as Col
+from sqlmodel import SQLModel
+
+from server.models.columns import UTCDateTime, job_id_column, text_column, utc_now
+from server.models.configuration import TrainingConfig
+from server.models.options import Option
+
+
+class JobStatus(StrEnum):
+    """Where a job stands. A request to stop is a column beside it, not a status."""
+
+    queued = "queued"  #: waits for a worker
+    running = "running"  #: a worker holds its lease
+    paused = "paused"  #: stopped on request, continues from its last checkpoint when resumed
+    succeeded = "succeeded"  #: all planned epochs ran
+    failed = "failed"  #: stopped by the error in `error_message`
+    cancelled = "cancelled"  #: stopped on request
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL_STATUSES
+
+
+TERMINAL_STATUSES: Final = frozenset({JobStatus.succeeded, JobStatus.failed, JobStatus.cancelled})
+
+
+class JobPhase(StrEnum):
+    """What the worker of a running job is busy with."""
+
+    loading_data = "loading_data"
+    training = "training"
+    evaluating = "evaluating"
+    saving = "saving"
+
+
+class FailureKind(StrEnum):
+    """Whose fault a failure is; only `infrastructure` is retried by itself."""
+
+    user = "user"
+    oom = "oom"
+    numeric = "numeric"
+    infrastructure = "infrastructure"
+    timeout = "timeout"
+
+
+def new_job_id() -> str:
+    """Twelve random hex digits: short enough to type, never given out twice."""
+    return uuid.uuid4().hex[:12]
+
+
+class Job(SQLModel, table=True):
+    """One training run that was asked for. Only `server.jobs.queue` changes its status; its worker
+    fills in the rest through `server.jobs.records`."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        Index("ix_job_created_at_id", "created_at", "id"),
+        Index("ix_job_status_priority", "status", "priority", "created_at"),
+        # Each filter of a list has an index that holds its jobs in the order of the list.
+        Index("ix_job_status_created_at", "status", "created_at", "id"),
+        Index("ix_job_option_created_at", "option", "created_at", "id"),
+        Index("ix_job_option_status_created_at", "option", "status", "created_at", "id"),
+        Index("ix_job_name_created_at", "name", "created_at", "id"),
+        Index(
+            "ix_job_requeued",
+            "num_requeues",
+            sqlite_where=text("num_requeues > 0"),
+            postgresql_where=text("num_requeues > 0"),
+        ),
+    )
+
+    id: str = Col(default_factory=new_job_id, primary_key=True, max_length=12)
+    name: str | None = None
+    option: Option = Col(sa_column=text_column(Option))
+    quick_test: bool = False
+    is_pinned: bool = False  # its checkpoints stay when space is needed
+    labels: dict[str, str] = Col(
+        default_factory=dict, sa_column=Column("metadata", JSON, nullable=False)
+    )
+    priority: int = 0
+    config: dict[str, Any] = Col(sa_type=JSON)
+
+    status: JobStatus = Col(default=JobStatus.queued, sa_column=text_column(JobStatus))
+    phase: JobPhase | None = Col(default=None, sa_column=text_column(JobPhase, nullable=True))
+    progress: float = 0.0  # of all planned steps, 0 to 1
+    progress_at: datetime | None = Col(default=None, sa_type=UTCDateTime)  # when it last rose
+    attempt: int = 0  # raised by every claim
+    num_requeues: int = 0  # how often a worker lost it or handed it back
+    num_lost_attempts: int = 0  # since the last resume, those that ended by no fault of the job
+    available_at: datetime | None = Col(default=None, sa_type=UTCDateTime)  # not claimed before
+    worker_id: str | None = None
+    lease_expires_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    claimed_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    claimed_progress: float = 0.0  # where the attempt began
+    resume_point: dict[str, Any] | None = Col(default=None, sa_type=JSON)  # a ResumePoint
+    cancel_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    pause_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+    started_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    ended_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    error_code: str | None = None
+    error_message: str | None = None
+    failure_kind: FailureKind | None = Col(
+        default=None, sa_column=text_column(FailureKind, nullable=True)
+    )
+
+    # Summary columns, so that a list of jobs reads no per-epoch row.
+    epochs_completed: int = 0
+    best_epoch: int | None = None
+    best_val_recon_loss: float | None = None
+    train_loss: float | None = None
+    train_pixel_accuracy: float | None = None
+    val_foreground_recall: float | None = None
+    val_foreground_iou: float | None = None
+    device: str | None = None
+    dataset_summary: dict[str, Any] | None = Col(default=None, sa_type=JSON)
+    test_metrics: dict[str, Any] | None = Col(default=None, sa_type=JSON)
+
+    @property
+    def training_config(self) -> TrainingConfig:
+        return TrainingConfig.model_validate(self.config)
+
+
+class JobLabel(SQLModel, table=True):
+    """One of a job's labels, to find it by: written with the job and never changed.
+
+    The time of the job is repeated, so that an index has the jobs of a label in order.
+    """
+
+    __tablename__ = "job_label"
+    __table_args__ = (Index("ix_job_label_created_at", "key", "value", "created_at", "job_id"),)
+
+    job_id: str = Col(sa_column=job_id_column(primary_key=True))
+    key: str = Col(primary_key=True)
+    value: str
+    created_at: datetime = Col(sa_type=UTCDateTime)
+
+
+class EpochMetrics(SQLModel, table=True):
+    """What one epoch measured. Shares and rates are 0 to 1; a rate without cases is null."""
+
+    __tablename__ = "epoch_metrics"
+
+    job_id: str = Col(sa_column=job_id_column(primary_key=True))
+    epoch: int = Col(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    attempt: int
+    recorded_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+    seconds: float
+    grids_per_second: float
+    beta: float  # at the epoch's last step
+    learning_rate: float  # at the epoch's last step
+    num_loss_spikes: int  # steps above 3x the running median of the loss
+    max_spike_ratio: float | None  # largest step loss over its running median
+
+    # Over the epoch's own batches in train mode.
+    train_loss: float
+    train_recon_loss: float
+    train_kl_loss: float  # Σ max(KL_d, free_bits) / cells, as in the loss
+    train_pixel_accuracy: float
+    train_foreground_recall: float | None
+    train_foreground_iou: float | None
+    train_balanced_accuracy: float | None
+    train_background_share: float  # of cells predicted background
+    train_all_black_share: float  # of reconstructions that are all background
+    train_exact_grid_rate: float
+    train_recall_per_colour: list[float | None] = Col(sa_type=JSON)
+    train_kl_per_dimension: list[float] = Col(sa_type=JSON)  # nats
+    train_active_units: int  # dimensions with KL above 0.05 nats
+
+    # Over the validation split in eval mode.
+    val_loss: float
+    val_recon_loss: float
+    val_kl_loss: float
+    val_pixel_accuracy: float
+    val_foreground_recall: float | None
+    val_foreground_iou: float | None
+    val_balanced_accuracy: float | None
+    val_background_share: float
+    val_all_black_share: float
+    val_exact_grid_rate: float
+    val_recall_per_colour: list[float | None] = Col(sa_type=JSON)
+    val_kl_per_dimension: list[float] = Col(sa_type=JSON)
+    val_active_units: int
+
+
+class EventKind(StrEnum):
+    """What a JobEvent tells of; those named like a status say that the job took it."""
+
+    queued = "queued"
+    running = "running"
+    paused = "paused"
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+    cancel_requested = "cancel_requested"
+    pause_requested = "pause_requested"
+    resumed = "resumed"  #: an attempt goes on from a checkpoint
+    epoch = "epoch"
+    checkpoint = "checkpoint"
+    reconstruction = "reconstruction"
+    warning = "warning"
+
+
+class JobEvent(SQLModel, table=True):
+    """One thing that happened to a job: every transition, epoch, checkpoint and warning.
+
+    A job's events are written under its row's lock, so their ids rise in the order of commit.
+    """
+
+    __tablename__ = "job_event"
+    __table_args__ = (Index("ix_job_event_job_id_id", "job_id", "id"),)
+
+    id: int | None = Col(default=None, primary_key=True)
+    job_id: str = Col(sa_column=job_id_column())
+    kind: str  # an EventKind
+    message: str
+    data: dict[str, Any] | None = Col(default=None, sa_type=JSON)  # the values, for programs
+    created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+
+
+class ArtifactKind(StrEnum):
+    checkpoint = "checkpoint"
+    reconstruction = "reconstruction"
+
+
+class ResumePoint(BaseModel):
+    """The rolling file from which a job that stops between its checkpoints goes on."""
+
+    file_name: str
+    sha256: str
+    epoch: int  # epochs completed
+    step: int  # steps done in the epoch after it
+
+
+class Artifact(SQLModel, table=True):
+    """A file that a job made. A row follows its file, so what a row names exists."""
+
+    __tablename__ = "artifact"
+    __table_args__ = (UniqueConstraint("job_id", "kind", "epoch"),)
+
+    id: int | None = Col(default=None, primary_key=True)
+    job_id: str = Col(sa_column=job_id_column())
+    kind: ArtifactKind = Col(sa_column=text_column(ArtifactKind))
+    epoch: int
+    file_name: str
+    size_bytes: int
+    sha256: str
+    samples: list[dict[str, float | None]] | None = Col(default=None, sa_type=JSON)
+    created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+
+
+class IdempotencyKey(SQLModel, table=True):
+    """A request that must not be done twice, and its first answer, kept with what it made."""
+
+    __tablename__ = "idempotency_key"
+
+    token_name: str = Col(primary_key=True)
+    key: str = Col(primary_key=True, max_length=255)
+    body_sha256: str
+    answer: str  # JSON
+    location: str
+    created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime, index=True)
+
+
+class WorkerState(StrEnum):
+    """What a worker does, as far as its heartbeat tells."""
+
+    idle = "idle"
+    busy = "busy"
+    stalled = "stalled"  #: sends heartbeats, but its job makes no progress
+    stale = "stale"  #: several heartbeats are missing
+    dead = "dead"  #: silent for longer than a lease lasts
+    stopped = "stopped"  #: ended as it should
+
+
+class Worker(SQLModel, table=True):
+    """A process that claims jobs, and its last heartbeat."""
+
+    __tablename__ = "worker"
+
+    id: str = Col(primary_key=True)
+    host: str
+    pid: int
+    device: str
+    version: str = ""  # of Losslab
+    torch_version: str = ""
+    state: str  # idle, busy or stopped, as the worker said last
+    job_id: str | None = None
+    started_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+    heartbeat_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
