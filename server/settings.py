@@ -29,80 +29,122 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(
-        default=Path("experiments"), description="runs/, datasets/, cache/ and the SQLite file"
+        default=Path("experiments"),
+        description="folder of all files: `runs/`, `datasets/`, `cache/` and the SQLite database",
     )
     database_url: str = Field(
-        default="", description="empty is SQLite in the data directory; postgresql://… else"
+        default="",
+        description="`postgresql://USER:PASSWORD@HOST:PORT/NAME`; empty means SQLite in the data "
+        "directory",
     )
     database_password: SecretStr = Field(
-        default=SecretStr(""), description="goes into a database URL that has none"
+        default=SecretStr(""), description="password for a database URL that contains none"
     )
     api_token: SecretStr = Field(
-        default=SecretStr(""), description="what clients must send as their bearer token"
+        default=SecretStr(""),
+        description="secret that clients must send as their bearer token; it may change everything",
     )
     api_tokens: Annotated[tuple[ApiToken, ...], NoDecode] = Field(
-        default=(), description="more tokens, by name, scope and hash; `losslab token` makes them"
+        default=(),
+        description="more tokens, separated by commas, each as `NAME:read:SHA256` or "
+        "`NAME:full:SHA256`; `losslab token NAME` makes one",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="names by which the service may be asked; else this machine's own names "
-        "without a token, and any with one",
+        description="host names that requests may use, separated by commas; empty means "
+        "`localhost`, `127.0.0.1` and `::1` without a token, and any name with a token",
     )
     rate_limit: str = Field(
         default="6000/minute",
         pattern=r"^[1-9][0-9]{0,8}/(second|minute|hour)$",
-        description="requests of one token, or of one address where no token is needed",
+        description="requests allowed per token, or per client address where no token is needed",
     )
     request_seconds: float = Field(
-        default=30.0, gt=0, description="until an answer begins; uploads get ten times as long"
+        default=30.0,
+        gt=0,
+        description="seconds until an answer must begin; uploads get ten times as long",
     )
-    max_streams: int = Field(default=512, ge=1, description="live event streams at a time")
+    max_streams: int = Field(
+        default=512, ge=1, description="live event streams that may be open at the same time"
+    )
     published_host: str = Field(
         default="",
         description="in a container: the address on which its port is published outside",
     )
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
-    max_queued_jobs: int = Field(default=10_000, ge=1)
+    host: str = Field(
+        default="127.0.0.1",
+        description="address on which the server listens; only a loopback address is allowed "
+        "without a token",
+    )
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="port on which the server listens; 0 is any free"
+    )
+    max_queued_jobs: int = Field(
+        default=10_000,
+        ge=1,
+        description="jobs that may wait at the same time; further ones are answered 429",
+    )
     max_job_seconds: float = Field(
-        default=0.0, ge=0, description="an attempt that trains longer fails; 0 is no limit"
+        default=0.0,
+        ge=0,
+        description="seconds that one attempt may train before it fails; 0 means no limit",
     )
     max_storage_bytes: int = Field(
         default=0,
         ge=0,
-        description="above it generated data goes, then the oldest checkpoints that no resume "
-        "needs; 0 is no limit",
+        description="bytes of checkpoints, pictures and data sets above which generated data is "
+        "deleted, then the oldest checkpoints that are not pinned and that no resume needs; if "
+        "that is not enough, uploads are refused; 0 means no limit",
     )
-    max_upload_bytes: int = Field(default=256 * 2**20, ge=1, description="of one data set")
+    max_upload_bytes: int = Field(
+        default=256 * 2**20, ge=1, description="bytes that one uploaded data set may have"
+    )
     lease_seconds: float = Field(
-        default=30.0, gt=0, description="without a heartbeat for so long a worker counts as dead"
+        default=30.0,
+        gt=0,
+        description="seconds without a heartbeat after which a worker counts as dead; at least "
+        "three times LOSSLAB_HEARTBEAT_SECONDS",
     )
-    heartbeat_seconds: float = Field(default=5.0, gt=0)
+    heartbeat_seconds: float = Field(
+        default=5.0, gt=0, description="seconds between two heartbeats of a worker"
+    )
     poll_seconds: float = Field(
-        default=0.2, gt=0, description="how often an idle worker looks for a job"
+        default=0.2,
+        gt=0,
+        description="seconds between two looks of an idle worker for a job; PostgreSQL also "
+        "notifies workers",
     )
     max_attempts: int = Field(
-        default=3, ge=1, description="how often a job that loses its worker is started"
+        default=3,
+        ge=1,
+        description="attempts that a job may lose to dead workers, failing devices or full disks "
+        "before it fails",
     )
     retry_seconds: float = Field(
         default=10.0,
         ge=0,
-        description="pause before a job is tried again whose files, device or worker failed; "
-        "doubled each time",
+        description="seconds until a job whose device or files failed is tried again; doubled "
+        "each time",
     )
     checkpoint_seconds: float = Field(
-        default=60.0, gt=0, description="how often a job saves where it is inside a long epoch"
+        default=60.0,
+        gt=0,
+        description="seconds between two saved resume points inside a long epoch",
     )
     stall_seconds: float = Field(
         default=300.0,
         gt=0,
-        description="without progress for so long a worker that lives is shown as stalled",
+        description="seconds without progress after which a live worker is shown as stalled",
     )
-    num_workers: int = Field(default=1, ge=1, description="workers that share this machine's cores")
+    num_workers: int = Field(
+        default=1,
+        ge=1,
+        description="workers that share this machine's cores; each uses its share of them",
+    )
     wandb_project: str = Field(
-        default="", description="also log each run to this Weights & Biases project"
+        default="", description="Weights & Biases project that each run is also logged to"
     )
-    json_logs: bool = Field(default=False, description="one JSON object a log line")
+    json_logs: bool = Field(default=False, description="log one JSON object per line")
 
     @property
     def resolved_database_url(self) -> str:
