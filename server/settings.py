@@ -57,7 +57,8 @@ class Settings(BaseSettings):
     rate_limit: str = Field(
         default="6000/minute",
         pattern=r"^[1-9][0-9]{0,8}/(second|minute|hour)$",
-        description="requests allowed per token, or per client address where no token is needed",
+        description="requests allowed per token, or per client address where no token is needed; as "
+        "`NUMBER/second`, `NUMBER/minute` or `NUMBER/hour`",
     )
     request_seconds: float = Field(
         default=30.0,
@@ -77,7 +78,10 @@ class Settings(BaseSettings):
         "without a token",
     )
     port: int = Field(
-        default=8000, ge=0, le=65535, description="port on which the server listens; 0 is any free"
+        default=8000,
+        ge=0,
+        le=65535,
+        description="port on which the server listens; 0 takes any free one",
     )
     max_queued_jobs: int = Field(
         default=10_000,
