@@ -26,8 +26,12 @@ test-docker: $(VENV)/.developer  ## build the images and use the CPU stack in a 
 table: $(VENV)/.user  ## measure a, b and c on the full corpus, three seeds each
 	$(BIN)/python -m benchmarks.abc
 
+docs: $(VENV)/.developer  ## write the generated pages, and build the documentation into site/
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --quiet --strict
+
 clean:  ## remove what make made; experiments/ stays
-	rm -rf $(VENV) build server/dashboard/static/library *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site server/dashboard/static/library *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Losslab needs Python 3.11 or newer")'
@@ -41,4 +45,4 @@ $(VENV)/.developer: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(INSTALL) -e '.[worker,dev]'
 	touch $@ $(VENV)/.user
 
-.PHONY: help quickstart up test test-docker table clean
+.PHONY: help quickstart up test test-docker table docs clean

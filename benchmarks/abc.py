@@ -1,7 +1,8 @@
 """The experiment itself: options a, b and c on the full default corpus, three seeds each.
 
-Runs the jobs through the real queue and worker processes, writes `results/abc.json` and puts the
-table into the README. About two minutes an option and seed on two cores with bf16:
+Runs the jobs through the real queue and worker processes, writes `results/abc.json`, and puts a row
+per job into `docs/results.md` and a row per option into the README. About two minutes an option and
+seed on two cores with bf16:
 
     python -m benchmarks.abc
 
@@ -15,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +32,10 @@ from server.models.options import Option
 from server.models.tables import Job
 from server.settings import Settings
 
-#: The results whose table the README shows.
-README_RESULTS = "abc"
+#: The results that the documentation shows.
+SHOWN_RESULTS = "abc"
 README_PATH = REPOSITORY / "README.md"
+RESULTS_PAGE = REPOSITORY / "docs" / "results.md"
 PACKAGES = ("losslab", "torch", "numpy")
 
 
@@ -68,8 +71,9 @@ def main() -> None:
     if arguments.no_write:
         return
     write_results(arguments.results, machine | {"num_workers": arguments.workers, "jobs": rows})
-    if arguments.results == README_RESULTS:
-        show_in_readme(table)
+    if arguments.results == SHOWN_RESULTS:
+        show(table, page=RESULTS_PAGE)
+        show(format_summary(rows), page=README_PATH)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -79,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--options", type=Option, nargs="+", default=list(Option))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1, help="they share the cores")
-    parser.add_argument("--results", default=README_RESULTS, help="name of the file in results/")
+    parser.add_argument("--results", default=SHOWN_RESULTS, help="name of the file in results/")
     parser.add_argument("--no-write", action="store_true", help="print the table only")
     return parser.parse_args()
 
@@ -144,12 +148,42 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def show_in_readme(table: str) -> None:
-    readme = README_PATH.read_text()
+def format_summary(rows: list[dict[str, Any]]) -> str:
+    """A row per option, with the range over its seeds."""
+    lines = [
+        "| option | final training accuracy | validation foreground recall | IoU | "
+        "seeds that pass | verdicts |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for option in dict.fromkeys(row["option"] for row in rows):
+        group = [row for row in rows if row["option"] == option]
+        num_passed = sum(row["outcome"] == "success" for row in group)
+        diagnoses = Counter(row["diagnosis"] for row in group)
+        lines.append(
+            f"| {option} | {_range(group, 'train_pixel_accuracy', form='.1%')} "
+            f"| {_range(group, 'val_foreground_recall', form='.3f')} "
+            f"| {_range(group, 'val_foreground_iou', form='.3f')} "
+            f"| {num_passed} of {len(group)} "
+            f"| {', '.join(f'{count} {name}' for name, count in diagnoses.most_common())} |"
+        )
+    return "\n".join(lines)
+
+
+def _range(rows: list[dict[str, Any]], key: str, *, form: str) -> str:
+    values = [row[key] for row in rows]
+    lowest, highest = f"{min(values):{form}}", f"{max(values):{form}}"
+    return lowest if lowest == highest else f"{lowest} to {highest}"
+
+
+def show(table: str, *, page: Path) -> None:
+    """Put the table between the marks of the page."""
     marked = re.sub(
-        r"(<!-- abc -->\n).*?(<!-- /abc -->)", rf"\g<1>{table}\n\g<2>", readme, flags=re.DOTALL
+        r"(<!-- abc -->\n).*?(<!-- /abc -->)",
+        rf"\g<1>\n{table}\n\n\g<2>",
+        page.read_text(),
+        flags=re.DOTALL,
     )
-    README_PATH.write_text(marked)
+    page.write_text(marked)
 
 
 if __name__ == "__main__":

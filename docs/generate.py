@@ -1,10 +1,12 @@
 """Writes the pages of the documentation that follow from the source, and `.env.example`.
 
-    python docs/generate.py
+    python docs/generate.py [FOLDER]
 
-The pages depend on nothing but the source: not on the machine, the day or `LOSSLAB_*` variables.
+FOLDER is where `docs/` lies: this repository, if it is left out. The pages depend on nothing but
+the source: not on the machine, the day or `LOSSLAB_*` variables.
 """
 
+import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path, PurePath
@@ -47,8 +49,13 @@ Schema = Mapping[str, Any]
 
 
 def main() -> None:
-    for path, text in render_all().items():
-        (ROOT / path).write_text(text, encoding="utf-8")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=ROOT, help="where docs/ lies")
+    folder: Path = parser.parse_args().folder
+    for name, text in render_all().items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
         print(path)
 
 

@@ -57,8 +57,8 @@ class Settings(BaseSettings):
     rate_limit: str = Field(
         default="6000/minute",
         pattern=r"^[1-9][0-9]{0,8}/(second|minute|hour)$",
-        description="requests allowed per token, or per client address where no token is needed; as "
-        "`NUMBER/second`, `NUMBER/minute` or `NUMBER/hour`",
+        description="requests allowed per token, or per client address where no token is needed, "
+        "as `NUMBER/second`, `NUMBER/minute` or `NUMBER/hour`",
     )
     request_seconds: float = Field(
         default=30.0,

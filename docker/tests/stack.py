@@ -157,9 +157,9 @@ def wait_for(read: Callable[[], T | None], *, seconds: float = 600) -> T:
 
 
 def write_documented_override(folder: Path, *, containing: str) -> Path:
-    """The README's own example, with paths that hold outside of the repository."""
-    readme = (ROOT / "README.md").read_text()
-    examples = re.findall(r"```yaml\n(.*?)```", readme, flags=re.DOTALL)
+    """The documentation's own example, with paths that hold outside of the repository."""
+    pages = "\n".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
+    examples = re.findall(r"```yaml\n(.*?)```", pages, flags=re.DOTALL)
     (example,) = [example for example in examples if containing in example]
     path = folder / "override.yml"
     example = example.replace("file: docker/", f"file: {ROOT}/docker/")

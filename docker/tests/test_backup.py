@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from stack import ROOT, Stack
 
-# A second service of workers, as the README has it for a second GPU.
+# A second service of workers, as the documentation has it for a second GPU.
 SECOND_WORKER = f"""
 services:
   worker-1:

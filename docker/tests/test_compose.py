@@ -1,4 +1,4 @@
-"""What the compose files say, and the README's examples of what may be added to them."""
+"""What the compose files say, and the documented examples of what may be added to them."""
 
 import json
 import secrets
