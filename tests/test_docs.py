@@ -28,9 +28,7 @@ PAGES = [
 ]
 MAX_README_LINES = 140
 #: A page or a style sheet that has something loaded from another site.
-LOAD = re.compile(
-    r"<(script|img|iframe|link)\b[^>]*\s(src|href)=[\"']?(https?:)?//"
-)
+LOAD = re.compile(r"<(script|img|iframe|link)\b[^>]*\s(src|href)=[\"']?(https?:)?//")
 STYLE_LOAD = re.compile(r"(url\(|@import)[\"' ]*(https?:)?//")
 
 #: What would change a page that depended on it.
