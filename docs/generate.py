@@ -2,7 +2,7 @@
 
     python docs/generate.py [FOLDER]
 
-FOLDER is where `docs/` lies: this repository, if it is left out. The pages depend on nothing but
+FOLDER is where `docs/` is: this repository, if it is left out. The pages depend on nothing but
 the source: not on the machine, the day or `LOSSLAB_*` variables.
 """
 
@@ -50,7 +50,7 @@ Schema = Mapping[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=ROOT, help="where docs/ lies")
+    parser.add_argument("folder", type=Path, nargs="?", default=ROOT, help="where docs/ is")
     folder: Path = parser.parse_args().folder
     for name, text in render_all().items():
         path = folder / name
