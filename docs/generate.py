@@ -141,7 +141,7 @@ def render_api(api: Schema) -> str:
     return _page(
         "# HTTP API",
         "A running server shows the same routes at `/docs`, where they can be tried, and describes "
-        "them at `/openapi.json`. Each `GET` also answers `HEAD`.",
+        "them at `/openapi.json`.",
         "Bodies are JSON. A body with an unknown field is refused. A list is "
         '`{"data": [...], "has_more": true | false}`.',
         *_describe_routes(api, thresholds=frozenset(thresholds["properties"])),
