@@ -1,4 +1,4 @@
-"""A thin client of the HTTP API, for scripts; the command line uses it too."""
+"""A thin client of the HTTP API, for scripts and the command line."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 ReportFormat = Literal["html", "md", "curves"]
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
-#: Statuses in which a job changes no more unless somebody asks for it.
+#: A job with one of these statuses changes only on request.
 SETTLED_STATUSES: Final = frozenset({"succeeded", "failed", "cancelled", "paused"})
 RETRY_SECONDS: Final = 60.0
 
@@ -48,7 +48,7 @@ class UnreachableError(RequestError):
 
 
 class LosslabClient:
-    """One connection pool to one service. Every method raises RequestError."""
+    """A connection pool to one service. Every method may raise RequestError."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class LosslabClient:
                 headers={"Authorization": f"Bearer {token}"} if token else {},
                 timeout=timeout,
                 transport=transport,
-                # A proxy of the environment cannot reach this machine's loopback.
+                # A proxy from the environment cannot reach this machine's loopback address.
                 trust_env=httpx.URL(self.base_url).host not in _LOOPBACK_HOSTS,
             )
         except httpx.InvalidURL as error:
@@ -86,8 +86,7 @@ class LosslabClient:
         self._http.close()
 
     def create_job(self, option: str, quick_test: bool = False, **overrides: Any) -> Json:
-        """Queue a job. `overrides` are keys of the configuration, `name`, `metadata` and
-        `priority`."""
+        """Queue a job. `overrides` are configuration keys, `name`, `metadata` and `priority`."""
         body = {"option": option, "quick_test": quick_test, **overrides}
         return self._request_json("POST", "/jobs", json=body)
 
@@ -112,7 +111,7 @@ class LosslabClient:
         return self._request_json("POST", _job_path(job_id, "pause"))
 
     def resume_job(self, job_id: str, epochs: int | None = None) -> Json:
-        """Let a job go on; `epochs` is up to which one, for a succeeded one."""
+        """Continue a job. A succeeded job needs `epochs`, the new total number of epochs."""
         body = _without_none({"epochs": epochs})
         return self._request_json("POST", _job_path(job_id, "resume"), json=body)
 
@@ -124,7 +123,7 @@ class LosslabClient:
         return self._request_json("GET", _job_path(job_id, "metrics"))
 
     def list_events(self, job_id: str, after: int = 0) -> Json:
-        """What happened to the job after the event `after`, oldest first: `data`, `has_more`."""
+        """The job's events after the id `after`, oldest first: `data` and `has_more`."""
         return self._request_json("GET", _job_path(job_id, "events"), params={"after": after})
 
     def read_log(self, job_id: str, tail: int | None = None) -> str:
@@ -157,7 +156,7 @@ class LosslabClient:
         *,
         format: ReportFormat = "html",
     ) -> bytes:
-        """A comparison as an HTML or Markdown page, or its curves as PNG."""
+        """A comparison as an HTML or Markdown document, or its curves as PNG."""
         query = _comparison_query(job_ids, options)
         return self._request("GET", _REPORT_PATHS[format], params=query).content
 
@@ -168,7 +167,7 @@ class LosslabClient:
         return self._request_json("GET", "/workers")
 
     def is_healthy(self) -> bool:
-        """Whether a service answers at the URL. Raises nothing."""
+        """Whether a service answers at the URL. Never raises RequestError."""
         try:
             return self._request("GET", "/healthz").is_success
         except RequestError:
@@ -183,8 +182,8 @@ class LosslabClient:
     ) -> Json:
         """Poll until the job has succeeded, failed, been cancelled or paused; returns the job.
 
-        A service that stops answering, or whose database does, is asked again for RETRY_SECONDS,
-        so that a restart of either goes unnoticed.
+        If the service or its database does not answer, polling goes on for RETRY_SECONDS, so that
+        a restart of either is not an error.
         """
         answered_at = time.monotonic()
         while True:
@@ -218,7 +217,7 @@ class LosslabClient:
             response = self._http.request(method, path, **kwargs)
         except httpx.HTTPError as error:
             raise UnreachableError(self.base_url, reason=str(error) or repr(error)) from None
-        except ValueError as error:  # a NaN in the body: JSON has none
+        except ValueError as error:  # a NaN in the body, which JSON cannot express
             raise RequestError(0, {"title": "Invalid input", "detail": str(error)}) from None
         if not response.is_success:
             raise RequestError(response.status_code, _read_problem(response))
@@ -226,7 +225,7 @@ class LosslabClient:
 
 
 def _read_problem(response: httpx.Response) -> Json:
-    """The problem document, or one made up for an answer that is none, as a proxy's."""
+    """The problem document; for any other answer, such as a proxy's, one with its status."""
     try:
         problem = response.json()
     except ValueError:
@@ -238,11 +237,11 @@ def _read_problem(response: httpx.Response) -> Json:
 
 
 def _describe(problem: Json) -> str:
-    """One line that names every field that was refused."""
+    """One line that names every refused field."""
     line = ": ".join(str(problem[key]) for key in ("title", "detail") if problem.get(key))
     errors = problem.get("errors") or []
     fields = [f"{error.get('field')}: {error.get('message')}" for error in errors]
-    # The detail may list them already.
+    # The detail may already list some fields.
     return " ".join("; ".join([line, *(f for f in fields if f not in line)]).split())
 
 

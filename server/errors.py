@@ -1,23 +1,23 @@
-"""The errors that users are told of: one family, whichever way a user comes in.
+"""Errors that are reported to users, shared by the API and the command line.
 
-Each class carries what HTTP answers (RFC 9457: status and title) and the exit code of a command.
-A new error derives from the class here that fits, and both the API and the command line know it.
+Each class has the HTTP status and title (RFC 9457) and the exit code of a command. A new error
+derives from the class here that fits, so that the API and the command line both report it.
 """
 
 from http import HTTPStatus
 from typing import Final
 
-#: The exit codes of a command that failed, and of one whose input was wrong.
+#: The exit codes of a command that failed, and of a command with invalid input.
 FAILED: Final = 1
 BAD_INPUT: Final = 2
 
 
 class LosslabError(Exception):
-    """Something that the user can understand and mostly mend; the message is for the user."""
+    """An error with a message for the user, who can usually fix it."""
 
     status: int = HTTPStatus.INTERNAL_SERVER_ERROR
     exit_code: int = FAILED
-    #: The field of a request that is wrong, where it is always the same one.
+    #: The invalid field of a request, if it is always the same one.
     field: str | None = None
 
     @property
@@ -26,37 +26,37 @@ class LosslabError(Exception):
 
 
 class InvalidInputError(LosslabError, ValueError):
-    """What was asked for cannot be done."""
+    """The input is invalid."""
 
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     exit_code = BAD_INPUT
 
 
 class NotFoundError(LosslabError):
-    """There is nothing of this name."""
+    """Nothing has this name."""
 
     status = HTTPStatus.NOT_FOUND
 
 
 class ConflictError(LosslabError):
-    """The state of things does not allow this now."""
+    """The current state does not allow the request."""
 
     status = HTTPStatus.CONFLICT
 
 
 class TooManyRequestsError(LosslabError):
-    """The service has as much to do as it may; the same request may succeed later."""
+    """The service is at one of its limits; the same request may succeed later."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
 
 
 class TooLargeError(LosslabError):
-    """More was sent than is taken."""
+    """The body is larger than allowed."""
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
 class StorageFullError(LosslabError):
-    """There is no room for what was sent."""
+    """There is no space on the disk for the request."""
 
     status = HTTPStatus.INSUFFICIENT_STORAGE

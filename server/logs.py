@@ -1,4 +1,4 @@
-"""Logging of an entry point: one line per event to stdout, as text or as JSON."""
+"""Logging for entry points: one line per event to stdout, as text or as JSON."""
 
 import json
 import logging
@@ -11,15 +11,15 @@ from pathlib import Path
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s%(context)s"
 
-#: What every line of a request's handling is marked with.
+#: The id in every log line of a request.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-# A worker has one job at a time, and several threads that log about it.
+# A global: a worker has one job at a time, and several of its threads log about it.
 _job_id: str | None = None
 
 
 @contextmanager
 def mark_job(job_id: str) -> Iterator[None]:
-    """Every line that this process logs meanwhile names the job."""
+    """Add the job's id to every log line of this process while the context is entered."""
     global _job_id
     _job_id = job_id
     try:
@@ -37,14 +37,14 @@ def _add_context(record: logging.LogRecord) -> bool:
 
 
 class LineFormatter(logging.Formatter):
-    """A message is one line, whatever it quotes; a traceback has more."""
+    """Puts a message on one line, even if it quotes several; a traceback keeps its lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         return " ".join(super().formatMessage(record).splitlines())
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -61,7 +61,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(*, as_json: bool, log_path: Path | None = None) -> None:
-    """Called by entry points only; modules just log."""
+    """Set up logging. Only entry points call this."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if log_path is not None:
         handlers.append(logging.FileHandler(log_path, encoding="utf-8"))

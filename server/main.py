@@ -59,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
         ):
             yield
         registry.unregister(store)
-        # What a cancelled task asked of the database goes on in its thread, with a connection.
+        # A cancelled task's database query goes on in its thread and holds a connection; wait.
         await asyncio.get_running_loop().shutdown_default_executor()
         engine.dispose()
 
@@ -68,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("losslab"),
         description=_DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's own page would load scripts from elsewhere; ours is /docs
+        docs_url=None,  # FastAPI's page loads scripts from other sites; ours is at /docs
         redoc_url=None,
         max_body_size=MAX_BODY_BYTES,
         middleware=_list_middleware(settings, registry=registry),
@@ -85,10 +85,10 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list[Middleware]:
-    """From the outermost: what refuses requests comes before what does work, and all is logged."""
+    """From the outermost: first the log, then what refuses requests, then what does work."""
     hosts = find_allowed_hosts(settings.allowed_hosts, is_open=not settings.tokens)
     limit = parse(settings.rate_limit)
-    # Guesses of tokens are limited by address.
+    # Attempts to guess a token are limited per address.
     unauthenticated = RateLimit(ask_for_token, limit=limit)
     authentication = Middleware(
         Authentication, tokens=settings.tokens, unauthenticated=unauthenticated
@@ -114,7 +114,7 @@ async def _background(*coroutines: Coroutine[None, None, None]) -> AsyncIterator
 
 
 async def _reap(engine: Engine, settings: Settings) -> None:
-    """Requeue the jobs of dead workers until cancelled: there may be no worker left to do it."""
+    """Requeue the jobs of dead workers until cancelled: no worker may be left to do it."""
     reaper = Reaper(engine, settings=settings)
     while True:
         try:
@@ -125,7 +125,7 @@ async def _reap(engine: Engine, settings: Settings) -> None:
 
 
 async def _free_space(engine: Engine, settings: Settings) -> None:
-    """Keep the data directory within its limit until cancelled."""
+    """Keep the data directory below its size limit until cancelled."""
     while settings.max_storage_bytes:
         try:
             await asyncio.to_thread(retention.free_space, engine, settings)

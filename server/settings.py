@@ -1,4 +1,4 @@
-"""What surrounds this process, from `LOSSLAB_*` environment variables and secret files."""
+"""Settings of this process, from `LOSSLAB_*` environment variables and secret files."""
 
 import ipaddress
 import os
@@ -12,19 +12,19 @@ from sqlalchemy.exc import ArgumentError
 
 from server.tokens import ApiToken
 
-# Where container engines put secrets: a file for each, named like the variable.
+# Container engines put secrets here, one file per secret, named like the variable.
 _SECRETS_DIR = Path("/run/secrets")
 _CGROUP_QUOTA_PATH = Path("/sys/fs/cgroup/cpu.max")
 
 
 class Settings(BaseSettings):
-    """Each field is read from `LOSSLAB_` and its name in capitals, or from a secret file."""
+    """Each field is read from `LOSSLAB_` + its name in capitals, or from a secret file."""
 
     model_config = SettingsConfigDict(
         env_prefix="LOSSLAB_",
         env_ignore_empty=True,
         extra="ignore",
-        hide_input_in_errors=True,  # it may be a secret
+        hide_input_in_errors=True,  # the input may be a secret
         secrets_dir=_SECRETS_DIR if _SECRETS_DIR.is_dir() else None,
     )
 
@@ -198,13 +198,13 @@ class Settings(BaseSettings):
 
     @property
     def tokens(self) -> tuple[ApiToken, ...]:
-        """All API tokens; none means that no token is asked for."""
+        """All API tokens; if there are none, clients need no token."""
         secret = self.api_token.get_secret_value()
         return (*self.api_tokens, *([ApiToken.of(secret, name="default")] if secret else []))
 
     @property
     def is_guarded(self) -> bool:
-        """Whether strangers are kept out: by a token, or because only this machine gets in."""
+        """Whether access is restricted: by a token, or to this machine."""
         reachable_at = self.published_host or self.host
         return bool(self.tokens) or is_loopback(reachable_at)
 
@@ -222,12 +222,12 @@ class Settings(BaseSettings):
 
 
 def _split(given: str) -> tuple[str, ...]:
-    """At commas and spaces."""
+    """Split at commas and spaces."""
     return tuple(given.replace(",", " ").split())
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Whether only this machine can reach the address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -235,7 +235,7 @@ def is_loopback(host: str) -> bool:
 
 
 def count_cores(*, quota_path: Path = _CGROUP_QUOTA_PATH) -> int:
-    """Cores that this process may use: its affinity, or a container's quota if that is less."""
+    """Cores that this process may use: its CPU affinity, or a container's quota if lower."""
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     if quota_path.exists():

@@ -1,4 +1,4 @@
-"""API tokens: 256 random bits for the client, their hash for the settings."""
+"""API tokens: the client has 256 random bits, the settings their hash."""
 
 import hashlib
 import re
@@ -20,13 +20,13 @@ class TokenNameError(InvalidInputError):
 
 
 class TokenScope(StrEnum):
-    read = "read"  #: may look at everything
-    full = "full"  #: may change it, too
+    read = "read"  #: may read everything
+    full = "full"  #: may also change everything
 
 
 @dataclass(frozen=True, slots=True)
 class ApiToken:
-    """What the settings keep of a token. A plain SHA-256 will do: nobody guesses 256 bits."""
+    """A token as the settings store it. A plain SHA-256 is safe: nobody can guess 256 bits."""
 
     name: str
     scope: TokenScope
@@ -44,7 +44,7 @@ class ApiToken:
 
     @classmethod
     def of(cls, secret: str, *, name: str, scope: TokenScope = TokenScope.full) -> Self:
-        """The token that a client sends as `secret`. Raises TokenNameError."""
+        """The settings' form of the token `secret`. Raises TokenNameError."""
         if not re.fullmatch(_NAME_PATTERN, name):
             raise TokenNameError(f"a token's name has letters, digits, . _ and -, not {name!r}")
         return cls(name, scope, hash_token(secret))
@@ -54,7 +54,7 @@ class ApiToken:
 
 
 def find_token(secret: str, tokens: Iterable[ApiToken]) -> ApiToken | None:
-    """The token of this secret. Takes as long for one that is nearly right as for any other."""
+    """The token of this secret, if any. Comparing takes the same time for every wrong secret."""
     given = hash_token(secret)
     found = None
     for token in tokens:

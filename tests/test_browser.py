@@ -169,7 +169,7 @@ def test_job_is_paused_resumed_and_cancelled_by_its_buttons(
     page.locator(f"#job-{job['id']}").get_by_role("button", name="Cancel").click()
     service.wait(job["id"], status="cancelled")
     assert page.url.endswith("/?status=running")
-    expect(page.locator("#rows")).to_contain_text("No job is like that")
+    expect(page.locator("#rows")).to_contain_text("No job matches")
 
 
 def test_hostile_names_are_inert(open_page: OpenPage, trained: dict[str, dict[str, Any]]) -> None:
@@ -232,7 +232,7 @@ def test_pages_say_the_same_without_a_script(
     expect(page.locator(f"#job-{job_id}")).to_contain_text("succeeded")
     page.get_by_label("Status").select_option("failed")
     page.get_by_role("button", name="Show", exact=True).click()
-    expect(page.locator("#rows")).to_contain_text("No job is like that")
+    expect(page.locator("#rows")).to_contain_text("No job matches")
     page = open_page(f"/ui/jobs/{job_id}", java_script_enabled=False)
     expect(page.locator("#verdict .badge").first).to_be_visible()
     for part in (".panels", ".slider", "#samples"):

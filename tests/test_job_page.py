@@ -165,7 +165,7 @@ def test_picture_that_does_not_come_is_told_and_asked_for_again(
     page.wait_for_load_state("networkidle")
     page.route("**/reconstructions/*", lambda route: route.abort())
     page.locator("#epoch-slider").press("Home")
-    expect(note).to_contain_text("epoch 1 did not come")
+    expect(note).to_contain_text("epoch 1 could not be loaded")
     widths = "all => [...new Set(all.map((canvas) => canvas.width))]"
     assert samples.locator("canvas").evaluate_all(widths) == [1]
     assert samples.inner_text().strip().endswith("error")

@@ -383,7 +383,7 @@ def test_succeeded_job_goes_on_for_more_epochs_only(engine: Engine, submit_job: 
         session.get_one(Job, job_id).epochs_completed = 2
     queue.finish(engine, lease_of(claim(engine)), test_metrics={})
     for num_epochs in (None, 1, 2):
-        with pytest.raises(JobStateError, match="has 2 epochs behind it"):
+        with pytest.raises(JobStateError, match="has completed 2 epochs"):
             queue.resume(engine, job_id, num_epochs=num_epochs)
     job = queue.resume(engine, job_id, num_epochs=8)
     assert (job.status, job.progress, job.config["epochs"]) == (JobStatus.queued, 0.25, 8)

@@ -47,7 +47,7 @@ def test_bad_input_is_answered_with_field_and_what_is_allowed(
 def test_field_of_a_new_job_is_not_suggested_for_a_change(client: TestClient) -> None:
     job_id = client.post("/jobs", json={"option": "b"}).json()["id"]
     answer = problem(client.patch(f"/jobs/{job_id}", json={"name": "x"}), 422)
-    assert answer["detail"].endswith("unknown field; /docs lists those there are")
+    assert answer["detail"].endswith("unknown field; /docs lists the known ones")
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
@@ -73,7 +73,10 @@ def test_broken_json_is_told_by_its_place(client: TestClient) -> None:
     headers = {"Content-Type": "application/json"}
     answer = client.post("/jobs", content=b'{"option": }', headers=headers)
     (error,) = problem(answer, 422)["errors"]
-    assert (error["field"], error["message"]) == ("body", "no JSON: Expecting value (character 11)")
+    assert (error["field"], error["message"]) == (
+        "body",
+        "invalid JSON: Expecting value (character 11)",
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""ETags: an answer that the client has already is not sent again (RFC 9110, 13.1.2)."""
+"""ETags: an answer that the client already has is not sent again (RFC 9110, 13.1.2)."""
 
 import hashlib
 from typing import Any, Final
@@ -7,11 +7,11 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 #: For the description of a route that answers 304.
-NOT_MODIFIED: Final[dict[str, Any]] = {"description": "What `If-None-Match` names is still right"}
+NOT_MODIFIED: Final[dict[str, Any]] = {"description": "The tag in `If-None-Match` is current"}
 
 
 def is_known(request: Request, etag: str) -> bool:
-    """Whether the client has what the tag stands for, by a weak comparison."""
+    """Whether `If-None-Match` lists the tag, by weak comparison."""
     known = (
         tag.strip().removeprefix("W/")
         for tag in request.headers.get("If-None-Match", "").split(",")
@@ -20,7 +20,7 @@ def is_known(request: Request, etag: str) -> bool:
 
 
 def answer_tagged(request: Request, body: BaseModel) -> Response:
-    """The body with a tag of its contents, or 304 if the client has it."""
+    """The body with an ETag of its contents, or 304 if the client already has it."""
     content = body.model_dump_json().encode()
     headers = {
         "ETag": f'W/"{hashlib.sha256(content).hexdigest()[:32]}"',

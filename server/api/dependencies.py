@@ -1,4 +1,4 @@
-"""What routes ask for: settings, engine, a session, the job that the path names."""
+"""Dependencies of the routes: settings, engine, session, and the job in the path."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Final
@@ -14,7 +14,7 @@ from server.jobs.listing import find_job
 from server.models.tables import Job
 from server.settings import Settings
 
-#: Fewer than the connections of the pool (15): a request that writes takes another one.
+#: Fewer than the pool's connections (15): a request that writes needs one more.
 NUM_SESSIONS: Final = 8
 
 
@@ -39,10 +39,10 @@ EventFeedDep = Annotated[EventFeed, Depends(get_event_feed)]
 
 
 async def get_session(request: Request, engine: EngineDep) -> AsyncIterator[Session]:
-    """A session for reading; what changes a job opens a transaction of its own.
+    """A session for reading; code that changes a job opens its own transaction.
 
-    A session keeps its connection from one thread of a request to the next. With more sessions
-    than connections, the threads that wait for one would block those that give one back.
+    A session keeps its connection while a request moves from thread to thread. With more sessions
+    than connections, threads that wait for a connection would block those that return one.
     """
     async with request.app.state.session_turns:
         session = Session(engine)
@@ -52,14 +52,13 @@ async def get_session(request: Request, engine: EngineDep) -> AsyncIterator[Sess
             await run_in_threadpool(session.close)
 
 
-# Closed before the answer is sent, so that a slow reader or a stream holds no transaction.
+# Closed before the answer is sent, so that a slow client or a stream holds no transaction.
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
 
 
 def get_job(job_id: str, session: SessionDep) -> Job:
     job = find_job(session, job_id)
-    # Its connection goes back: many requests that each hold one connection and wait for a second
-    # would wait for ever.
+    # Return the connection: many requests that each hold one and wait for a second would deadlock.
     session.expunge(job)
     session.rollback()
     return job
@@ -76,7 +75,7 @@ JobFilesDep = Annotated[JobFiles, Depends(get_job_files)]
 
 
 def get_token_name(request: Request) -> str:
-    """Whose token the request carries; empty where none is needed."""
+    """The name of the request's token; empty if no token is needed."""
     return str(getattr(request.state, "token_name", ""))
 
 

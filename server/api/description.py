@@ -1,4 +1,4 @@
-"""The API's description, `/openapi.json`: what it says beyond the routes."""
+"""The API's description, `/openapi.json`: additions to what FastAPI generates."""
 
 from typing import Any, Final
 
@@ -12,12 +12,12 @@ _COMPONENT: Final = "#/components/schemas/{model}"
 
 
 class DescribedApi(FastAPI):
-    """FastAPI, whose description also says that a token is needed."""
+    """FastAPI with a complete description: problems, optional parameters, tokens."""
 
     needs_token = False
 
     def openapi(self) -> dict[str, Any]:
-        """Made once, when it is asked for first."""
+        """The description, built at the first request and kept."""
         if self.openapi_schema is None:
             description = super().openapi()
             _add_problem(description)
@@ -34,7 +34,7 @@ def _add_problem(description: dict[str, Any]) -> None:
 
 
 def _remove_nulls(description: dict[str, Any]) -> None:
-    """A query or a header may lack a parameter, but has no null to send."""
+    """A query or header parameter can be left out, but it cannot be null."""
     for operations in description["paths"].values():
         for operation in operations.values():
             for parameter in operation.get("parameters", []):

@@ -1,4 +1,4 @@
-"""Live events of jobs: one reader of the database for any number of streams."""
+"""Live events of jobs: one database reader for all streams."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ from server.models.tables import TERMINAL_STATUSES, JobEvent
 
 _POLL_SECONDS = 0.25
 _RETRY_SECONDS = 1.0
-#: Jobs that one statement asks for; SQLite bounds how deep its condition may nest.
+#: Jobs in one statement; SQLite limits how deep a condition may nest.
 _BATCH_SIZE = 200
 _PAGE_SIZE = 500
 _TAIL_LENGTH = 1000
@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Tail:
-    """The newest events of a job that somebody watches: all of those after `since`."""
+    """The newest events of a watched job: all events with an id above `since`."""
 
     since: int
     last_kind: str | None
@@ -51,9 +51,9 @@ class _Tail:
 
 
 class EventFeed:
-    """Reads the new events of all watched jobs together and hands them to their streams.
+    """Reads the new events of all watched jobs together and passes them to the streams.
 
-    `run` does the reading. No stream holds a transaction, or a connection while it waits.
+    `run` does the reading. No stream holds a transaction, nor a connection while it waits.
     """
 
     def __init__(self, engine: Engine, *, keep_alive_seconds: float = 15.0) -> None:
@@ -78,12 +78,12 @@ class EventFeed:
                 _logger.warning("events cannot be read and will be tried again: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
             except Exception:
-                # If this loop ended, every stream would be silent for ever.
-                _logger.exception("events cannot be handed out; trying again")
+                # If this loop ended, no stream would get another event.
+                _logger.exception("events cannot be passed to their streams; trying again")
                 await asyncio.sleep(_RETRY_SECONDS)
 
     def close(self) -> None:
-        """End all streams, so that the server can stop; their clients come back for the rest.
+        """End all streams, so that the server can stop; clients reconnect and get the rest.
 
         May be called from any thread.
         """
@@ -96,8 +96,10 @@ class EventFeed:
             tail.wake()
 
     async def follow(self, job_id: str, *, after: int) -> AsyncIterator[Event | None]:
-        """Yield the events after id `after`, old ones first, then new ones as they come; None
-        now and then, to keep the connection alive. Ends when the job has ended."""
+        """Yield the events after id `after`, oldest first, then new events as they are recorded.
+
+        Yields None after `keep_alive_seconds` without an event. Ends when the job has ended.
+        """
         first = await asyncio.to_thread(self._read_last, job_id)
         with self._watch(job_id, last=first) as tail:
             position = after

@@ -1,7 +1,7 @@
-"""`Idempotency-Key`: a request that is sent again is answered again, and done once.
+"""`Idempotency-Key`: a repeated request gets the first answer and is not executed again.
 
-Both functions work in the transaction that does what is asked: the answer is kept if and only if
-it was done.
+Both functions run in the transaction that executes the request: its answer is stored if and only
+if the request took effect.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ REMEMBER_FOR: Final = timedelta(days=1)
 
 
 class KeyReusedError(InvalidInputError):
-    """The key came with another body before."""
+    """The key was used before with a different body."""
 
     field = "Idempotency-Key"
 
 
 @dataclass(frozen=True, slots=True)
 class KeyedRequest:
-    """What a client may send again: its key, whose token it is, and the body as sent."""
+    """A request that a client may repeat: its key, the name of its token, its body as sent."""
 
     key: str
     token_name: str
@@ -40,7 +40,7 @@ class KeyedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the client is told, as JSON, and the address of what was made."""
+    """The answer's JSON body and the address of the created resource."""
 
     body: str
     location: str
@@ -48,20 +48,20 @@ class Answer:
 
 
 def find_answer(session: Session, request: KeyedRequest) -> Answer | None:
-    """The answer that this request got before. Raises KeyReusedError."""
+    """The answer to this request from before, if any. Raises KeyReusedError."""
     known = session.get(IdempotencyKey, (request.token_name, request.key))
     if known is None or known.created_at < database_now(session) - REMEMBER_FOR:
         return None
     if known.body_sha256 != request.body_sha256:
-        message = f"{request.key!r} came with another body before; each request needs its own"
+        message = f"{request.key!r} was used with another body; each request needs its own key"
         raise KeyReusedError(message)
     return Answer(known.answer, known.location, is_replayed=True)
 
 
 def keep_answer(session: Session, request: KeyedRequest, answer: Answer) -> None:
-    """Remember the answer, and forget those that are too old.
+    """Store the answer and delete expired ones.
 
-    Raises sqlalchemy.exc.IntegrityError if the same request is being answered at this moment.
+    Raises sqlalchemy.exc.IntegrityError if the same request is answered at the same time.
     """
     now = database_now(session)
     session.exec(delete(IdempotencyKey).where(col(IdempotencyKey.created_at) < now - REMEMBER_FOR))

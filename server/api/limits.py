@@ -1,4 +1,4 @@
-"""Limits on what one client may use: time, connections, bytes and requests."""
+"""Limits per client: time, connections, bytes and requests."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from server.api.problems import respond
 from server.api.security import HEALTH_PATH
 
-#: A request line with all headers; more is answered 431, or 400 where it comes in pieces.
+#: A request line with all headers; more is answered 431, or 400 if it arrives in several reads.
 MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 1000
@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 class HttpProtocol(H11Protocol):
-    """uvicorn's protocol, which also closes a connection whose headers do not arrive in time."""
+    """uvicorn's protocol; it also closes a connection whose headers do not arrive in time."""
 
     _header_timer: asyncio.TimerHandle | None = None
 
@@ -64,7 +64,7 @@ class HttpProtocol(H11Protocol):
 class HeaderLimit:
     """Answers 431 to long addresses and headers.
 
-    The protocol's own limit only stops those that come in pieces, not what one read brings.
+    The protocol's own limit only stops headers that arrive in several reads, not in a single one.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -74,7 +74,7 @@ class HeaderLimit:
         if scope["type"] != "http" or _measure_head(scope) <= MAX_HEADER_BYTES:
             await self._app(scope, receive, send)
             return
-        detail = f"address and headers may have {MAX_HEADER_BYTES} bytes together"
+        detail = f"address and headers may have at most {MAX_HEADER_BYTES} bytes together"
         await respond(Request(scope), 431, detail)(scope, receive, send)
 
 
@@ -84,10 +84,11 @@ def _measure_head(scope: Scope) -> int:
 
 
 class Deadlines:
-    """Answers 408 when a body does not arrive, 503 when the answer takes too long, and closes a
-    connection whose client does not read. A stream may last as long as its client reads.
+    """Time limits of a request: answers 408 if the body does not arrive, 503 if the answer takes
+    too long, and closes the connection if the client does not read.
 
-    A route that takes an upload gives it more time with `extend_deadline`.
+    A stream may last as long as its client reads. A route for uploads allows more time with
+    `extend_deadline`.
     """
 
     def __init__(self, app: ASGIApp, *, request_seconds: float) -> None:
@@ -98,12 +99,12 @@ class Deadlines:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_body_here = has_begun = False
+        has_body = has_begun = False
 
         async def receive_noting() -> Message:
-            nonlocal is_body_here
+            nonlocal has_body
             message = await receive()
-            is_body_here = not message.get("more_body", False)
+            has_body = not message.get("more_body", False)
             return message
 
         async def send_in_time(message: Message) -> None:
@@ -123,17 +124,17 @@ class Deadlines:
             if has_begun:
                 _logger.warning("%s: the client does not read the answer", scope["path"])
                 return
-            await _tell_late(Request(scope), is_body_here=is_body_here)(scope, receive, send)
+            await _answer_timeout(Request(scope), has_body=has_body)(scope, receive, send)
 
 
 def extend_deadline(request: Request, *, seconds: float) -> None:
-    """Let this request take so long in all, counted from now."""
+    """Set this request's time limit to `seconds` from now."""
     deadline: asyncio.Timeout = request.state.deadline
     deadline.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 class RateLimit:
-    """Answers 429 when a token, or an address where none is needed, sends too many requests."""
+    """Answers 429 to too many requests per token, or per address if no token is needed."""
 
     def __init__(self, app: ASGIApp, *, limit: RateLimitItem) -> None:
         self._app = app
@@ -151,13 +152,13 @@ class RateLimit:
             return
         window = await self._limiter.get_window_stats(self._limit, client)
         headers = {"Retry-After": str(max(1, math.ceil(window.reset_time - time.time())))}
-        detail = f"more than {self._limit} (LOSSLAB_RATE_LIMIT); wait a little"
+        detail = f"more than {self._limit} (LOSSLAB_RATE_LIMIT); try again later"
         await respond(request, 429, detail, headers=headers)(scope, receive, send)
 
 
-def _tell_late(request: Request, *, is_body_here: bool) -> Response:
-    # Without closing, the rest of a late body would be read as the next request.
+def _answer_timeout(request: Request, *, has_body: bool) -> Response:
+    # If the connection stayed open, the rest of the body would be read as the next request.
     headers = {"Connection": "close"}
-    if is_body_here:
+    if has_body:
         return respond(request, 503, "the answer took too long; try again", headers=headers)
-    return respond(request, 408, "the request's body did not come in time", headers=headers)
+    return respond(request, 408, "the request's body did not arrive in time", headers=headers)

@@ -27,17 +27,19 @@ from server.models.tables import EpochMetrics, Job, JobStatus, Worker
 _ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_PATH_LENGTH: Final = 200
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-#: The methods that get a label of their own.
+#: The methods with their own label.
 METHODS: Final = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
-#: Asked for every few seconds; their lines would hide all others.
+#: Requested every few seconds; at INFO their lines would hide all others.
 _QUIET_PATHS: Final = ("/healthz", "/readyz", "/metrics")
 
 _logger = logging.getLogger("losslab.access")
 
 
 class RequestLog:
-    """Gives each request an id, which its answer, its problem and its log lines carry, and
-    measures how long the answer takes to begin."""
+    """Gives each request an id and measures how long its answer takes to begin.
+
+    The answer, its problem document and its log lines carry the id.
+    """
 
     def __init__(self, app: ASGIApp, *, registry: CollectorRegistry) -> None:
         self._app = app
@@ -62,19 +64,19 @@ class RequestLog:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-ID"] = request.state.request_id
                 seconds = time.perf_counter() - started
-                self._note(request, status=message["status"], seconds=seconds)
+                self._record(request, status=message["status"], seconds=seconds)
             await send(message)
 
         try:
             await self._app(scope, receive, send_measured)
         except Exception:
-            # The outermost handler, beyond this one, answers it.
-            self._note(request, status=500, seconds=time.perf_counter() - started)
+            # Starlette's outermost handler answers it.
+            self._record(request, status=500, seconds=time.perf_counter() - started)
             raise
 
-    def _note(self, request: Request, *, status: int, seconds: float) -> None:
+    def _record(self, request: Request, *, status: int, seconds: float) -> None:
         route = getattr(request.scope.get("route"), "path", "none")
-        # A client may invent methods, and each label is kept for ever.
+        # A client may invent methods, and each label uses memory until the process ends.
         method = request.method if request.method in METHODS else "other"
         self._latency.labels(method, route, status).observe(seconds)
         level = logging.DEBUG if request.scope["path"] in _QUIET_PATHS else logging.INFO
@@ -96,13 +98,13 @@ class RequestLog:
 
 
 def _choose_id(request: Request) -> str:
-    """The client's own id, if it is harmless."""
+    """The client's own id if it is valid, else a new one."""
     given = request.headers.get("X-Request-ID", "")
     return given if _ID_PATTERN.fullmatch(given) else uuid.uuid4().hex
 
 
 class StoreCollector(Collector):
-    """Metrics from the database, read when they are asked for; the same for all its servers."""
+    """Metrics from the database, read at each request and the same for all of its servers."""
 
     def __init__(self, engine: Engine, *, lease_seconds: float) -> None:
         self._engine = engine
@@ -116,9 +118,9 @@ class StoreCollector(Collector):
             yield from self._collect_workers(session, now=now)
 
     def _collect_workers(self, session: Session, *, now: datetime) -> Iterator[Metric]:
-        age = _gauge("worker_heartbeat_age_seconds", "since a worker's last heartbeat", "worker")
-        seconds = _gauge("epoch_seconds", "that the newest epoch of a worker's job took", "worker")
-        speed = _gauge("grids_per_second", "in the newest epoch of a worker's job", "worker")
+        age = _gauge("worker_heartbeat_age_seconds", "Since a worker's last heartbeat", "worker")
+        seconds = _gauge("epoch_seconds", "Duration of the worker's newest epoch", "worker")
+        speed = _gauge("grids_per_second", "Speed in the worker's newest epoch", "worker")
         for worker in session.exec(select_live(now, lease_seconds=self._lease_seconds)):
             age.add_metric([worker.id], _count_seconds(worker.heartbeat_at, until=now))
             if (epoch := _read_newest_epoch(session, worker)) is not None:
@@ -128,15 +130,15 @@ class StoreCollector(Collector):
 
 
 def _collect_jobs(session: Session) -> Iterator[Metric]:
-    jobs = _gauge("jobs", "there are", "status")
+    jobs = _gauge("jobs", "Jobs by status", "status")
     for status, count in count_by_status(session).items():
         jobs.add_metric([status], count)
-    failures = _gauge("failed_jobs", "there are, by what made them fail", "failure_kind")
+    failures = _gauge("failed_jobs", "Failed jobs by kind of failure", "failure_kind")
     failed = select(Job.failure_kind, func.count()).where(Job.status == JobStatus.failed)
     for kind, count in session.exec(failed.group_by(col(Job.failure_kind))):
         failures.add_metric([kind or "unknown"], count)
     requeued = select(func.sum(Job.num_requeues)).where(col(Job.num_requeues) > 0)
-    requeues = _gauge("requeues", "of the jobs there are, by lost or stopping workers")
+    requeues = _gauge("requeues", "Requeues of all stored jobs, by lost or stopping workers")
     requeues.add_metric([], session.exec(requeued).one() or 0)
     yield from (jobs, failures, requeues)
 
@@ -144,9 +146,9 @@ def _collect_jobs(session: Session) -> Iterator[Metric]:
 def _collect_queue(session: Session, *, now: datetime) -> Iterator[Metric]:
     queued = select(func.count(), func.min(Job.created_at)).where(Job.status == JobStatus.queued)
     depth, oldest_at = session.exec(queued).one()
-    metric = _gauge("queue_depth", "jobs that wait for a worker")
+    metric = _gauge("queue_depth", "Jobs that wait for a worker")
     metric.add_metric([], depth)
-    age = _gauge("queue_oldest_seconds", "since the job that waits longest was posted")
+    age = _gauge("queue_oldest_seconds", "Since the oldest queued job was posted")
     age.add_metric([], _count_seconds(oldest_at, until=now) if oldest_at else 0.0)
     yield from (metric, age)
 
@@ -157,7 +159,7 @@ def _read_newest_epoch(session: Session, worker: Worker) -> EpochMetrics | None:
 
 
 def _count_seconds(moment: datetime, *, until: datetime) -> float:
-    """Seconds between two moments, at least 0: a row may be newer than the clock that was read."""
+    """Seconds between two times, at least 0: a row may be newer than the time that was read."""
     return max(0.0, (until - moment).total_seconds())
 
 

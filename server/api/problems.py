@@ -1,4 +1,4 @@
-"""Every error as RFC 9457 `application/problem+json`."""
+"""Every error answer as RFC 9457 `application/problem+json`."""
 
 import errno
 import logging
@@ -22,7 +22,7 @@ from server.errors import LosslabError
 RETRY_AFTER_SECONDS = 5
 PROBLEM_TYPE: Final = "application/problem+json"
 
-#: Looking for a similar field takes a while, and a body may have thousands of wrong ones.
+#: The search for a similar field is slow, and a body may have thousands of unknown fields.
 _MAX_HINTS: Final = 5
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
@@ -35,7 +35,7 @@ class FieldError(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457; `errors` names the fields of a refused request."""
+    """RFC 9457; `errors` names the invalid fields of a request."""
 
     type: str = "about:blank"
     title: str
@@ -47,11 +47,13 @@ class Problem(BaseModel):
 
 
 class Presentation(Protocol):
-    """How the paths that people rather than programs ask for answer a refusal; the application
-    has one as `app.state.presentation`."""
+    """How errors look on the paths that people open in a browser.
+
+    The application's is `app.state.presentation`.
+    """
 
     def is_page(self, path: str) -> bool:
-        """Whether people ask for this path."""
+        """Whether people open this path in a browser."""
 
     def is_open(self, path: str) -> bool:
         """Whether this path is answered without a token."""
@@ -60,11 +62,11 @@ class Presentation(Protocol):
         """The problem as a page."""
 
     def ask_for_token(self, request: Request) -> Response:
-        """Where a person can log in."""
+        """The answer that leads a person to the login page."""
 
 
 def find_presentation(request: Request) -> Presentation | None:
-    """How to answer this request if a person sent it; None for a program."""
+    """The presentation if the path is one for people; None if it is one for programs."""
     presentation: Presentation = request.app.state.presentation
     return presentation if presentation.is_page(request.scope["path"]) else None
 
@@ -84,7 +86,7 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 
 def _install_refusals(app: FastAPI) -> None:
-    """What a client can do something about."""
+    """Handlers of errors that the client can correct."""
 
     @app.exception_handler(HTTPException)
     def on_http(request: Request, error: HTTPException) -> Response:
@@ -108,24 +110,24 @@ def _install_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     def on_disconnect(request: Request, _error: ClientDisconnect) -> Response:
-        return respond(request, 400, "the request's body broke off")
+        return respond(request, 400, "the request's body is incomplete")
 
 
 def _install_failures(app: FastAPI) -> None:
-    """What this machine, its database or its program did."""
+    """Handlers of errors of this machine, the database or the program."""
 
     @app.exception_handler(Exception)
     def on_fault(request: Request, error: Exception) -> Response:
         request_id = request.state.request_id
         _logger.error("request %s failed", request_id, exc_info=error)
-        detail = "an error of the server; its log has more under this request_id"
+        detail = "an error of the server; its log has the details under this request_id"
         return respond(request, 500, detail)
 
     def on_outage(request: Request, error: Exception) -> Response:
-        _logger.warning("the database is away: %s", error)
+        _logger.warning("the database is unavailable: %s", error)
         detail = (
-            "the database does not answer, is locked or full; try again (an Idempotency-Key keeps "
-            "a job from being made twice)"
+            "the database does not answer, is locked or full; try again (with an Idempotency-Key "
+            "no job is created twice)"
         )
         headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
         return respond(request, 503, detail, headers=headers)
@@ -135,7 +137,7 @@ def _install_failures(app: FastAPI) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return on_fault(request, error)
         _logger.error("no space is left: %s", error)
-        return respond(request, 507, "no space is left on the disk; nothing was kept of this")
+        return respond(request, 507, "no space is left on the disk; nothing was stored")
 
     for outage in OUTAGES:
         app.add_exception_handler(outage, on_outage)
@@ -144,8 +146,11 @@ def _install_failures(app: FastAPI) -> None:
 def explain_errors(
     errors: Iterable[Any], *, num_outer: int = 0, known_fields: Iterable[str] = ()
 ) -> list[FieldError]:
-    """Pydantic's errors by field; `num_outer` parts of a location, like `body`, are no field.
-    The first few unknown fields get a hint at one of those that are known."""
+    """Pydantic's errors, one per field.
+
+    The first `num_outer` parts of a location, such as `body`, do not belong to the field's name.
+    The first few unknown fields get a hint at a similar known one.
+    """
     return [
         _explain_error(
             entry, num_outer=num_outer, known_fields=known_fields if index < _MAX_HINTS else ()
@@ -162,7 +167,7 @@ def respond(
     errors: list[FieldError] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """The answer that describes a problem; it carries the request's id."""
+    """An error answer with the request's id: a problem document, or a page for people."""
     problem = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
@@ -184,7 +189,7 @@ def respond(
 
 
 def _list_methods(request: Request) -> list[str]:
-    """All that the path answers; the router names those of the first route that has the path."""
+    """All methods of the path; the router itself names only those of the first matching route."""
     scopes = [{**request.scope, "method": method} for method in _METHODS]
     return [
         scope["method"]
@@ -198,7 +203,7 @@ def _explain_error(
 ) -> FieldError:
     location = error["loc"]
     if error["type"] == "json_invalid":
-        message = f"no JSON: {error['ctx']['error']} (character {location[-1]})"
+        message = f"invalid JSON: {error['ctx']['error']} (character {location[-1]})"
         return FieldError(field="body", message=message)
     message = _explain(error, known_fields=known_fields)
     return FieldError(field=_name_field(location, num_outer=num_outer), message=message)
@@ -213,15 +218,15 @@ def _name_field(location: tuple[int | str, ...], *, num_outer: int) -> str:
 def _explain(error: dict[str, Any], *, known_fields: Iterable[str]) -> str:
     if error["type"] == "extra_forbidden":
         if error["loc"][0] == "query":
-            return "unknown parameter; /docs lists those there are"
+            return "unknown parameter; /docs lists the known ones"
         known = list(known_fields)
         if not known:
-            return "unknown field; /docs lists those there are"
+            return "unknown field; /docs lists the known ones"
         similar = get_close_matches(str(error["loc"][-1]), known, n=1)
         hint = f"; did you mean {similar[0]}?" if similar else ""
-        return f"unknown field{hint}; see GET /options for the settings there are"
+        return f"unknown field{hint}; GET /options shows the settings"
     message: str = error["msg"].removeprefix("Value error, ")
-    # What was sent helps, as long as it is short and can be shown.
+    # Quote what was sent if it is short and printable.
     given = error.get("input")
     if isinstance(given, int | float | str) and len(str(given)) <= 50:
         return f"{message}, not {given!r}"

@@ -1,5 +1,4 @@
-"""What the query of a request may say: labels to filter by, jobs to compare, and nothing that is
-misspelt."""
+"""Query parameters: labels to filter by and jobs to compare; unknown parameters are refused."""
 
 import re
 from typing import Annotated, Any, Final, NoReturn
@@ -21,12 +20,12 @@ MAX_PAGE_SIZE: Final = 100
 _LABELS: Final = TypeAdapter(Labels)
 _LABEL_PARAMETER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 _OPTION: Final = f"(?:{'|'.join(Option)})"
-# Only described: `_parse_options` says which name is wrong.
+# Only for the API's description; `_parse_options` checks, and says which name is wrong.
 _OPTIONS_PATTERN: Final = rf"^( *{_OPTION} *(, *{_OPTION} *)*)?$"
 
 
 def get_labels(request: Request) -> dict[str, str]:
-    """The labels to filter by. FastAPI itself reads no deep object from a query."""
+    """The labels to filter by. FastAPI itself cannot read a `deepObject` parameter."""
     labels: dict[str, str] = {}
     for name, value in request.query_params.multi_items():
         if name != "metadata" and not name.startswith("metadata["):
@@ -44,24 +43,25 @@ def get_labels(request: Request) -> dict[str, str]:
 
 LabelsDep = Annotated[dict[str, str], Depends(get_labels)]
 
-#: What `get_labels` reads, for the API's description.
+#: The parameter that `get_labels` reads, for the API's description.
 LABELS_PARAMETER: Final[dict[str, Any]] = {
     "name": "metadata",
     "in": "query",
     "style": "deepObject",
     "explode": True,
-    "description": "labels that the jobs have, as `metadata[study]=x`; all of them, if several",
+    "description": "labels that the jobs must have, as `metadata[study]=x`; several are combined "
+    "by and",
     "schema": _LABELS.json_schema(),
 }
 
 
 def refuse_unknown_parameters(request: Request) -> None:
-    """A misspelt filter would otherwise filter nothing."""
+    """Answer 422 for an unknown parameter: a misspelt filter would otherwise filter nothing."""
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     for name in request.query_params:
         if name not in known and name != "metadata" and not name.startswith("metadata["):
             allowed = ", ".join([*sorted(known), "metadata[key]"])
-            refuse_query(name, f"unknown parameter; there are {allowed}")
+            refuse_query(name, f"unknown parameter; known are {allowed}")
 
 
 def refuse_query(name: str, message: str) -> NoReturn:
@@ -71,7 +71,7 @@ def refuse_query(name: str, message: str) -> NoReturn:
 
 
 class ComparisonQuery(Thresholds):
-    """The jobs to compare, by id or by option, and any threshold that should differ."""
+    """The jobs to compare, by id or by option, and thresholds to override."""
 
     job_id: list[str] = Field(default_factory=list, max_length=MAX_COMPARED_JOBS)
     options: str = Field(
@@ -86,9 +86,9 @@ class ComparisonQuery(Thresholds):
         return Thresholds.model_validate(self.model_dump(include=set(Thresholds.model_fields)))
 
     def compare(self, session: Session) -> Comparison:
-        """The comparison that was asked for. Raises RequestValidationError and NotFoundError."""
+        """The requested comparison. Raises RequestValidationError and NotFoundError."""
         if bool(self.job_id) == bool(self.options):
-            refuse_query("job_id", "name jobs by job_id, or presets by options=a,b,c, and not both")
+            refuse_query("job_id", "name jobs by job_id, or presets by options=a,b,c, but not both")
         jobs = find_jobs(session, self.job_id)
         jobs += [find_newest_succeeded(session, option) for option in _parse_options(self.options)]
         return compare(session, jobs, thresholds=self.thresholds())

@@ -1,4 +1,4 @@
-"""What the API takes and gives."""
+"""The API's request and answer bodies."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -34,9 +34,9 @@ _JOB_EXAMPLES: list[JsonValue] = [
     {"option": "c", "dataset": "arc", "quick_test": True, "metadata": {"study": "arc"}},
 ]
 
-#: PostgreSQL has no text with a NUL.
+#: PostgreSQL cannot store a text with a NUL.
 PlainText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
-#: On one line: names stand in tables, titles and legends.
+#: One line: names are shown in tables, titles and legends.
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", min_length=1, max_length=200)]
 Label = Annotated[PlainText, Field(max_length=512)]
 LabelKey = Annotated[PlainText, Field(min_length=1, max_length=64)]
@@ -44,18 +44,18 @@ Labels = Annotated[
     dict[LabelKey, Label],
     Field(
         max_length=MAX_METADATA_PAIRS,
-        # Pydantic's own schema takes a key that the pattern does not match for a free one.
+        # Without this, Pydantic's own schema would allow keys that do not match the pattern.
         json_schema_extra={"additionalProperties": False},
     ),
 ]
 
 
-#: The context in which a form is validated: it only has texts.
+#: The validation context of an HTML form, which sends everything as text.
 FORM: Final = {"is_form": True}
 
 
 class JsonBody(BaseModel):
-    """What is sent as JSON, in which a text is no number and a number no truth value."""
+    """A JSON body with strict types: no text for a number, no number for a boolean."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -75,15 +75,15 @@ def _list_types(annotation: Any) -> set[Any]:
 
 
 class JobRequest(TrainingConfig, JsonBody):
-    """A loss configuration to train. A setting that is sent overrides the option's preset and
-    `quick_test`; one that is left out follows them."""
+    """A loss configuration to train. A setting in the request overrides the option's preset and
+    `quick_test`; a setting that is left out follows them."""
 
     model_config = ConfigDict(json_schema_extra={"examples": _JOB_EXAMPLES})
 
     option: Option
     quick_test: bool = Field(default=False, description="5 epochs, a checkpoint each epoch")
     name: Name | None = None
-    metadata: Labels = Field(default_factory=dict, description="labels of your own, to filter by")
+    metadata: Labels = Field(default_factory=dict, description="your own labels, to filter by")
     priority: int = Field(default=0, ge=-100, le=100, description="higher runs first")
 
     def resolve_config(self) -> TrainingConfig:
@@ -92,7 +92,7 @@ class JobRequest(TrainingConfig, JsonBody):
         return resolve_config(self.option, quick_test=self.quick_test, overrides=overrides)
 
     def make_job(self) -> Job:
-        """The job that is asked for, with its whole configuration; it is not stored yet."""
+        """The requested job with its whole configuration, not stored yet."""
         return new_job(
             self.resolve_config(),
             option=self.option,
@@ -121,14 +121,14 @@ class JobPublic(BaseModel):
     config: TrainingConfig
     status: JobStatus
     phase: JobPhase | None
-    progress: float = Field(description="of all planned steps, 0 to 1")
+    progress: float = Field(description="share of all planned steps, 0 to 1")
     attempt: int
-    num_requeues: int = Field(description="how often a worker lost it or handed it back")
+    num_requeues: int = Field(description="how often a worker lost the job or handed it back")
     worker_id: str | None
     cancel_requested_at: datetime | None
     pause_requested_at: datetime | None
     available_at: datetime | None = Field(
-        description="no worker takes it earlier, unless it is reserved for that one"
+        description="no worker claims the job earlier, except one for which it is reserved"
     )
     created_at: datetime
     started_at: datetime | None
@@ -165,7 +165,7 @@ class JobPublic(BaseModel):
 
 
 def _estimate_seconds_left(job: Job) -> float | None:
-    """From the pace of the attempt under way."""
+    """Seconds, estimated from the speed of the current attempt."""
     done = job.progress - job.claimed_progress
     if job.status != JobStatus.running or job.claimed_at is None or done <= 0:
         return None
@@ -174,7 +174,7 @@ def _estimate_seconds_left(job: Job) -> float | None:
 
 
 class ResumeRequest(JsonBody):
-    """What a job should do beyond what it was asked to do first."""
+    """How a job should go on."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"epochs": 100}]})
 
@@ -188,19 +188,19 @@ class ResumeRequest(JsonBody):
 
 
 class JobChange(JsonBody):
-    """What can be changed of a job whatever its status."""
+    """The part of a job that can be changed in any status."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"is_pinned": True}]})
 
-    is_pinned: bool = Field(description="its checkpoints stay when space is needed")
+    is_pinned: bool = Field(description="whether its checkpoints stay when space is needed")
 
 
 class Event(BaseModel):
-    """One thing that happened to a job; `data` has its values."""
+    """One event of a job; `data` has its values."""
 
     id: int
     job_id: str
-    kind: str = Field(description="an EventKind; later versions may tell of more")
+    kind: str = Field(description="an EventKind; later versions may have more")
     message: str
     data: dict[str, Any] | None
     created_at: datetime
@@ -211,7 +211,7 @@ class Event(BaseModel):
 
 
 class Reconstruction(BaseModel):
-    """A picture of ten training grids beside what the model made of them."""
+    """A picture of ten training grids next to their reconstructions."""
 
     epoch: int
     is_best: bool
@@ -220,8 +220,8 @@ class Reconstruction(BaseModel):
     size_bytes: int
     created_at: datetime
     samples: list[dict[str, float | None]] = Field(
-        description="values of each pair; `loss` is its cross-entropy per cell in nats without "
-        "any weight, the same for all options, and so not the job's own loss"
+        description="values per pair; `loss` is the unweighted cross-entropy per cell in nats, "
+        "the same for all options, and so not the job's own loss"
     )
 
     @classmethod
@@ -314,7 +314,7 @@ class EventList(BaseModel):
 
 
 class DatasetPublic(BaseModel):
-    """A data set; one that is built in has no file, so nothing can be said of its contents."""
+    """A data set. A built-in one has no file, so its size and date are null."""
 
     name: str
     is_built_in: bool
@@ -331,12 +331,12 @@ class DatasetPublic(BaseModel):
 
 
 class DatasetDetails(DatasetPublic):
-    """A data set with what is in it, over all its splits."""
+    """A data set and its contents, over all splits."""
 
     num_grids: dict[str, int] | None = Field(default=None, description="by split")
     grid_size: int | None = None
     colour_counts: list[int] | None = Field(default=None, description="cells of colours 0 to 9")
-    background_share: float | None = Field(default=None, description="of all cells, 0 to 1")
+    background_share: float | None = Field(default=None, description="share of all cells, 0 to 1")
     preview_url: str | None = None
 
 
@@ -380,12 +380,12 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether a job that is posted now would be kept, and whether somebody would run it."""
+    """Whether jobs can be accepted now, and how many workers would run them."""
 
     status: Literal["ready", "not_ready"]
     database: bool
     disk: bool = Field(description="the data directory can be written to")
-    num_workers: int = Field(description="that send heartbeats; jobs wait while there is none")
+    num_workers: int = Field(description="workers that send heartbeats; without one, jobs wait")
 
 
 class ComparedJobPublic(BaseModel):

@@ -1,5 +1,7 @@
-"""Who may send requests: holders of a token, under an allowed host name, and no page of another
-site. Browsers send the token in a cookie, which the login page sets.
+"""Authentication and host checks.
+
+A request needs a valid token and an allowed host name, and must not come from another site's page.
+Browsers send the token in a cookie, which the login page sets.
 """
 
 import base64
@@ -16,17 +18,17 @@ from server.api.problems import Presentation, find_presentation, respond
 from server.tokens import ApiToken, TokenScope, find_token
 
 TOKEN_COOKIE: Final = "losslab_token"
-#: What health checks ask for, often, without a token and under any host name.
+#: For frequent health checks; needs no token and accepts any host name.
 HEALTH_PATH: Final = "/healthz"
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
-#: Sent with every answer; a route that serves a page sets a policy of its own.
+#: Sent with every answer; a route that serves a page sets its own policy.
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
-#: Stricter than what reads URLs: a name that ends in a path would pass for the part before it.
+#: Stricter than a URL parser, which would read a host followed by a path as that host.
 _HOST_PATTERN: Final = re.compile(
     r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::[0-9]{1,5})?"
 )
@@ -34,8 +36,11 @@ _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
 
 def read_token(headers: Headers, *, method: str) -> str:
-    """The token that a request carries (RFC 6750), or nothing. Browsers send cookies by themselves,
-    so for a change a cookie counts only if one of our own pages asks for it."""
+    """The token of a request (RFC 6750), or an empty text.
+
+    Browsers send cookies automatically. For a change, the cookie therefore counts only if one of
+    our own pages sent the request.
+    """
     scheme, _, secret = headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return secret
@@ -45,7 +50,7 @@ def read_token(headers: Headers, *, method: str) -> str:
 
 
 def is_same_origin(headers: Headers) -> bool:
-    """Whether a browser says that one of our own pages sent this; silence is no proof."""
+    """Whether a browser says that our own page sent this; without such a header, it is not."""
     if site := headers.get("Sec-Fetch-Site"):
         return site == "same-origin"
     origin = _get_host_of_origin(headers)
@@ -53,13 +58,13 @@ def is_same_origin(headers: Headers) -> bool:
 
 
 def encode_token(token: str) -> str:
-    """A token in the characters that a cookie may have."""
+    """A token in characters that are allowed in a cookie."""
     return base64.urlsafe_b64encode(token.encode()).decode("ascii")
 
 
 class Authentication:
-    """Passes requests without a valid token to `unauthenticated`, and answers 403 where a read-only
-    token asks for a change. Sets `request.state.token_name`.
+    """Passes requests without a valid token to `unauthenticated`, and answers 403 to changes with a
+    read-only token. Sets `request.state.token_name`.
     """
 
     def __init__(
@@ -86,14 +91,14 @@ class Authentication:
 
 
 class SameOrigin:
-    """Answers 421 to a foreign `Host` and 403 to what a page of another site asks to change.
+    """Answers 421 to an unknown `Host`, and 403 to changes that another site's page requests.
 
-    The first stops a site whose name was pointed at this machine (DNS rebinding), the second one
-    that sends forms here (CSRF). Sets the security headers of every answer.
+    The first check prevents DNS rebinding (a site points its own name at this machine), the second
+    one CSRF (a site sends forms here). Sets the security headers of every answer.
     """
 
     def __init__(self, app: ASGIApp, *, allowed_hosts: tuple[str, ...]) -> None:
-        """No allowed hosts means any, for where a token is needed anyway."""
+        """An empty `allowed_hosts` allows every host; for services that need a token."""
         self._app = app
         self._allowed_hosts = allowed_hosts
 
@@ -110,19 +115,19 @@ class SameOrigin:
     def _find_refusal(self, request: Request) -> tuple[int, str] | None:
         host = request.headers.get("Host", "")
         if host and not _HOST_PATTERN.fullmatch(host):
-            return 400, f"Host is no name or address: {host[:100]!r}"
+            return 400, f"Host is neither a name nor an address: {host[:100]!r}"
         if request.scope["path"] == HEALTH_PATH and request.method in SAFE_METHODS:
             return None
         if self._allowed_hosts and _strip_port(host) not in self._allowed_hosts:
             allowed = ", ".join(self._allowed_hosts)
             return 421, f"Host must be one of {allowed} (LOSSLAB_ALLOWED_HOSTS), not {host[:100]!r}"
         if request.method not in SAFE_METHODS and _is_cross_origin(request, host=host):
-            return 403, f"{request.method} is refused to pages of another site"
+            return 403, f"{request.method} is not allowed for pages of another site"
         return None
 
 
 def find_allowed_hosts(configured: tuple[str, ...], *, is_open: bool) -> tuple[str, ...]:
-    """What is configured, or else this machine's own names where no token is needed."""
+    """The configured hosts; else this machine's own names if no token is needed, else none."""
     return configured or (_LOOPBACK_NAMES if is_open else ())
 
 
@@ -133,7 +138,7 @@ def _strip_port(host: str) -> str:
 
 
 def _is_cross_origin(request: Request, *, host: str) -> bool:
-    """Browsers send these headers and pages cannot change them; other clients need neither."""
+    """Browsers set these headers and pages cannot change them; other clients do not need them."""
     origin = _get_host_of_origin(request.headers)
     site = request.headers.get("Sec-Fetch-Site", "none")
     is_foreign = origin is not None and origin != host
@@ -141,7 +146,7 @@ def _is_cross_origin(request: Request, *, host: str) -> bool:
 
 
 def _get_host_of_origin(headers: Headers) -> str | None:
-    """`https://lab:8000` is of `lab:8000`, `null` of none; None if there is no `Origin`."""
+    """`lab:8000` for `https://lab:8000`, empty for `null`, None without `Origin`."""
     origin = headers.get("Origin")
     return None if origin is None else origin.partition("://")[2]
 
@@ -163,7 +168,7 @@ def _is_open(scope: Scope) -> bool:
 
 
 async def ask_for_token(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers 401, or as the presentation does where people ask."""
+    """Answer 401 to a program; lead a person to the login page."""
     request = Request(scope)
     if presentation := find_presentation(request):
         answer = presentation.ask_for_token(request)

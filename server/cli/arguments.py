@@ -1,4 +1,4 @@
-"""The arguments and options that several commands of `losslab` share."""
+"""Arguments and options that several `losslab` commands share."""
 
 import json
 import math
@@ -14,40 +14,40 @@ Pairs = list[str] | None
 _OWN_OPTIONS: Final = {"option", "quick_test", "name", "metadata"}
 
 DataDir = Annotated[
-    Path | None, typer.Option(help="Runs, data sets and the database. Default: experiments.")
+    Path | None, typer.Option(help="For runs, data sets and the database. Default: experiments.")
 ]
 Host = Annotated[str | None, typer.Option(help="Loopback address. Default: 127.0.0.1.")]
-Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0 is any. Default: 8000.")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. Default: 8000.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 LossOption = Annotated[Option, typer.Option(help="The loss: baseline, proposed or fallback.")]
 QuickTest = Annotated[bool, typer.Option("--quick-test", help="5 epochs, each with a checkpoint.")]
-JobName = Annotated[str | None, typer.Option(help="A name of your own.")]
+JobName = Annotated[str | None, typer.Option(help="A name for the job.")]
 Data = Annotated[str | None, typer.Option(help="atomic, arc, or the name of an .npz file.")]
 Epochs = Annotated[int | None, typer.Option(help="Epochs to train.")]
-NumSamples = Annotated[int | None, typer.Option(help="Grids in all.")]
+NumSamples = Annotated[int | None, typer.Option(help="Number of grids.")]
 BatchSize = Annotated[int | None, typer.Option(help="Grids per step.")]
-LearningRate = Annotated[float | None, typer.Option(help="Where the cosine decay begins.")]
+LearningRate = Annotated[float | None, typer.Option(help="Start of the cosine decay.")]
 LatentDim = Annotated[int | None, typer.Option(help="Dimensions of the latent space.")]
-Beta = Annotated[float | None, typer.Option(help="Weight of the KL; 1 is the ELBO's own.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Beta = Annotated[float | None, typer.Option(help="Weight of the KL; 1 is the plain ELBO.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers.")]
 SetKeys = Annotated[
-    Pairs, typer.Option("--set", metavar="KEY=VALUE", help="Any other key of the configuration.")
+    Pairs, typer.Option("--set", metavar="KEY=VALUE", help="Any other configuration key.")
 ]
 Metadata = Annotated[
-    Pairs, typer.Option("--metadata", "-m", metavar="KEY=VALUE", help="A label of your own.")
+    Pairs, typer.Option("--metadata", "-m", metavar="KEY=VALUE", help="A label for the job.")
 ]
-Log = Annotated[Path | None, typer.Option(dir_okay=False, help="Write the log here as well.")]
+Log = Annotated[Path | None, typer.Option(dir_okay=False, help="Also write the log to this file.")]
 NoWandb = Annotated[
-    bool, typer.Option("--no-wandb", help="Log nothing to Weights & Biases, as is the default.")
+    bool, typer.Option("--no-wandb", help="Log nothing to Weights & Biases (the default).")
 ]
 WandbProject = Annotated[
-    str | None, typer.Option(help="Log to this Weights & Biases project as well.")
+    str | None, typer.Option(help="Also log to this Weights & Biases project.")
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Show progress until the job ends.")]
 
 
 def _check_job_id(job_id: str) -> str:
-    """Refuse an empty id, as an unset variable of a script gives it."""
+    """Refuse an empty id, which an unset variable of a script would give."""
     if not job_id:
         raise typer.BadParameter("it is empty")
     return job_id
@@ -60,7 +60,7 @@ JobId = Annotated[
 
 
 def collect_overrides(set_keys: Pairs, **values: Any) -> dict[str, Any]:
-    """What was set, whether by an option of its own or by `--set`, which wins."""
+    """The settings given by their own options and by `--set`, which takes precedence."""
     named = {key: value for key, value in values.items() if value is not None}
     extra = {key: _parse_value(text) for key, text in parse_pairs(set_keys).items()}
     for key, value in (named | extra).items():
@@ -72,7 +72,7 @@ def collect_overrides(set_keys: Pairs, **values: Any) -> dict[str, Any]:
 
 
 def parse_pairs(pairs: Pairs) -> dict[str, str]:
-    """Raises typer.BadParameter if one is not KEY=VALUE."""
+    """Split KEY=VALUE pairs. Raises typer.BadParameter if one is invalid."""
     parsed = {}
     for pair in pairs or []:
         key, separator, value = pair.partition("=")
@@ -83,7 +83,7 @@ def parse_pairs(pairs: Pairs) -> dict[str, str]:
 
 
 def _parse_value(text: str) -> Any:
-    """A number or a truth value where it reads as one, else the text itself."""
+    """The text as JSON, such as a number or a boolean; the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,6 +1,6 @@
-"""Runs that need nothing running: one job without a server, and the quickstart's three.
+"""Runs without a running service: one job without a server, and the quickstart's three jobs.
 
-Imports that take long are made where they are used, since the command line imports this module.
+Slow imports are inside the functions that need them, since the command line imports this module.
 """
 
 import os
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 OnUpdate = Callable[[Json], None]
 
-QUICKSTART_PRIORITY: Final = 100  # before whatever waits in the same data directory
+QUICKSTART_PRIORITY: Final = 100  # before other queued jobs in the same data directory
 
-#: Another worker on the same data directory should not take the job while its own one starts.
+#: No other worker on the same data directory can claim the job while its own worker starts.
 _RESERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.25
 _CANCEL_SECONDS = 10.0
@@ -45,10 +45,10 @@ _OUTPUT_TAIL_BYTES = 2000
 
 
 def train(settings: "Settings", request: Json, *, log: Path | None, on_update: OnUpdate) -> Json:
-    """Run one job in a worker of its own; returns `job` and `verdict` as the API gives them.
+    """Run one job in its own worker; returns `job` and `verdict` in the API's form.
 
-    A signal to stop cancels the job. Raises pydantic.ValidationError, InvalidInputError
-    on bad input, StartError if the worker died.
+    A signal to stop cancels the job. Raises pydantic.ValidationError and InvalidInputError
+    for invalid input, StartError if the worker died.
     """
     from server.api.schemas import JobRequest  # noqa: PLC0415
     from server.database.engine import open_database  # noqa: PLC0415
@@ -75,11 +75,11 @@ def train(settings: "Settings", request: Json, *, log: Path | None, on_update: O
 def quickstart_service(
     settings: "Settings", *, has_gpu: bool, stop: StopSignal
 ) -> Iterator[Service]:
-    """A service whose workers fit this machine and write to `quickstart.log`."""
+    """A service with a suitable number of workers, which write to `quickstart.log`."""
     from server.settings import count_cores  # noqa: PLC0415
 
-    # A worker an option with a share of the cores gets more done than one with all of them; a
-    # GPU is best left to one.
+    # On a CPU, one worker per option with a share of the cores is faster than one worker with all
+    # cores. A GPU is used best by a single worker.
     num_workers = 3 if not has_gpu and count_cores() >= 2 else 1
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with (
@@ -94,7 +94,7 @@ def quickstart_service(
 def run_quickstart(
     service: Service, *, client: "LosslabClient", num_samples: int | None, on_update: OnUpdate
 ) -> list[Json]:
-    """Post options a, b and c and wait for them; a request to stop cancels what is left.
+    """Post options a, b and c and wait for them; a request to stop cancels the unfinished jobs.
 
     `num_samples` None is the full corpus.
     """
@@ -129,7 +129,7 @@ def _poll(
 
 
 def _cancel(client: "LosslabClient", jobs: list[Json]) -> list[Json]:
-    """Cancel what has not ended, so that the next start does not go on with it."""
+    """Cancel the jobs that have not ended, so that the next start does not continue them."""
     deadline = time.monotonic() + _CANCEL_SECONDS
     for job in jobs:
         if not _is_settled(job):
@@ -166,20 +166,20 @@ def _run_job(
         process = start_worker(settings, *arguments, output=output)
         _follow(engine, job.id, process=process, stop=stop, on_update=on_update)
         if not _is_settled(_read_job(engine, job.id)):
-            _abandon(engine, job.id, process=process, output=output)
+            _cancel_after_crash(engine, job.id, process=process, output=output)
     return {"job": _read_job(engine, job.id), "verdict": _judge(engine, job.id)}
 
 
 def _follow(
     engine: "Engine", job_id: str, *, process: Process, stop: StopSignal, on_update: OnUpdate
 ) -> None:
-    """Report the job until its worker ends; cancel it if somebody asks to stop."""
+    """Report the job until its worker ends; a request to stop cancels the job."""
     from server.jobs import queue  # noqa: PLC0415
 
     while process.poll() is None and not stop.wait(_POLL_SECONDS):
         on_update(_read_job(engine, job_id))
     if process.poll() is None:
-        with suppress(queue.JobStateError):  # it just ended by itself
+        with suppress(queue.JobStateError):  # the job has just ended
             queue.cancel(engine, job_id)
         _wait_for_exit(process, stop=stop)
     on_update(_read_job(engine, job_id))
@@ -193,13 +193,18 @@ def _wait_for_exit(process: Process, *, stop: StopSignal) -> None:
     stop_processes([process], stop=stop)
 
 
-def _abandon(engine: "Engine", job_id: str, *, process: Process, output: IO[bytes]) -> None:
-    """The worker ended and the job did not: cancel it, so that no other worker takes it later."""
+def _cancel_after_crash(
+    engine: "Engine", job_id: str, *, process: Process, output: IO[bytes]
+) -> None:
+    """Cancel a job whose worker ended early, so that no other worker claims it later.
+
+    Always raises StartError.
+    """
     from server.jobs import queue  # noqa: PLC0415
 
     queue.cancel(engine, job_id)
     output.seek(max(0, output.seek(0, os.SEEK_END) - _OUTPUT_TAIL_BYTES))
-    lines = output.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+    lines = output.read().decode(errors="replace").strip().splitlines() or ["no output"]
     raise StartError(
         f"the worker ended before job {job_id} (exit code {process.returncode}): {lines[-1]}"
     )

@@ -1,7 +1,7 @@
 """The `losslab` command.
 
-Imports that take long (fastapi, sqlmodel, httpx) are made where they are used, so that `--help`
-answers at once; each such line says `noqa: PLC0415`.
+Slow imports (fastapi, sqlmodel, httpx) are inside the functions that need them, so that `--help`
+answers at once; each such line has `noqa: PLC0415`.
 """
 
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from server.client import LosslabClient, ReportFormat
     from server.settings import Settings
 
-#: What three quick tests on two cores get through in about five minutes.
+#: Three quick tests of this size take about five minutes on two cores.
 QUICKSTART_CPU_SAMPLES: Final = 80_000
 LAST_EPOCHS_SHOWN: Final = 10
 _REPORT_FORMATS: Final[dict[str, "ReportFormat"]] = {".html": "html", ".md": "md", ".png": "curves"}
@@ -56,19 +56,19 @@ def up(
 
 @app.command(epilog="Example: losslab serve --port 8080")
 def serve(host: arg.Host = None, port: arg.Port = None, data_dir: arg.DataDir = None) -> None:
-    """Run the server alone; workers may run elsewhere."""
+    """Run only the server; workers may run elsewhere."""
     _run_service(_settings(host=host, port=port, data_dir=data_dir), num_workers=0)
 
 
 @app.command(epilog="Example: losslab worker --drain")
 def worker(
-    drain: Annotated[bool, typer.Option("--drain", help="End when no job waits.")] = False,
+    drain: Annotated[bool, typer.Option("--drain", help="End when no job is queued.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Only say whether a worker of this host lives.")
+        bool, typer.Option("--check", help="Only check whether a worker of this host is alive.")
     ] = False,
     data_dir: arg.DataDir = None,
 ) -> None:
-    """Run one worker until Ctrl-C; it then hands its job back."""
+    """Run one worker until Ctrl-C; its job then returns to the queue."""
     if check:
         with reported():
             raise typer.Exit(not processes.count_live_workers(_settings(data_dir=data_dir)))
@@ -96,7 +96,7 @@ def train(
     data_dir: arg.DataDir = None,
     as_json: arg.AsJson = False,
 ) -> None:
-    """Train one job here, with no server."""
+    """Train one job in this process, without a server."""
     request = {"option": option, "quick_test": quick_test, "name": name} | arg.collect_overrides(
         set_keys, dataset=data, epochs=epochs, num_samples=num_samples, batch_size=batch_size,
         learning_rate=learning_rate, latent_dim=latent_dim, beta=beta, seed=seed,
@@ -143,17 +143,17 @@ def submit(
     if not as_json:
         _console.print(f"losslab show {job['id']}", style="dim", highlight=False)
     if job["status"] == "paused":
-        print_error(f"the job was paused; losslab resume {job['id']} lets it go on")
+        print_error(f"the job was paused; losslab resume {job['id']} continues it")
     if wait:
         _exit_unless_succeeded([job])
 
 
 @app.command(epilog="Example: losslab jobs --status running")
 def jobs(
-    status: Annotated[str | None, typer.Option(help="Only jobs of this status.")] = None,
-    option: Annotated[Option | None, typer.Option(help="Only this option.")] = None,
-    name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 20,
+    status: Annotated[str | None, typer.Option(help="Only jobs with this status.")] = None,
+    option: Annotated[Option | None, typer.Option(help="Only jobs with this option.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs with this name.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of jobs.")] = 20,
     as_json: arg.AsJson = False,
 ) -> None:
     """List jobs, newest first."""
@@ -196,7 +196,7 @@ def pause(job_id: arg.JobId, as_json: arg.AsJson = False) -> None:
 
 @app.command(epilog="Example: losslab resume 3f2a9c51d07e --epochs 100")
 def resume(job_id: arg.JobId, epochs: arg.Epochs = None, as_json: arg.AsJson = False) -> None:
-    """Let a paused, failed or cancelled job go on; a succeeded one needs more --epochs."""
+    """Continue a paused, failed or cancelled job; a succeeded one needs more --epochs."""
     with _client() as client:
         job = client.resume_job(job_id, epochs)
     _print_answer(job, as_json=as_json, view=views.job_view)
@@ -204,9 +204,9 @@ def resume(job_id: arg.JobId, epochs: arg.Epochs = None, as_json: arg.AsJson = F
 
 @app.command(epilog="Example: losslab compare --options a,b,c --report out.html")
 def compare(
-    job_ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Jobs.")] = None,
+    job_ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Job ids.")] = None,
     options: Annotated[
-        str | None, typer.Option(help="The newest succeeded job of each, as in a,b,c.")
+        str | None, typer.Option(help="The newest succeeded job of each option, as in a,b,c.")
     ] = None,
     report: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Save the report: .html, .md or .png.")
@@ -231,10 +231,12 @@ def compare(
 
 @app.command(epilog="Example: losslab token alice --read-only")
 def token(
-    name: Annotated[str, typer.Argument(help="Whose; it stands in the server's log.")],
-    read_only: Annotated[bool, typer.Option("--read-only", help="May change nothing.")] = False,
+    name: Annotated[str, typer.Argument(help="The token's name, shown in the server's log.")],
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="The token cannot change anything.")
+    ] = False,
 ) -> None:
-    """Make an API token: what the client sends, and what the server's settings keep of it."""
+    """Make an API token: a secret for the client and an entry for the server's settings."""
     from server.tokens import ApiToken, TokenScope, new_secret  # noqa: PLC0415
 
     secret, scope = new_secret(), TokenScope.read if read_only else TokenScope.full
@@ -248,14 +250,14 @@ def token(
 def quickstart(
     num_samples: Annotated[
         int | None,
-        typer.Option(help="Grids a job. Default: all 100,000 on a GPU, else what fits 5 minutes."),
+        typer.Option(help="Grids per job. Default: 100,000 on a GPU, else what takes 5 minutes."),
     ] = None,
     data_dir: arg.DataDir = None,
     keep_serving: Annotated[
-        bool, typer.Option("--keep-serving", help="Leave the server up until Ctrl-C.")
+        bool, typer.Option("--keep-serving", help="Keep the server running until Ctrl-C.")
     ] = False,
 ) -> None:
-    """Train options a, b and c as quick tests and compare them; needs nothing running."""
+    """Train options a, b and c as quick tests and compare them; needs no running server."""
     settings = _settings(host="127.0.0.1", port=0, data_dir=data_dir)
     has_gpu = processes.has_gpu()
     if num_samples is None and not has_gpu:
@@ -287,7 +289,7 @@ def _run_service(settings: "Settings", *, num_workers: int) -> None:
         processes.StopSignal() as stop,
         processes.Service(settings, num_workers=num_workers, stop=stop) as service,
     ):
-        if not settings.json_logs:  # then only objects are on stdout
+        if not settings.json_logs:  # JSON logs share stdout, which then has only JSON objects
             welcome = views.welcome_text(
                 service.url,
                 data_dir=settings.data_dir,
@@ -303,12 +305,12 @@ def _wait(client: "LosslabClient", job_id: str) -> Json:
         with views.JobProgress(_error_console) as progress:
             return client.wait(job_id, on_update=progress.update)
     except KeyboardInterrupt:
-        print_error(f"stopped waiting; job {job_id} goes on (losslab cancel {job_id} ends it)")
+        print_error(f"stopped waiting; job {job_id} continues (losslab cancel {job_id} stops it)")
         raise typer.Exit(INTERRUPTED) from None
 
 
 def _settings(**changes: Any) -> "Settings":
-    """The environment's settings with what the command line says instead."""
+    """The environment's settings, overridden by the command line's."""
     from server.settings import Settings  # noqa: PLC0415
 
     with reported():
@@ -328,7 +330,7 @@ def _client(url: str | None = None) -> "Iterator[LosslabClient]":
 
 
 def _check_report(path: Path) -> None:
-    """Before anything is asked: a long comparison should not end without its report."""
+    """Check the path before the comparison, which may take long and would then be lost."""
     if path.suffix not in _REPORT_FORMATS:
         raise typer.BadParameter(f"--report ends in .html, .md or .png, not {path.suffix!r}")
     if not path.parent.is_dir():

@@ -1,4 +1,4 @@
-"""The processes behind the command line: a server, its workers, and how they all stop."""
+"""The processes of the command line: starting, supervising and stopping a server and workers."""
 
 import gc
 import logging
@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Final, Self
 
 from server.errors import LosslabError
 
-# fastapi and uvicorn take a second and are imported where needed: `--help` must be quick.
+# Importing fastapi and uvicorn takes a second, so functions import them: `--help` must be fast.
 if TYPE_CHECKING:
     from server.settings import Settings
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 GRACE_SECONDS: Final = 30.0
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# `timeout`, `make` and terminals may send one request twice; that is no second request.
+# `timeout`, `make` and terminals may send one request twice; this does not count as a second one.
 _SAME_REQUEST_SECONDS = 0.5
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
-_STEADY_SECONDS = 30.0  # a worker that lived so long gets a short pause again
+_STEADY_SECONDS = 30.0  # after this long without a crash, the pause is the shortest again
 _POLL_SECONDS, _WATCH_SECONDS = 0.05, 0.25
 _START_TIMEOUT_SECONDS = 60.0
 
@@ -42,22 +42,22 @@ Process = subprocess.Popen[bytes]
 
 
 class StartError(LosslabError):
-    """Something could not be started or ended by itself."""
+    """A process could not be started, or ended unexpectedly."""
 
 
 class StopSignal:
-    """While entered, SIGINT, SIGTERM and SIGHUP set this signal and interrupt nothing."""
+    """While entered, SIGINT, SIGTERM and SIGHUP set this signal instead of ending the process."""
 
     def __init__(self) -> None:
-        self.is_urgent = False  #: asked a second time
+        self.is_urgent = False  #: requested a second time
         self._requested_at: float | None = None
         self._event = threading.Event()
 
     def __enter__(self) -> Self:
-        # nohup ignores SIGHUP, and a handler of ours would undo that.
+        # nohup ignores SIGHUP, and our own handler would undo that.
         is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         signals = [s for s in _STOP_SIGNALS if not (s == signal.SIGHUP and is_nohup)]
-        self._previous = {number: signal.signal(number, self._note) for number in signals}
+        self._previous = {number: signal.signal(number, self._request) for number in signals}
         return self
 
     def __exit__(
@@ -74,10 +74,10 @@ class StopSignal:
         return self._event.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep for so long, or until a signal asks to stop; returns whether one did."""
+        """Sleep for `seconds`, or until a signal asks to stop; returns whether one did."""
         return self._event.wait(seconds)
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
+    def _request(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._requested_at is None:
             self._requested_at = now
@@ -89,7 +89,7 @@ class StopSignal:
 class ServerThread:
     """The HTTP server in a thread of this process, on a socket that is bound at once.
 
-    Port 0 takes a free one. Raises StartError if the address cannot be had.
+    Port 0 takes a free one. Raises StartError if the address cannot be used.
     """
 
     def __init__(self, settings: "Settings", *, log_level: str) -> None:
@@ -110,9 +110,9 @@ class ServerThread:
             raise
         config = uvicorn.Config(
             self._app,
-            log_config=None,  # as the process logs
+            log_config=None,  # keep the logging of the process
             log_level=log_level,
-            access_log=False,  # ours has more
+            access_log=False,  # our own log line has more details
             http=HttpProtocol,
             ws="none",
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
@@ -160,7 +160,7 @@ class SupervisedWorker:
         self.process = start()
 
     def check(self) -> None:
-        """Note a death, or start again once the pause is over."""
+        """Start the pause if the worker has died; restart it if the pause is over."""
         code = self.process.poll()
         now = time.monotonic()
         if code is None:
@@ -184,7 +184,7 @@ class SupervisedWorker:
 
 
 class Service:
-    """A server with workers beside it; entering starts all of them, leaving stops them."""
+    """A server and its workers; entering starts all of them, leaving stops them."""
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class Service:
         try:
             if self._num_workers:
                 check_worker_extra()
-            # An error here is one line; in the server's thread it would be a long traceback.
+            # An error here is reported in one line; the server's thread would log a traceback.
             open_database(self._settings).dispose()
             self._server.start()
             for _ in range(self._num_workers):
@@ -233,7 +233,7 @@ class Service:
             self.check()
 
     def check(self) -> None:
-        """Start workers again that died. Raises StartError if the server itself ended."""
+        """Restart workers that died. Raises StartError if the server itself ended."""
         self._server.check()
         for worker in self._workers:
             worker.check()
@@ -242,13 +242,13 @@ class Service:
         return start_worker(self._settings, num_workers=self._num_workers, output=self._output)
 
     def _shut_down(self) -> None:
-        # Workers first, so that clients can still ask how their jobs were left.
+        # Workers first, so that clients can still read how their jobs ended.
         stop_processes([worker.process for worker in self._workers], stop=self.stop)
         self._server.stop()
 
 
 def check_worker_extra() -> None:
-    """Raise StartError unless what workers import is installed."""
+    """Raise StartError if a package that workers import is not installed."""
     missing = [name for name in _WORKER_EXTRA if find_spec(name) is None]
     if missing:
         raise StartError(
@@ -263,7 +263,10 @@ def start_worker(
     num_workers: int = 1,
     output: IO[bytes] | None = None,
 ) -> Process:
-    """Start a worker out of reach of Ctrl-C; it ends when this process does."""
+    """Start a worker in its own session, which Ctrl-C does not reach.
+
+    The worker ends when this process does.
+    """
     return subprocess.Popen(
         [*_WORKER_COMMAND, "--with-parent", *arguments],
         env=worker_environment(settings, num_workers=num_workers),
@@ -275,9 +278,9 @@ def start_worker(
 
 
 def worker_environment(settings: "Settings", *, num_workers: int = 1) -> dict[str, str]:
-    """This environment, with what the command line may have changed in the settings.
+    """This environment, with the settings that the command line may have changed.
 
-    There may be more workers on this machine than the `num_workers` that are started here.
+    This machine may have more workers than the `num_workers` that this process starts.
     """
     return os.environ | {
         "LOSSLAB_DATA_DIR": str(settings.data_dir),
@@ -294,7 +297,7 @@ def become_worker(settings: "Settings", *arguments: str) -> None:
 
 
 def count_live_workers(settings: "Settings") -> int:
-    """How many workers of this host send heartbeats. Raises SQLAlchemyError."""
+    """The number of workers of this host that send heartbeats. Raises SQLAlchemyError."""
     from sqlmodel import Session  # noqa: PLC0415
 
     from server.database.engine import open_database  # noqa: PLC0415
@@ -309,7 +312,7 @@ def count_live_workers(settings: "Settings") -> int:
 
 
 def stop_processes(processes: Sequence[Process], *, stop: StopSignal) -> None:
-    """SIGTERM, then SIGKILL after GRACE_SECONDS or at the user's second request."""
+    """Send SIGTERM, then SIGKILL after GRACE_SECONDS or at the user's second request."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + GRACE_SECONDS
@@ -320,7 +323,7 @@ def stop_processes(processes: Sequence[Process], *, stop: StopSignal) -> None:
 
 
 def has_gpu() -> bool:
-    """Whether the NVIDIA driver lists a GPU; asking torch would mean importing it."""
+    """Whether the NVIDIA driver lists a GPU. Importing torch to find out would be slow."""
     try:
         listing = subprocess.run(
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False
@@ -333,14 +336,14 @@ def has_gpu() -> bool:
 def _kill(processes: Sequence[Process]) -> None:
     for process in processes:
         if process.poll() is None:
-            # Each leads its own session, so this takes its children too.
+            # Each worker leads its own session, so this also kills its children.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """For imports: nothing of theirs is garbage, and looking for it takes a tenth of the time."""
+    """For imports: they create no garbage, and searching for it takes a tenth of their time."""
     gc.disable()
     try:
         yield
@@ -353,18 +356,18 @@ def _bind(settings: "Settings") -> socket.socket:
     host, port = settings.host, settings.port
     if not settings.is_guarded:
         raise StartError(
-            f"refusing to listen on {settings.published_host or host}: without a token anybody who "
-            "reaches it could use the service; set LOSSLAB_API_TOKEN, or choose --host 127.0.0.1"
+            f"refusing to listen on {settings.published_host or host}: without a token, anyone who "
+            "can reach it could use the service; set LOSSLAB_API_TOKEN, or use --host 127.0.0.1"
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise StartError(
-            f"cannot listen on {host} port {port} ({error.strerror}); stop what listens there, "
-            "or choose another with --port"
+            f"cannot listen on {host} port {port} ({error.strerror}); stop the process that uses "
+            "it, or choose another port with --port"
         ) from None
-    # asyncio only does so for sockets that it has bound itself. Without it the body of an answer
-    # waits until the client has acknowledged the headers, which takes most of them 40 ms.
+    # asyncio sets this only for sockets that it has bound itself. Without it, an answer's body
+    # waits until the client has acknowledged the headers, with most clients for 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

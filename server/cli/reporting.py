@@ -1,6 +1,6 @@
-"""How an error ends a command: one line that says what to change, and an exit code.
+"""Errors of a command: one line that says what to change, and an exit code.
 
-Imports that take long are made where they are used, as in `server.cli.main`.
+Slow imports are inside the functions that need them, as in `server.cli.main`.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from server.errors import BAD_INPUT, FAILED, LosslabError
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-#: 128 and SIGINT's number, as shells count.
+#: 128 plus SIGINT's number, the convention of shells.
 INTERRUPTED: Final = 130
 
 _error_console = Console(stderr=True)
@@ -25,8 +25,10 @@ _error_console = Console(stderr=True)
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Print what the user can mend as one line on stderr; anything else is a bug and shows its
-    traceback."""
+    """Print an error that the user can fix as one line on stderr, and exit with its code.
+
+    Any other error is a bug and keeps its traceback.
+    """
     try:
         yield
     except Exception as error:
@@ -46,7 +48,7 @@ def describe_error(error: Exception) -> str:
         return "; ".join(_describe_item(item, is_setting=is_setting) for item in error.errors())
     message = str(error).partition("\n")[0]
     if isinstance(error, LosslabError) and error.status == HTTPStatus.UNAUTHORIZED:
-        return f"{message}; set LOSSLAB_API_TOKEN to one"
+        return f"{message}; set LOSSLAB_API_TOKEN to the token"
     return message
 
 
@@ -55,7 +57,7 @@ def print_error(message: str) -> None:
 
 
 def _find_exit_code(error: Exception) -> int | None:
-    """None for a bug."""
+    """The exit code of an error; None for a bug."""
     from pydantic import ValidationError  # noqa: PLC0415
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
@@ -71,8 +73,8 @@ def _find_exit_code(error: Exception) -> int | None:
 
 
 def _describe_item(item: "ErrorDetails", *, is_setting: bool) -> str:
-    """Field, what is allowed, and what was given: but no setting, which may be a secret, and no
-    whole object."""
+    """The field, what is allowed, and the input, unless it is a setting, which may be a secret, or
+    a whole object."""
     field = ".".join(str(part) for part in item["loc"])
     if field and is_setting:
         field = f"LOSSLAB_{field.upper()}"

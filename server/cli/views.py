@@ -1,6 +1,6 @@
-"""How jobs, epochs, verdicts and comparisons look in a terminal.
+"""Tables and lines for a terminal: jobs, epochs, verdicts and comparisons.
 
-Everything takes the API's JSON. Cells are `Text`, so that a job's name is never read as markup.
+All functions take the API's JSON. Cells are `Text`, so that a job's name is never read as markup.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ _STATUS_STYLES = {
 }
 _OUTCOME_STYLES = {"success": "bold green", "failure": "bold red", "undecided": "yellow"}
 _CRITERION_STYLES = {"passed": "green", "failed": "red", "no_data": "dim"}
-#: What options are compared by; other differences make a comparison doubtful.
+#: The settings in which options differ; other differences make a comparison doubtful.
 _LOSS_SETTINGS: Final = ("option", "use_focal_loss", "focal_gamma", "class_weighting")
 
 
@@ -60,7 +60,7 @@ class JobProgress:
         self._progress.stop()
 
     def update(self, job: Json) -> None:
-        """Show where the job stands."""
+        """Show the job's progress."""
         if self._progress.disable:
             self._print_change(job)
             return
@@ -100,7 +100,7 @@ def jobs_table(page: Json) -> RenderableType:
         return Group(
             table,
             Text(
-                "There are more; raise --limit, or choose by --status, --option or --name.",
+                "There are more; raise --limit, or filter by --status, --option or --name.",
                 style="dim",
             ),
         )
@@ -108,7 +108,7 @@ def jobs_table(page: Json) -> RenderableType:
 
 
 def job_view(job: Json) -> RenderableType:
-    """The job's facts and those keys of its configuration that decide the loss."""
+    """The job's state and its configuration."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     title = f"{job['id']}  {job['name'] or ''}"
@@ -144,7 +144,7 @@ def epochs_table(rows: list[Json]) -> RenderableType:
 
 
 def verdict_view(verdict: Json) -> RenderableType:
-    """The outcome with its diagnosis, then every criterion with the reason for its status."""
+    """The outcome with its diagnosis, then each criterion with its status and explanation."""
     headline = Text.assemble("Verdict: ", _verdict_text(verdict))
     table = _make_table("Criterion", "Status", "Explanation")
     for criterion in verdict["criteria"]:
@@ -159,7 +159,7 @@ def verdict_view(verdict: Json) -> RenderableType:
 
 
 def comparison_view(comparison: Json) -> RenderableType:
-    """The jobs in the order of their rank, then the recommendation."""
+    """The jobs by rank, then the recommendation."""
     entries = {entry["job"]["id"]: entry for entry in comparison["jobs"]}
     ranked = [entries.pop(job_id) for job_id in comparison["ranking"] if job_id in entries]
     table = _make_table("Option", "Job", ">Accuracy", ">Recall", ">IoU", ">Criteria", "Verdict")
@@ -169,9 +169,9 @@ def comparison_view(comparison: Json) -> RenderableType:
 
 
 def welcome_text(url: str, *, data_dir: Path, num_workers: int, needs_token: bool) -> Text:
-    """Where a service that has just started is, and how to post a job to it."""
+    """The addresses of a service that has just started, and how to post a job to it."""
     post = """curl -H 'Content-Type: application/json' -d '{"option":"b","quick_test":true}'"""
-    token = ["Token     asked for; these two take it from LOSSLAB_API_TOKEN"] if needs_token else []
+    token = ["Token     required; both commands read LOSSLAB_API_TOKEN"] if needs_token else []
     post += ' -H "Authorization: Bearer $LOSSLAB_API_TOKEN"' if needs_token else ""
     set_url = "" if url == "http://127.0.0.1:8000" else f"LOSSLAB_URL={url} "
     lines = [
@@ -181,7 +181,7 @@ def welcome_text(url: str, *, data_dir: Path, num_workers: int, needs_token: boo
         *token,
         f"Try       {set_url}losslab submit --option b --quick-test --wait",
         f"or        {post} {url}/jobs",
-        "Ctrl-C stops all of it.",
+        "Ctrl-C stops everything.",
     ]
     return Text("\n".join(lines))
 
@@ -266,7 +266,7 @@ def _make_table(*headings: str) -> Table:
     table = Table(header_style="bold", box=SIMPLE_HEAD)
     for heading in headings:
         is_number = heading.startswith(">")
-        # A number or an id that wraps cannot be read; words can.
+        # A wrapped number or id is hard to read; wrapped words are not.
         table.add_column(
             heading.removeprefix(">"),
             justify="right" if is_number else "left",

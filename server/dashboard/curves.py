@@ -1,4 +1,4 @@
-"""The curves of the pages: a few hundred points each, in which every peak is still there."""
+"""Curves for the pages: reduced to a few hundred points each, without losing a peak."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MIN_POINTS = 200
 MAX_PANEL_POINTS = 20_000
 MAX_HEAT_CELLS = 20_000
 
-#: What the page of a job draws of each epoch, named as in its events.
+#: The curves on a job's page, named as in its epoch events.
 JOB_CURVES = (
     "train_loss",
     "train_recon_loss",
@@ -36,24 +36,24 @@ Values = npt.NDArray[np.float64]
 
 
 def thin(values: Values, *, limit: int) -> npt.NDArray[np.intp]:
-    """Where at most `limit` points of a curve lie: the first, the last, and of each stretch between
-    them the lowest and the highest. What is not a number is left out if need be."""
+    """Indices of at most `limit` points of a curve: the first, the last, and the lowest and highest
+    point of each segment between them. A longer curve may lose points that are NaN."""
     if len(values) <= limit:
         return np.arange(len(values))
-    num_stretches = (limit - 2) // 2
-    width = -(-(len(values) - 2) // num_stretches)
-    inner = np.full(num_stretches * width, np.nan)
+    num_segments = (limit - 2) // 2
+    width = -(-(len(values) - 2) // num_segments)
+    inner = np.full(num_segments * width, np.nan)
     inner[: len(values) - 2] = values[1:-1]
-    stretches = inner.reshape(num_stretches, width)
-    starts = 1 + width * np.arange(num_stretches)
-    lowest = starts + np.where(np.isnan(stretches), np.inf, stretches).argmin(axis=1)
-    highest = starts + np.where(np.isnan(stretches), -np.inf, stretches).argmax(axis=1)
-    has_any = ~np.isnan(stretches).all(axis=1)
+    segments = inner.reshape(num_segments, width)
+    starts = 1 + width * np.arange(num_segments)
+    lowest = starts + np.where(np.isnan(segments), np.inf, segments).argmin(axis=1)
+    highest = starts + np.where(np.isnan(segments), -np.inf, segments).argmax(axis=1)
+    has_any = ~np.isnan(segments).all(axis=1)
     return np.unique(np.concatenate([[0], lowest[has_any], highest[has_any], [len(values) - 1]]))
 
 
 def draw_job(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
-    """All curves of a job, and its KL by dimension for the heat map."""
+    """All curves of a job, and its KL per dimension for the heat map."""
     numbers = [row.epoch for row in epochs]
     curves = {
         name: _make_curve(numbers, _as_array([getattr(row, name) for row in epochs]))
@@ -63,7 +63,7 @@ def draw_job(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
 
 
 def draw_history(epochs: History, *, num_jobs: int) -> dict[str, Any]:
-    """What a comparison overlays of one of its jobs."""
+    """The curves of one job in a comparison."""
     limit = min(MAX_POINTS, max(MIN_POINTS, MAX_PANEL_POINTS // num_jobs))
     kl = np.array([row.val_kl_per_dimension for row in epochs] or np.empty((0, 1)))
     columns = {
@@ -81,7 +81,7 @@ def draw_history(epochs: History, *, num_jobs: int) -> dict[str, Any]:
 def _draw_heat(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
     num_dimensions = len(epochs[-1].val_kl_per_dimension) if epochs else 1
     step = math.ceil(len(epochs) * max(1, num_dimensions) / MAX_HEAT_CELLS) or 1
-    # Counted from the end: the newest epoch is the one that is judged.
+    # Every `step`-th epoch, counted from the end: the newest epoch is the judged one.
     shown = list(reversed(epochs[::-1][::step]))
     return {
         "epochs": [row.epoch for row in shown],
@@ -92,7 +92,7 @@ def _draw_heat(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
 def _make_curve(
     epochs: Sequence[int], values: Values, *, limit: int = MAX_POINTS
 ) -> list[list[Any]]:
-    """Epochs and values, as two lists; where nothing was measured the value is None."""
+    """Epochs and values as two lists; a missing value is None."""
     kept = thin(values, limit=limit)
     return [[epochs[i] for i in kept], _round(values[kept])]
 
@@ -102,9 +102,9 @@ def _as_array(values: Sequence[float | None]) -> Values:
 
 
 def _round(values: Values) -> list[float | None]:
-    """Five digits are finer than any screen; what is not finite is not drawn."""
+    """Round to five digits, finer than any screen; None for values that are not finite."""
     sizes = np.abs(np.where(np.isfinite(values) & (values != 0), values, 1.0))
-    # Scaled to five digits; a whole number over a power of ten has the shortest text.
+    # Scaled to five digits; an integer divided by a power of ten has the shortest text.
     scales = 10.0 ** np.clip(4 - np.floor(np.log10(sizes)), 0, 22)
     rounded = np.where(np.isfinite(values), np.round(values * scales) / scales, np.nan)
     return [value if value == value else None for value in rounded.tolist()]

@@ -1,4 +1,4 @@
-"""The form that posts a job: its fields, what was typed, and what the job would be."""
+"""The form for a new job: its fields, the input, and the resulting configuration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ _OWN_FIELDS = ("option", "quick_test", "name", "priority")
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """A setting that the form lets a job change."""
+    """A setting that can be changed in the form."""
 
     name: str
     kind: str  # number, text or choice
@@ -31,7 +31,7 @@ class Override:
 
 @dataclass(slots=True)
 class JobForm:
-    """What stands in the form, and what comes of it: a request, or an error for each field."""
+    """The form's input and its result: a request, or an error for each invalid field."""
 
     values: dict[str, str]
     request: JobRequest | None = None
@@ -45,7 +45,7 @@ class JobForm:
 
 
 def fill_form(sent: Mapping[str, str]) -> JobForm:
-    """The form as it was sent; empty fields follow the option."""
+    """Validate the input; an empty field takes the option's value."""
     allowed = {*_OWN_FIELDS, *TrainingConfig.model_fields}
     typed = {key: value.strip() for key, value in sent.items()}
     values = {"option": Option.b.value} | {

@@ -1,4 +1,4 @@
-"""How the dashboard answers where the API would send a problem document."""
+"""The dashboard's error pages and its login, in place of the API's problem documents."""
 
 from urllib.parse import quote
 
@@ -14,7 +14,7 @@ _ROUTERS = (jobs.router, job.router, comparison.router, login.router, rendering.
 
 
 class DashboardPresentation:
-    """Problems as pages, and a login where a token is missing; see `api.problems.Presentation`."""
+    """Shows problems as pages, and a login if a token is missing; see `Presentation`."""
 
     def is_page(self, path: str) -> bool:
         return path in ("/", "/docs") or path.startswith("/ui/")
@@ -26,7 +26,7 @@ class DashboardPresentation:
         return render_page("problem.html", request, status_code=problem.status, problem=problem)
 
     def ask_for_token(self, request: Request) -> Response:
-        """Leads to the login, and from there back to what was asked for."""
+        """Redirect to the login, which then leads back to the requested page."""
         target = "/"
         if request.method == "GET":
             query = request.url.query
@@ -35,7 +35,7 @@ class DashboardPresentation:
 
 
 def install_dashboard(app: FastAPI) -> None:
-    """Add the pages, and let problems on their paths be pages too."""
+    """Add the pages to the application, and show errors on their paths as pages."""
     app.state.presentation = DashboardPresentation()
     for router in _ROUTERS:
         app.include_router(router)

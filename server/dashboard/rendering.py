@@ -1,4 +1,4 @@
-"""Rendering of pages: templates, static files, and the headers that keep a page inert."""
+"""Rendering of pages: templates, static files and security headers."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ _HEADERS = {
     "img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    # Not `no-referrer`: browsers would then hide the origin of a form, too.
+    # Not `no-referrer`: browsers would then also hide the origin of a form.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
@@ -32,7 +32,7 @@ router = APIRouter(include_in_schema=False)
 
 
 class StaticFiles:
-    """What lies in `static/`, each file under a path that names its content."""
+    """The files in `static/`, each under a URL with a hash of its content."""
 
     def __init__(self, directory: Path) -> None:
         self._contents = {
@@ -57,10 +57,10 @@ _static_files = StaticFiles(_STATIC_DIR)
 
 @router.get("/static/{content_hash}/{name:path}")
 def read_static_file(content_hash: str, name: str) -> Response:
-    """A style sheet or script; its content never changes under its path."""
+    """A static file. Its content never changes under its URL."""
     content = _static_files.read(name, content_hash=content_hash)
     if content is None:
-        raise HTTPException(404, f"there is no file {name!r} of this content")
+        raise HTTPException(404, f"there is no file {name!r} with this hash")
     headers = {
         "Cache-Control": "public, max-age=31536000, immutable",
         "X-Content-Type-Options": "nosniff",
@@ -72,28 +72,28 @@ def read_static_file(content_hash: str, name: str) -> Response:
 def render_page(
     template: str, request: Request, *, status_code: int = 200, **values: Any
 ) -> HTMLResponse:
-    """A whole page. What `values` name is escaped by the template."""
+    """A complete page. The template escapes all `values`."""
     html = _environment.get_template(template).render(request=request, **values)
     return HTMLResponse(html, status_code=status_code, headers=_HEADERS)
 
 
 def is_refresh(request: Request) -> bool:
-    """Whether an open page asks for what has changed."""
+    """Whether an open page requests its own update."""
     return "losslab-refresh" in request.headers
 
 
 @router.get("/docs")
 def show_docs(request: Request) -> HTMLResponse:
-    """Every route of the API, to be read and tried."""
+    """The interactive description of the API."""
     page = render_page("docs.html", request)
-    # The icons of Swagger UI are part of its style sheet.
+    # Swagger UI's style sheet has its icons as data URLs.
     policy = _HEADERS["Content-Security-Policy"].replace("img-src", "img-src data:")
     page.headers["Content-Security-Policy"] = policy
     return page
 
 
 def encode_data(value: Any) -> Markup:
-    """JSON for a `<script type="application/json">`, in which no tag can begin or end."""
+    """JSON for a `<script type="application/json">`, escaped so that it cannot contain a tag."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
@@ -114,12 +114,12 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_words(name: str) -> str:
-    """`not_mode_collapsed` as people write it."""
+    """`not_mode_collapsed` as `not mode collapsed`."""
     return name.replace("_", " ")
 
 
 def format_epochs(epochs: list[int]) -> str:
-    """`1–5, 8`; a list of hundreds would hide the rest of the table."""
+    """Epochs as ranges, `1–5, 8`, shortened after four ranges to keep the table readable."""
     if not epochs:
         return NO_VALUE
     runs: list[list[int]] = []
@@ -133,7 +133,7 @@ def format_epochs(epochs: list[int]) -> str:
 
 
 def mark_age(moment: datetime) -> Markup:
-    """How long ago a moment was."""
+    """The age of a time, as `5 s ago`."""
     seconds = max(0.0, (utc_now() - moment).total_seconds())
     return Markup('<time datetime="{}" data-age>{} ago</time>').format(
         moment.isoformat(timespec="seconds"), format_seconds(seconds)
@@ -141,7 +141,7 @@ def mark_age(moment: datetime) -> Markup:
 
 
 def mark_time(moment: datetime | None) -> Markup:
-    """A moment in UTC, which the script turns into the reader's own time zone."""
+    """A time in UTC, which the script converts to the reader's time zone."""
     if moment is None:
         return Markup(NO_VALUE)
     return Markup('<time datetime="{}">{}</time>').format(

@@ -1,4 +1,4 @@
-"""The database: engine, sessions and migrations, for SQLite and PostgreSQL alike."""
+"""The database: engine, transactions and migrations, for both SQLite and PostgreSQL."""
 
 import logging
 import sqlite3
@@ -21,14 +21,15 @@ from sqlmodel import Session, create_engine, select
 from server.models.columns import utc_now
 from server.settings import Settings
 
-#: The newest of the migrations, which Alembic would have to be imported to find.
+#: The newest migration; finding it out would need the slow import of Alembic.
 SCHEMA_REVISION = "0004"
 _MIGRATIONS_DIR = Path(__file__).parent / "migrations"
-# Any number will do, as long as every Losslab process takes the same.
+# An arbitrary number, the same in every Losslab process.
 _MIGRATION_LOCK = 0x1055_1AB
 _BUSY_TIMEOUT_SECONDS = 30
 _IDLE_TRANSACTION_SECONDS = 10
-# A database whose machine is gone says nothing more; waiting for it ends after some ten seconds.
+# A database whose machine is lost closes no connection; these limits end the wait after about ten
+# seconds.
 _CONNECTION = {
     "connect_timeout": 10,
     "tcp_user_timeout": 10_000,  # milliseconds
@@ -37,17 +38,17 @@ _CONNECTION = {
     "keepalives_count": 3,
 }
 
-#: What a database raises that does not answer, is locked or full, or that ended a transaction in
-#: which nothing had been asked for too long (InternalError).
+#: Raised if the database does not answer, is locked or full, or ended a transaction that was idle
+#: for too long (InternalError).
 OUTAGES = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
 
 _logger = logging.getLogger(__name__)
 
 
 def open_database(settings: Settings) -> Engine:
-    """Connect and bring the schema up to date; safe in several processes at once.
+    """Connect and migrate the schema to the newest revision; safe in several processes at once.
 
-    What a statement carries, such as names and labels, stays out of errors and logs.
+    Errors and logs never show the parameters of a statement, such as names and labels.
     """
     url = settings.resolved_database_url
     if url.startswith("sqlite"):
@@ -56,8 +57,8 @@ def open_database(settings: Settings) -> Engine:
         engine = create_engine(url, connect_args=arguments, hide_parameters=True)
         _configure_sqlite(engine)
     else:
-        # A worker that is frozen, or whose machine is lost, inside a transaction would keep the
-        # job's row locked, and so keep others from taking the job over.
+        # If a worker freezes or its machine is lost inside a transaction, the job's row stays
+        # locked, and no other worker could take the job over. The server ends such a transaction.
         idle = f"-c idle_in_transaction_session_timeout={_IDLE_TRANSACTION_SECONDS}s"
         arguments = _CONNECTION | {"options": idle}
         engine = create_engine(
@@ -69,8 +70,11 @@ def open_database(settings: Settings) -> Engine:
 
 @contextmanager
 def write_transaction(engine: Engine) -> Iterator[Session]:
-    """A session that commits at the end. On SQLite it takes the write lock at its start: a
-    read that turns into a write later would fail at once, whatever the busy timeout."""
+    """A session that commits at the end.
+
+    On SQLite it takes the write lock at the start: a transaction that reads first and writes later
+    would fail at once if another one has written meanwhile, whatever the busy timeout.
+    """
     with Session(engine, expire_on_commit=False) as session:
         session.connection(execution_options={"sqlite_begin": "IMMEDIATE"})
         yield session
@@ -78,7 +82,7 @@ def write_transaction(engine: Engine) -> Iterator[Session]:
 
 
 def database_now(session: Session) -> datetime:
-    """The database's clock, the one by which leases run. SQLite has none but this machine's."""
+    """The time by the database's clock, which decides about leases. On SQLite, this machine's."""
     if session.get_bind().dialect.name == "sqlite":
         return utc_now()
     now: datetime = session.exec(select(func.clock_timestamp())).one()
@@ -86,7 +90,7 @@ def database_now(session: Session) -> datetime:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the database did not answer, was locked or full, so that the same may work later."""
+    """Whether the database did not answer, was locked or full, so that a retry may succeed."""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     return isinstance(error, OUTAGES)
@@ -95,10 +99,10 @@ def is_outage(error: BaseException) -> bool:
 def _configure_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def on_connect(connection: sqlite3.Connection, _record: Any) -> None:
-        # SQLAlchemy shall begin transactions, not the driver, which would do so too late.
+        # SQLAlchemy should begin transactions; the driver would begin them too late.
         connection.isolation_level = None
         connection.execute("PRAGMA journal_mode=WAL")
-        # FULL, since an accepted job must outlive a power cut.
+        # FULL, because an accepted job must survive a power failure.
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
 
@@ -128,8 +132,8 @@ def _read_revision(engine: Engine) -> str | None:
 
 
 def upgrade(connection: Connection, *, revision: str) -> None:
-    """Bring the schema up to a revision, as a part of the connection's transaction."""
-    # 0.2 s of every start that finds the schema as it should be.
+    """Migrate the schema to a revision, as a part of the connection's transaction."""
+    # Imported here: a start with an up-to-date schema is 0.2 s faster without it.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""How a waiting worker is told of a new job at once."""
+"""Notifications: an idle worker learns of a new job at once."""
 
 import logging
 import threading
@@ -12,13 +12,13 @@ _logger = logging.getLogger(__name__)
 
 
 def notify_workers(session: Session) -> None:
-    """Wake idle workers once this transaction has committed. SQLite has nothing to do so."""
+    """Wake idle workers once this transaction has committed. Does nothing on SQLite."""
     if session.get_bind().dialect.name == "postgresql":
         session.connection().exec_driver_sql(f"NOTIFY {_CHANNEL}")
 
 
 class JobListener:
-    """Waits for a job: on PostgreSQL until the queue notifies, on SQLite until the next poll."""
+    """Waits for a job: on PostgreSQL for a notification, on SQLite until the next poll."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -29,7 +29,7 @@ class JobListener:
         if self._engine.dialect.name != "postgresql":
             shutdown.wait(poll_seconds)
             return
-        # Imported here: a start on SQLite is 0.1 s quicker without it.
+        # Imported here: a start on SQLite is 0.1 s faster without it.
         import psycopg  # noqa: PLC0415
 
         try:

@@ -1,7 +1,7 @@
-"""Where a job's files lie: `runs/{job_id}/` with `job.log` and `checkpoints/`.
+"""A job's files: `runs/{job_id}/` with `job.log` and `checkpoints/`.
 
-Files are written under a temporary name, synced and renamed; the row that names one follows.
-`best.*` are links to the files of the best epoch, which no row names.
+A file is written under a temporary name, synced and renamed before its row is committed.
+`best.*` are links to the files of the best epoch; no row names these links.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _BEST_NAMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """A file that is whole and synced under a temporary name, for the row that will name it."""
+    """A complete and synced file under a temporary name, with the values for its row."""
 
     temporary_path: Path
     path: Path
@@ -43,7 +43,7 @@ class WrittenFile:
         return self.path.name
 
     def publish(self) -> None:
-        """Give it its name; once more does nothing."""
+        """Rename the file to its final name; a repeated call does nothing."""
         if self.temporary_path.exists():
             os.replace(self.temporary_path, self.path)
             _sync_dir(self.path.parent)
@@ -54,7 +54,7 @@ class WrittenFile:
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
-    """The files of one job. Making one touches no disk."""
+    """The files of one job. Creating this object does not access the disk."""
 
     runs_dir: Path
     job_id: str
@@ -78,37 +78,39 @@ class JobFiles:
         self.checkpoints_dir.mkdir(parents=True, exist_ok=True)
 
     def path(self, file_name: str) -> Path:
-        """The path of a file that a row names. Raises FileNotFoundError if it is missing, a
-        link, or not directly in the folder."""
+        """The path of a file that a row names.
+
+        Raises FileNotFoundError if it is missing, a link, or not directly in the folder.
+        """
         path = self.checkpoints_dir / file_name
         if path.parent != self.checkpoints_dir or not self._is_own_file(path):
             raise FileNotFoundError(f"{file_name} of job {self.job_id} is not on disk")
         return path
 
     def verified_path(self, file_name: str, *, sha256: str) -> Path:
-        """As `path`, but FileNotFoundError too if the file is not as it was written."""
+        """Like `path`, but also raises FileNotFoundError if the content has changed."""
         path = self.path(file_name)
         if find_sha256(path) != sha256:
             raise FileNotFoundError(
-                f"{file_name} of job {self.job_id} was changed on disk: its sha256 is another"
+                f"{file_name} of job {self.job_id} was changed on disk: its sha256 is different"
             )
         return path
 
     def write(
         self, kind: ArtifactKind, *, epoch: int, write_to: Callable[[Path], None]
     ) -> WrittenFile:
-        """Let `write_to` fill a temporary file and sync it; `publish` gives it its name."""
+        """Let `write_to` fill a temporary file, and sync it; `publish` renames it."""
         return self._write(FILE_NAMES[kind].format(epoch=epoch), write_to=write_to)
 
     def write_resume_point(
         self, *, attempt: int, epoch: int, step: int, write_to: Callable[[Path], None]
     ) -> WrittenFile:
-        """As `write`, for the rolling file of a job that stops between its checkpoints."""
+        """Like `write`, for the file from which a job goes on inside an epoch."""
         name = f"resume_attempt_{attempt}_epoch_{epoch}_step_{step}.safetensors"
         return self._write(name, write_to=write_to)
 
     def sweep(self, named: set[str], best_epoch: int | None) -> None:
-        """Remove what no row names, as a killed worker leaves it, and renew the `best` links."""
+        """Remove files that no row names, such as those of a killed worker; update `best` links."""
         for path in self.checkpoints_dir.iterdir():
             if path.name not in named and path.name not in _BEST_NAMES.values() and path.is_file():
                 path.unlink()
@@ -117,7 +119,7 @@ class JobFiles:
             if target.name in named and target.is_file():
                 self._link(self.checkpoints_dir / best_name, target=target)
             else:
-                # Better none than that of an epoch that is not the best any more.
+                # No link is better than a link to an epoch that is no longer the best.
                 (self.checkpoints_dir / best_name).unlink(missing_ok=True)
 
     def _write(self, name: str, *, write_to: Callable[[Path], None]) -> WrittenFile:
@@ -128,9 +130,9 @@ class JobFiles:
         path = Path(temporary)
         try:
             if (self.checkpoints_dir / name).is_dir():
-                raise IsADirectoryError(f"a folder is in the place of {name}")
+                raise IsADirectoryError(f"a folder has the name {name}")
             write_to(path)
-            # mkstemp is private by default, but the server may run as another user.
+            # mkstemp makes private files, but the server may run as another user.
             path.chmod(0o644)
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -150,14 +152,14 @@ class JobFiles:
         os.replace(temporary, link)
 
     def remove(self, file_name: str) -> None:
-        """Remove a file that no row names any more; it may have gone already."""
+        """Remove a file whose row was deleted; the file may be missing."""
         assert Path(file_name).name == file_name
         (self.checkpoints_dir / file_name).unlink(missing_ok=True)
 
     def delete(self) -> None:
         """Remove the job's folder with everything in it."""
         if self.job_dir.is_symlink():
-            self.job_dir.unlink()  # what it leads to is not the job's
+            self.job_dir.unlink()  # the link's target does not belong to the job
         elif self.job_dir.exists():
             shutil.rmtree(self.job_dir)
 
@@ -169,21 +171,23 @@ class JobFiles:
         return text if tail is None else "".join(text.splitlines(keepends=True)[-tail:])
 
     def _is_own_file(self, path: Path) -> bool:
-        """Whether the path is a file to which no link leads on the way from `runs_dir`."""
+        """Whether the path is a file, and no part of the path below `runs_dir` is a link."""
         own_path = self.runs_dir.resolve() / path.relative_to(self.runs_dir)
         return path.is_file() and path.resolve() == own_path
 
 
 def _drop_from_page_cache(descriptor: int) -> None:
-    """Let the kernel drop its copy of a synced file, which is hardly ever read: the next file is
-    written to the same memory. A virtual machine may have to ask its host for new memory, which
-    takes longer than all the rest."""
-    if hasattr(os, "posix_fadvise"):  # macOS has none
+    """Let the kernel drop its copy of a synced file, which is rarely read again.
+
+    The next file is then written to the same memory. Otherwise a virtual machine may have to
+    request new memory from its host, which takes longer than all other steps.
+    """
+    if hasattr(os, "posix_fadvise"):  # missing on macOS
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_dir(directory: Path) -> None:
-    """A rename is on disk only once its folder is."""
+    """Sync a folder: a rename is on disk only after that."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Data sets that users bring: `.npz` files in the data directory, read without trust."""
+"""Uploaded data sets: `.npz` files in the data directory, read as untrusted input."""
 
 import filecmp
 import io
@@ -25,7 +25,7 @@ from server.models.configuration import DATASET_NAME_PATTERN, NUM_COLOURS, Built
 
 MAX_GRID_SIZE: Final = 32
 MAX_DATASET_BYTES: Final = 4 * 2**30
-#: What an upload may unpack to.
+#: The maximum unpacked size of an upload.
 MAX_UNPACKED_BYTES: Final = 2**30
 NUM_SAMPLE_GRIDS: Final = 40
 SPLITS: Final = ("train", "val", "test")
@@ -42,12 +42,12 @@ PALETTE: Final = np.array(
 _PREVIEW_COLUMNS, _PREVIEW_SCALE, _PREVIEW_GAP = 8, 4, 1
 _PAPER: Final = 0xFF
 
-#: What zipfile and its decompressors raise; an encrypted member is a RuntimeError, a method that
-#: zipfile does not know a NotImplementedError, and a name in no encoding a ValueError.
+#: Errors of zipfile and its decompressors. An encrypted member raises RuntimeError, an unknown
+#: compression method NotImplementedError (a RuntimeError), an undecodable name ValueError.
 _BROKEN_ARCHIVE: Final = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError,
 )  # fmt: skip
-#: numpy evaluates a literal, and each of these is a way in which one can be bad.
+#: numpy evaluates the header as a Python literal; invalid literals raise any of these errors.
 _BROKEN_HEADER: Final = (
     ValueError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError,
 )  # fmt: skip
@@ -56,18 +56,19 @@ Grids = npt.NDArray[np.uint8]
 
 
 class DatasetError(InvalidInputError):
-    """The data set cannot be used; the message says what is wrong with it."""
+    """The data set cannot be used; the message says why."""
 
     field = "dataset"
 
 
 class DatasetExistsError(ConflictError):
-    """Another data set has the name. Jobs depend on their data, so none is ever replaced."""
+    """Another data set has the name. Jobs depend on their data, so a data set is never replaced."""
 
 
 def count_colours(*splits: Grids) -> list[int]:
-    """Cells of each colour."""
-    # Ten passes over bytes take a tenth of the time of one `bincount`, which makes eight of each.
+    """The number of cells of each colour."""
+    # Ten passes over bytes take a tenth of the time of one `bincount`, which converts each byte to
+    # eight.
     return [
         sum(int(np.count_nonzero(grids == colour)) for grids in splits)
         for colour in range(NUM_COLOURS)
@@ -75,7 +76,7 @@ def count_colours(*splits: Grids) -> list[int]:
 
 
 def check_dataset(name: str, *, datasets_dir: Path) -> None:
-    """Raise DatasetError unless `name` is built in or a readable file of valid grids."""
+    """Raise DatasetError unless `name` is built in or a valid file."""
     if name not in set(BuiltInDataset):
         read_contents(name, datasets_dir=datasets_dir)
 
@@ -86,20 +87,20 @@ def read_npz(name: str, *, datasets_dir: Path) -> dict[str, Grids]:
 
 
 def list_npz(datasets_dir: Path) -> list[Path]:
-    """The data sets that users brought, by name."""
+    """The files of the uploaded data sets, sorted by name."""
     found = (path for path in datasets_dir.glob("*.npz") if not path.is_symlink())
     named = (path for path in found if re.fullmatch(DATASET_NAME_PATTERN, path.stem))
     return sorted((path for path in named if path.is_file()), key=lambda path: path.stem)
 
 
 def open_upload(datasets_dir: Path) -> IO[bytes]:
-    """A file to fill and then admit; closing it deletes it."""
+    """A temporary file for an upload, to be passed to `admit_upload`; closing it deletes it."""
     datasets_dir.mkdir(parents=True, exist_ok=True)
     return NamedTemporaryFile(dir=datasets_dir, prefix=".", suffix=".part")
 
 
 def admit_upload(file: IO[bytes], *, name: str, datasets_dir: Path) -> bool:
-    """Give the file the name `name.npz` if it is valid; whether it is new.
+    """Store a valid upload as `name.npz`; returns False if the same file is already stored.
 
     Raises DatasetError, and DatasetExistsError if another data set has the name.
     """
@@ -109,7 +110,7 @@ def admit_upload(file: IO[bytes], *, name: str, datasets_dir: Path) -> bool:
     read_file(upload_path, shown_name=path.name, max_bytes=MAX_UNPACKED_BYTES)
     upload_path.chmod(0o644)
     try:
-        # Unlike a rename, a link never replaces what is there.
+        # Unlike a rename, a link never replaces an existing file.
         os.link(upload_path, path)
     except FileExistsError:
         if path.is_file() and filecmp.cmp(upload_path, path, shallow=False):
@@ -121,7 +122,7 @@ def admit_upload(file: IO[bytes], *, name: str, datasets_dir: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class DatasetContents:
-    """What a data set holds, over all its splits."""
+    """The contents of a data set, over all splits."""
 
     num_grids: dict[str, int]  #: by split; `images` is split by the job that uses it
     grid_size: int
@@ -137,7 +138,7 @@ class DatasetContents:
 
 
 def read_contents(name: str, *, datasets_dir: Path) -> DatasetContents:
-    """Raises DatasetError."""
+    """The contents of an uploaded data set. Raises DatasetError."""
     path = find_npz(name, datasets_dir=datasets_dir)
     return _read_contents(path, read_version(path))
 
@@ -147,8 +148,8 @@ def read_file(
 ) -> dict[str, Grids]:
     """Read an `.npz` file: keys `train`, `val` and `test`, or `images` alone.
 
-    Each array is (N, S, S) uint8 with colours 0-9. Nothing is unpickled, nothing is read before
-    the archive's own list of sizes has been checked, and no array before its header has.
+    Each array is (N, S, S) uint8 with colours 0-9. Nothing is unpickled. The sizes in the archive's
+    directory are checked before anything is read, and each array's header before the array.
     Raises DatasetError.
     """
     name = shown_name or path.name
@@ -173,21 +174,21 @@ def read_file(
 
 
 def find_npz(name: str, *, datasets_dir: Path) -> Path:
-    """The file of a data set that a user brought. Raises DatasetError if there is none."""
+    """The file of an uploaded data set. Raises DatasetError if there is none."""
     available = {path.stem: path for path in list_npz(datasets_dir)}
-    # Comparing with what the folder lists means that no name can lead out of it.
+    # The name is compared with the folder's listing, so no name can lead out of the folder.
     if name not in available:
         allowed = ", ".join([*BuiltInDataset, *available])
         raise DatasetError(
             f"there is no data set {name!r}; known are {allowed}. "
-            f"PUT /datasets/{name[:64]} or {name[:64]}.npz in datasets/ adds it"
+            f"PUT /datasets/{name[:64]} or a file datasets/{name[:64]}.npz adds it"
         )
     return available[name]
 
 
 @lru_cache(maxsize=128)
 def _read_contents(path: Path, _version: FileVersion) -> DatasetContents:
-    """A file that has not changed needs no second look."""
+    """Cached, so that an unchanged file is read only once."""
     return DatasetContents.of(read_file(path))
 
 
@@ -197,7 +198,7 @@ def _is_npy(path: Path) -> bool:
 
 
 def _check_sizes(archive: zipfile.ZipFile, *, max_bytes: int) -> None:
-    # zipfile reads no more of a member than it claims here, whatever was compressed.
+    # zipfile never unpacks more of a member than this size, whatever the compressed data holds.
     claimed = sum(member.file_size for member in archive.infolist())
     if claimed > max_bytes:
         raise DatasetError(f"unpacks to {claimed} bytes; {max_bytes} are allowed")
@@ -262,7 +263,7 @@ def _check_header(shape: tuple[int, ...], *, dtype: np.dtype[np.generic], key: s
 
 
 def draw_preview(contents: DatasetContents) -> bytes:
-    """PNG of up to 40 grids, eight a row."""
+    """A PNG of up to 40 grids, eight per row."""
     cell = contents.grid_size * _PREVIEW_SCALE + _PREVIEW_GAP
     num_rows = -(-len(contents.sample) // _PREVIEW_COLUMNS)
     shape = (num_rows * cell + _PREVIEW_GAP, _PREVIEW_COLUMNS * cell + _PREVIEW_GAP, 3)

@@ -1,10 +1,10 @@
-"""SHA-256 of files, remembered as long as a file does not change."""
+"""SHA-256 of files, cached as long as a file does not change."""
 
 import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-#: Tells one state of a file from any other.
+#: Differs between any two states of a file.
 FileVersion = tuple[int, ...]
 
 
@@ -14,12 +14,12 @@ def compute_sha256(path: Path) -> str:
 
 
 def find_sha256(path: Path) -> str:
-    """As `compute_sha256`, but a file that has not changed is not read again."""
+    """Like `compute_sha256`, but an unchanged file is not read again."""
     return _find_sha256(path, read_version(path))
 
 
 def read_version(path: Path) -> FileVersion:
-    # Nobody can set the time of the last change of a file's entry, unlike that of its contents.
+    # Programs can set the modification time (mtime) of a file, but not its change time (ctime).
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

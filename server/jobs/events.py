@@ -1,4 +1,4 @@
-"""The events of a job: what happened to it, in words for people and values for programs."""
+"""Events of a job, each with a message for people and values for programs."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def add_event(
     message: str,
     data: dict[str, Any] | None = None,
 ) -> None:
-    """Note something in a transaction that holds the job's row, so that ids rise with time."""
+    """Record an event. The caller must have locked the job's row, so that ids rise with time."""
     now = database_now(session)
     session.add(JobEvent(job_id=job.id, kind=kind, message=message, data=data, created_at=now))
     session.flush()
@@ -44,6 +44,6 @@ def read_events(session: Session, job_id: str, *, after: int, limit: int) -> lis
 
 
 def read_newest_events(session: Session, job_id: str, *, limit: int) -> list[JobEvent]:
-    """A job's newest events, the newest first."""
+    """A job's newest events, newest first."""
     rows = select(JobEvent).where(JobEvent.job_id == job_id)
     return list(session.exec(rows.order_by(col(JobEvent.id).desc()).limit(limit)))

@@ -1,8 +1,8 @@
-"""Leases: the right of a worker to write to its running job, renewed by its heartbeat.
+"""Leases: a worker's right to write to its running job, renewed by each heartbeat.
 
-A claim raises the job's `attempt` and sets a lease. Every later write of the worker is made while
-`holding` the lease: the row is locked and matches job, attempt, worker and `running`, or
-`LeaseLostError` is raised. Leases run by the database's clock.
+A claim raises the job's `attempt` and sets a lease. The worker makes every later write while
+`holding` the lease: the job's row is locked and must match job, attempt, worker and status
+`running`, else `LeaseLostError` is raised. Leases expire by the database's clock.
 """
 
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ from server.models.tables import Job, JobStatus
 
 
 class LeaseLostError(ConflictError):
-    """The job is no longer this worker's; the worker must write nothing more."""
+    """The job no longer belongs to this worker, which must not write to it any more."""
 
 
 class StopRequest(StrEnum):
-    """What a running job was asked to become at its next step; a cancel wins over a pause."""
+    """A request that a running job follows at its next step; a cancel overrides a pause."""
 
     cancel = "cancel"
     pause = "pause"
@@ -34,7 +34,7 @@ class StopRequest(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A worker's right to write to a job: the claim's attempt is the fencing token."""
+    """A worker's right to write to a job; the attempt is the fencing token."""
 
     job_id: str
     attempt: int
@@ -43,7 +43,7 @@ class Lease:
 
 @contextmanager
 def holding(engine: Engine, lease: Lease) -> Iterator[tuple[Session, Job]]:
-    """A transaction during which nobody can take the job from its worker.
+    """A write transaction during which no other process can take the job from its worker.
 
     Raises LeaseLostError.
     """
@@ -66,7 +66,7 @@ def heartbeat(engine: Engine, lease: Lease, *, lease_seconds: float, progress: f
 
 
 def read_stop_request(engine: Engine, lease: Lease) -> StopRequest | None:
-    """What this running job was asked to do, if anything. Raises LeaseLostError."""
+    """The stop request of this running job, if any. Raises LeaseLostError."""
     requests = select(Job.cancel_requested_at, Job.pause_requested_at).where(*_fence(lease))
     with Session(engine) as session:
         row = session.exec(requests).first()

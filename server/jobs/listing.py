@@ -1,7 +1,7 @@
 """Finding jobs: by id, or page by page, newest first.
 
-An index has each filter's jobs in this order, so that a page reads about as many rows as it shows,
-however many jobs there are.
+Each filter has an index in this order, so that a page reads about as many rows as it shows,
+regardless of the number of jobs.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from server.models.tables import Job, JobLabel, JobStatus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFilter:
-    """What the listed jobs have in common; nothing is all jobs."""
+    """The conditions that listed jobs meet; an empty filter matches all jobs."""
 
     statuses: list[JobStatus] = field(default_factory=list)
     option: Option | None = None
@@ -27,10 +27,10 @@ class JobFilter:
 
 
 class JobNotFoundError(NotFoundError):
-    """There is no job of this id."""
+    """No job has this id."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__(f"there is no job {job_id!r}; GET /jobs lists those there are")
+        super().__init__(f"there is no job {job_id!r}; GET /jobs lists all jobs")
 
 
 def find_job(session: Session, job_id: str) -> Job:
@@ -43,7 +43,7 @@ def find_jobs(session: Session, job_ids: Iterable[str]) -> list[Job]:
     wanted = dict.fromkeys(job_ids)
     if not wanted:
         return []
-    # PostgreSQL takes no NUL in a text; no job has one in its id either.
+    # PostgreSQL refuses a text with a NUL; no job's id has one.
     rows = select(Job).where(col(Job.id).in_([job_id for job_id in wanted if job_id.isalnum()]))
     jobs = {job.id: job for job in session.scalars(rows)}
     for job_id in wanted:
@@ -66,13 +66,13 @@ def find_newest_succeeded(session: Session, option: Option) -> Job:
 
 
 def count_by_status(session: Session) -> dict[JobStatus, int]:
-    """How many jobs there are of each status."""
+    """The number of jobs of each status."""
     counts = session.execute(select(col(Job.status), func.count()).group_by(col(Job.status))).all()
     return dict.fromkeys(JobStatus, 0) | {row[0]: row[1] for row in counts}
 
 
 def read_page(session: Session, wanted: JobFilter, *, after: Job | None, limit: int) -> list[Job]:
-    """The newest jobs, or the newest that are older than the job `after`."""
+    """The newest matching jobs, or the newest that are older than the job `after`."""
     pages = [
         _select_newest(wanted, status, after=after).limit(limit)
         for status in dict.fromkeys(wanted.statuses) or [None]
@@ -95,7 +95,7 @@ def _select_newest(
         label = aliased(JobLabel)
         jobs = jobs.join(label, col(label.job_id) == job_id)
         jobs = jobs.where(col(label.key) == key, col(label.value) == value)
-        # The order is that of the label's index.
+        # The order of the label's index.
         created_at, job_id = col(label.created_at), col(label.job_id)
     if after is not None:
         jobs = jobs.where(tuple_(created_at, job_id) < tuple_(after.created_at, after.id))
@@ -103,9 +103,11 @@ def _select_newest(
 
 
 def _merge(pages: list[Select[Job]]) -> Select[Job]:
-    """An index has the jobs of one status in order, not those of several. In one statement, so
-    that a job that changes its status meanwhile is listed just once."""
-    # SQLite takes a limit inside of a union in a subquery only.
+    """The pages of several statuses as one, since an index orders the jobs of one status only.
+
+    It is a single statement, so that a job that changes its status meanwhile is listed only once.
+    """
+    # SQLite allows a limit inside a union only in a subquery.
     parts = [
         select(page.with_only_columns(col(Job.created_at), col(Job.id)).subquery())
         for page in pages

@@ -1,15 +1,15 @@
-"""Every change that is made to a job from outside its attempt; nothing else changes its status.
+"""The job queue: all changes of a job's status, which no other module makes.
 
 new -> queued (enqueue, as `server.jobs.submission` does)
 queued -> running (claim) -> succeeded (finish) | failed (fail) | cancelled, paused (stop)
 running -> queued (hand_back or fail of infrastructure by its worker, requeue_lost_jobs)
 running -> failed (requeue_lost_jobs, after too many attempts)
-running -> cancelled, paused (any of these, or cancel and pause themselves once the lease is over,
-if that was asked)
+running -> cancelled, paused (any of these if that was requested, or cancel and pause themselves
+once the lease has expired)
 queued -> cancelled (cancel) | paused (pause); paused -> cancelled (cancel)
 paused, failed, cancelled, and succeeded with more epochs -> queued (resume)
 
-What a worker does to its job needs the lease that its claim gave it: see `server.jobs.leases`.
+A worker's changes need the lease of its claim, see `server.jobs.leases`.
 """
 
 from collections.abc import Callable
@@ -31,13 +31,13 @@ from server.models.tables import EventKind, FailureKind, Job, JobPhase, JobStatu
 
 
 class JobStateError(ConflictError):
-    """The job's status does not allow this."""
+    """The job's status does not allow the request."""
 
 
 def enqueue(
     session: Session, job: Job, *, message: str, available_at: datetime | None = None
 ) -> None:
-    """Let workers claim the job, from `available_at` on; part of the caller's transaction."""
+    """Let workers claim the job from `available_at` on, as part of the caller's transaction."""
     job.status = JobStatus.queued
     job.phase = job.worker_id = job.lease_expires_at = None
     job.available_at = available_at
@@ -46,7 +46,7 @@ def enqueue(
 
 
 def count_queued(session: Session, *, job_id: str | None = None) -> int:
-    """How many jobs wait, including those whose retry is not due yet."""
+    """The number of queued jobs, including those whose retry is not due yet."""
     waiting = select(func.count()).select_from(Job).where(Job.status == JobStatus.queued)
     if job_id is not None:
         waiting = waiting.where(Job.id == job_id)
@@ -56,11 +56,11 @@ def count_queued(session: Session, *, job_id: str | None = None) -> int:
 def claim(
     engine: Engine, *, worker_id: str, lease_seconds: float, job_id: str | None = None
 ) -> Job | None:
-    """Give the most urgent queued job, then the oldest, to this worker; None if none waits.
+    """Give this worker the queued job with the highest priority, of several the oldest.
 
-    With `job_id` only that job is taken.
+    Returns None if no job waits. With `job_id`, only that job is claimed.
     """
-    # A plain look first: idle workers should not take SQLite's write lock at every poll.
+    # Read first: idle workers should not take SQLite's write lock at every poll.
     with Session(engine) as session:
         waiting = _select_waiting(database_now(session), job_id=job_id)
         if session.exec(waiting.limit(1)).first() is None:
@@ -87,10 +87,10 @@ def claim(
 
 
 def _select_waiting(now: datetime, *, job_id: str | None) -> SelectOfScalar[str]:
-    """Ids of the jobs that may be claimed now, the most urgent first, or of that one job."""
+    """Ids of the jobs that may be claimed now in the order of claims, or only `job_id`."""
     due = or_(col(Job.available_at).is_(None), col(Job.available_at) <= now)
     if job_id is not None:
-        # A reservation is for whoever asks for the job; a pause between attempts is for all.
+        # A worker that names the job ignores its reservation, but not a delay between attempts.
         due = and_(col(Job.id) == job_id, or_(due, col(Job.attempt) == 0))
     waiting = select(Job.id).where(Job.status == JobStatus.queued, due)
     return waiting.order_by(col(Job.priority).desc(), col(Job.created_at), col(Job.id))
@@ -115,31 +115,33 @@ def fail(
     max_attempts: int = 1,
     retry_seconds: float = 0.0,
 ) -> None:
-    """End an attempt by an error. Raises LeaseLostError.
+    """End an attempt with an error. Raises LeaseLostError.
 
-    A failure of kind `infrastructure` is tried again, first after `retry_seconds` and then
-    each time after twice as long, until `max_attempts` have gone that way.
+    After a failure of kind `infrastructure` the job is tried again, first after `retry_seconds`,
+    then each time after twice as long, until `max_attempts` attempts were lost.
     """
     with holding(engine, lease) as (session, job):
         if kind is FailureKind.infrastructure:
             delay = timedelta(seconds=retry_seconds * 2**job.num_lost_attempts)
-            _lose(session, job, code=code, reason=message, max_attempts=max_attempts, delay=delay)
+            _retry_or_fail(
+                session, job, code=code, reason=message, max_attempts=max_attempts, delay=delay
+            )
         else:
             _fail(session, job, code=code, message=message, kind=kind)
 
 
 def stop(engine: Engine, lease: Lease) -> None:
-    """End an attempt as its job was asked to. Raises LeaseLostError."""
+    """End an attempt as requested by a cancel or pause. Raises LeaseLostError."""
     with holding(engine, lease) as (session, job):
         if not _settle_as_requested(session, job):
-            # The request was withdrawn after the worker had heard of it.
+            # The request was withdrawn after the worker had read it.
             _requeue(session, job, reason="asked to stop, and then to go on")
 
 
 def hand_back(engine: Engine, lease: Lease, *, reason: str) -> None:
-    """Return a running job to the queue, for any worker to go on. Raises LeaseLostError.
+    """Return a running job to the queue, so that any worker can continue it.
 
-    This does not count as a lost attempt: its worker was told to stop.
+    This does not count as a lost attempt, since the worker was told to stop. Raises LeaseLostError.
     """
     with holding(engine, lease) as (session, job):
         if not _settle_as_requested(session, job):
@@ -147,9 +149,9 @@ def hand_back(engine: Engine, lease: Lease, *, reason: str) -> None:
 
 
 def requeue_lost_jobs(engine: Engine, *, max_attempts: int, lease_seconds: float) -> int:
-    """Take running jobs whose lease ran out from their workers; any worker may call this.
+    """Requeue running jobs whose lease has expired; any worker may call this.
 
-    After `max_attempts` losses a job fails as `infrastructure`. Returns how many were lost.
+    After `max_attempts` lost attempts a job fails as `infrastructure`. Returns the number of jobs.
     """
     with Session(engine) as session:
         expired = select(Job).where(
@@ -161,14 +163,16 @@ def requeue_lost_jobs(engine: Engine, *, max_attempts: int, lease_seconds: float
         jobs = session.exec(expired.with_for_update(skip_locked=True)).all()
         for job in jobs:
             reason = f"worker {job.worker_id} sent no heartbeat for {lease_seconds:g} s"
-            _lose(session, job, code="worker_lost", reason=reason, max_attempts=max_attempts)
+            _retry_or_fail(
+                session, job, code="worker_lost", reason=reason, max_attempts=max_attempts
+            )
     return len(jobs)
 
 
 def cancel(engine: Engine, job_id: str) -> Job:
     """Ask a job to stop: a queued or paused one at once, a running one at its next step.
 
-    A second request changes nothing. Raises JobStateError if the job ended otherwise.
+    A repeated request changes nothing. Raises JobStateError if the job has succeeded or failed.
     """
     with write_transaction(engine) as session:
         job = _lock(session, job_id)
@@ -182,8 +186,11 @@ def cancel(engine: Engine, job_id: str) -> Job:
 
 
 def pause(engine: Engine, job_id: str) -> Job:
-    """Ask a job to stop until it is resumed: a queued one at once, a running one at its next
-    step. A second request changes nothing. Raises JobStateError if the job ended."""
+    """Ask a job to stop until it is resumed: a queued one at once, a running one at its next step.
+
+    A repeated request changes nothing. Raises JobStateError if the job has ended or is being
+    cancelled.
+    """
     with write_transaction(engine) as session:
         job = _lock(session, job_id)
         if job.status.is_terminal or job.cancel_requested_at is not None:
@@ -197,8 +204,12 @@ def pause(engine: Engine, job_id: str) -> Job:
 
 
 def resume(engine: Engine, job_id: str, *, num_epochs: int | None = None) -> Job:
-    """Let a paused, failed or cancelled job go on from its last good checkpoint, or a
-    succeeded one up to `num_epochs`; a live job is left alone. Raises JobStateError."""
+    """Queue a paused, failed or cancelled job to go on from its last valid checkpoint, or a
+    succeeded one to train up to `num_epochs`.
+
+    A queued or running job is not changed, except that a pause request is withdrawn. Raises
+    JobStateError.
+    """
     with write_transaction(engine) as session:
         job = _lock(session, job_id)
         if job.status in (JobStatus.queued, JobStatus.running):
@@ -216,8 +227,10 @@ def resume(engine: Engine, job_id: str, *, num_epochs: int | None = None) -> Job
 
 
 def remove(engine: Engine, job_id: str, *, delete_files: Callable[[], None] | None = None) -> None:
-    """Delete a job that has ended, with its rows, and its files as `delete_files` does it: if
-    that fails, the job stays to be deleted again. Raises JobStateError."""
+    """Delete a job that has ended, with its rows, and its files by `delete_files`.
+
+    If `delete_files` fails, the job stays and can be deleted again. Raises JobStateError.
+    """
     with write_transaction(engine) as session:
         job = _lock(session, job_id)
         if not job.status.is_terminal:
@@ -229,7 +242,7 @@ def remove(engine: Engine, job_id: str, *, delete_files: Callable[[], None] | No
 
 
 def pin(engine: Engine, job_id: str, *, is_pinned: bool) -> Job:
-    """Keep a job's checkpoints when space is needed, or no longer. Raises JobNotFoundError."""
+    """Set whether a job's checkpoints stay when space is needed. Raises JobNotFoundError."""
     with write_transaction(engine) as session:
         job = _lock(session, job_id)
         job.is_pinned = is_pinned
@@ -244,8 +257,8 @@ def _lock(session: Session, job_id: str) -> Job:
 
 
 def _stop_or_ask(session: Session, job: Job, request: EventKind, *, is_asked: bool) -> None:
-    """Do at once what was requested if no worker is at it, else leave it to the worker."""
-    expires_at = job.lease_expires_at  # of running jobs alone
+    """Stop the job at once if no worker holds its lease, else leave the request to the worker."""
+    expires_at = job.lease_expires_at  # only running jobs have one
     if expires_at is None or expires_at < database_now(session):
         _settle_as_requested(session, job)
     elif not is_asked:
@@ -263,7 +276,7 @@ def _settle_as_requested(session: Session, job: Job, *, reason: str = "on reques
 
 
 def _settle(session: Session, job: Job, status: JobStatus, *, message: str) -> None:
-    """Take a live job out of the workers' reach."""
+    """Give a live job a status in which no worker claims it or writes to it."""
     assert not JobStatus(job.status).is_terminal
     job.status = status
     job.phase = job.lease_expires_at = job.available_at = job.pause_requested_at = None
@@ -271,7 +284,7 @@ def _settle(session: Session, job: Job, status: JobStatus, *, message: str) -> N
     add_event(session, job, EventKind(status), message=message)
 
 
-def _lose(
+def _retry_or_fail(
     session: Session,
     job: Job,
     *,
@@ -280,7 +293,7 @@ def _lose(
     max_attempts: int,
     delay: timedelta | None = None,
 ) -> None:
-    """An attempt ended by no fault of its job: try again, but not for ever."""
+    """Requeue a job that lost an attempt through no fault of its own; fail it after too many."""
     job.num_lost_attempts += 1
     if _settle_as_requested(session, job, reason=f"on request; {reason}"):
         return
@@ -309,8 +322,8 @@ def _requeue(session: Session, job: Job, *, reason: str, delay: timedelta | None
 def _extend(job: Job, *, num_epochs: int | None) -> None:
     if num_epochs is None or num_epochs <= job.epochs_completed:
         raise JobStateError(
-            f"job {job.id} has {job.epochs_completed} epochs behind it; "
-            "`epochs` must say up to which later one it shall go on"
+            f"job {job.id} has completed {job.epochs_completed} epochs; "
+            "`epochs` must be larger than that"
         )
     config = {**job.config, "epochs": num_epochs}
     job.config = TrainingConfig.model_validate(config).model_dump(mode="json")

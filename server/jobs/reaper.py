@@ -1,5 +1,5 @@
-"""The reaper: requeues the jobs of dead workers, but not those of workers that an outage of the
-database kept from sending heartbeats."""
+"""The reaper requeues the jobs of dead workers. It spares workers whose heartbeats only failed
+because of an outage of the database."""
 
 import time
 
@@ -10,10 +10,10 @@ from server.settings import Settings
 
 
 class Reaper:
-    """Requeues the jobs of workers without heartbeat; each worker runs one, and so does the server.
+    """Requeues the jobs of workers without a heartbeat. Each worker and the server run a reaper.
 
-    While the database is away, all leases run out, also those of live workers. So a reaper that
-    could not reach the database waits for a lease's time before it requeues anything.
+    During an outage of the database all leases expire, even those of live workers. A reaper that
+    could not reach the database therefore waits for one lease time before it requeues jobs.
     """
 
     def __init__(self, engine: Engine, *, settings: Settings) -> None:
@@ -26,8 +26,11 @@ class Reaper:
         self._waits_until = 0.0
 
     def reap(self) -> int:
-        """Call this every few seconds; a worker does so right after each heartbeat that the
-        database took. Returns how many jobs were lost. Raises what an outage raises."""
+        """Requeue lost jobs; to be called every few seconds.
+
+        A worker calls it right after each heartbeat that the database accepted. Returns the number
+        of lost jobs. Raises SQLAlchemyError during an outage.
+        """
         now = time.monotonic()
         if self._has_failed or now - self._answered_at > self._longest_gap_seconds:
             self._waits_until = now + self._lease_seconds

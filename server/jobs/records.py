@@ -1,7 +1,6 @@
-"""What an attempt leaves in the database: phases, epochs with their files, resume points, notes.
+"""Records of an attempt in the database: phases, epochs with their files, resume points, notes.
 
-Everything is written while holding the lease and raises LeaseLostError without it. What was
-written can be read by anybody.
+All writes need the lease and raise LeaseLostError without it. Reads do not need it.
 """
 
 import re
@@ -29,7 +28,7 @@ _SUMMARY = ("train_loss", "train_pixel_accuracy", "val_foreground_recall", "val_
 
 
 def set_phase(engine: Engine, lease: Lease, phase: JobPhase) -> None:
-    """Say what the worker is busy with."""
+    """Set the phase of the running job."""
     with holding(engine, lease) as (_, job):
         job.phase = phase
 
@@ -42,10 +41,11 @@ def record_start(
     progress: float,
     dataset_summary: dict[str, Any],
 ) -> None:
-    """Say that training begins, where, from which progress on, and on what."""
+    """Record that training begins: on which device, with which data, at which progress."""
     with holding(engine, lease) as (session, job):
         job.phase = JobPhase.training
-        # Less than before where a state could not be loaded: the job is not stalled meanwhile.
+        # The progress may be lower than before, if a checkpoint could not be loaded. Setting its
+        # time keeps the job from being shown as stalled until it catches up.
         job.progress, job.progress_at = progress, database_now(session)
         job.device, job.dataset_summary = device, dataset_summary
 
@@ -62,10 +62,10 @@ def record_epoch(
 ) -> None:
     """Store an epoch with its files in one transaction.
 
-    `publish` gives the files their names and returns the rows that name them. It is
-    called while the lease is held, so that a worker that lost it cannot overwrite the files of
-    another. An epoch that an earlier attempt recorded is replaced; one that this attempt
-    recorded already, without hearing of it, is left alone.
+    `publish` renames the files to their final names and returns their rows. It is called while
+    the lease is held, so that a worker that lost its lease cannot overwrite another worker's
+    files. An epoch of an earlier attempt is replaced. An epoch that this attempt has already
+    recorded (the commit succeeded, but its confirmation was lost) is not changed.
     """
     with holding(engine, lease) as (session, job):
         stored = session.get(EpochMetrics, (job.id, metrics.epoch))
@@ -85,7 +85,7 @@ def record_epoch(
 def record_resume_point(
     engine: Engine, lease: Lease, resume_point: ResumePoint, *, publish: Callable[[], None]
 ) -> None:
-    """Name the file from which the job can go on inside an epoch."""
+    """Record the file from which the job can go on inside an epoch."""
     with holding(engine, lease) as (session, job):
         job.resume_point = resume_point.model_dump()
         session.flush()
@@ -93,7 +93,7 @@ def record_resume_point(
 
 
 def add_note(engine: Engine, lease: Lease, kind: EventKind, *, message: str) -> None:
-    """Note something about a running job."""
+    """Record an event of a running job."""
     with holding(engine, lease) as (session, job):
         add_event(session, job, kind, message=message)
 
@@ -101,7 +101,7 @@ def add_note(engine: Engine, lease: Lease, kind: EventKind, *, message: str) -> 
 def keep_named_files(
     engine: Engine, lease: Lease, *, sweep: Callable[[set[str], int | None], None]
 ) -> None:
-    """Call `sweep` with the file names that rows name and the best epoch, lease in hand."""
+    """Call `sweep` with the file names in the job's rows and the best epoch, holding the lease."""
     with holding(engine, lease) as (session, job):
         names = select(Artifact.file_name).where(Artifact.job_id == job.id)
         named = set(session.exec(names))
@@ -111,7 +111,8 @@ def keep_named_files(
 
 
 def _supersede_best(session: Session, job: Job, *, metrics: EpochMetrics) -> None:
-    """Make this epoch the best; the checkpoint that was goes, unless the schedule keeps it."""
+    """Make this epoch the best and delete the former best checkpoint's row, unless the checkpoint
+    is a scheduled one."""
     config, before = job.training_config, job.best_epoch
     job.best_epoch, job.best_val_recon_loss = metrics.epoch, metrics.val_recon_loss
     if before is not None and before != metrics.epoch and before % config.checkpoint_every:
@@ -120,7 +121,7 @@ def _supersede_best(session: Session, job: Job, *, metrics: EpochMetrics) -> Non
 
 def _replace_artifact(session: Session, artifact: Artifact) -> None:
     _delete_artifact(session, artifact.job_id, kind=artifact.kind, epoch=artifact.epoch)
-    # A copy: the change may have to be made again, after an outage in its midst.
+    # A copy: if an outage interrupts the transaction, it is repeated with the same objects.
     session.add(Artifact(**artifact.model_dump(exclude={"id"})))
 
 
@@ -136,14 +137,14 @@ def _delete_artifact(session: Session, job_id: str, *, kind: ArtifactKind, epoch
 
 def _summarise_epoch(job: Job, metrics: EpochMetrics, *, progress: float) -> None:
     job.epochs_completed = metrics.epoch
-    # The heartbeat may have told of steps beyond this epoch already.
+    # The heartbeat may already have reported steps beyond this epoch.
     job.progress = max(job.progress, progress)
     for name in _SUMMARY:
         setattr(job, name, getattr(metrics, name))
 
 
 class ArtifactNotFoundError(NotFoundError):
-    """A job has no such file of an epoch; the message names the epochs that there are."""
+    """A job has no such file for an epoch; the message lists the epochs that have one."""
 
 
 def read_artifacts(session: Session, job_id: str, *, kind: ArtifactKind) -> list[Artifact]:
@@ -171,7 +172,7 @@ def find_artifact(session: Session, job: Job, *, kind: ArtifactKind, epoch: str)
 
 
 def list_picture_epochs(session: Session, job_ids: Iterable[str]) -> dict[str, list[int]]:
-    """The epochs of which each job has a picture, oldest first."""
+    """The epochs with a picture of each job, oldest first."""
     epochs: dict[str, list[int]] = {job_id: [] for job_id in job_ids}
     pictures = select(Artifact.job_id, Artifact.epoch).where(
         col(Artifact.job_id).in_(epochs), Artifact.kind == ArtifactKind.reconstruction
@@ -188,7 +189,7 @@ def read_checkpoints(engine: Engine, job_id: str) -> list[Artifact]:
 
 
 def read_checkpoints_best_first(engine: Engine, job_id: str) -> list[Artifact]:
-    """A job's checkpoints by validation reconstruction loss, the lowest first."""
+    """A job's checkpoints by validation reconstruction loss, lowest first."""
     epoch = and_(
         col(EpochMetrics.job_id) == col(Artifact.job_id),
         col(EpochMetrics.epoch) == col(Artifact.epoch),

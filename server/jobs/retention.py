@@ -1,5 +1,5 @@
-"""Retention: what is deleted when space is needed. Data that can be generated again goes first,
-then the oldest checkpoints that no resume needs."""
+"""Retention: deletes files when space is needed. First data that can be generated again, then the
+oldest checkpoints that no resume needs."""
 
 import logging
 from pathlib import Path
@@ -19,9 +19,9 @@ _logger = logging.getLogger(__name__)
 def free_space(engine: Engine, settings: Settings) -> int:
     """Remove generated data, then checkpoints, oldest first, down to `max_storage_bytes`.
 
-    Pictures stay, and so does all of a job that is pinned or has not ended. Of other jobs the
-    best and the newest checkpoint stay: a resume needs them. Returns how many checkpoints were
-    removed.
+    Pictures stay, and all files of jobs that are pinned or have not ended. Of other jobs, the best
+    and the newest checkpoint stay, since a resume needs them. Returns the number of removed
+    checkpoints.
     """
     num_removed = 0
     excess = measure_storage(engine, settings) - settings.max_storage_bytes
@@ -33,12 +33,12 @@ def free_space(engine: Engine, settings: Settings) -> int:
             num_removed += 1
             excess -= artifact.size_bytes
     if excess > 0:
-        _logger.warning("%d bytes more than allowed are in use, and all of it is needed", excess)
+        _logger.warning("%d bytes more than allowed are in use, and nothing can be removed", excess)
     return num_removed
 
 
-def make_room(engine: Engine, settings: Settings) -> None:
-    """Free space if none is left for another data set. Raises StorageFullError if none can be."""
+def ensure_space(engine: Engine, settings: Settings) -> None:
+    """Free space if the limit is reached. Raises StorageFullError if nothing can be freed."""
     limit = settings.max_storage_bytes
     if not limit or measure_storage(engine, settings) < limit:
         return
@@ -51,7 +51,7 @@ def make_room(engine: Engine, settings: Settings) -> None:
 
 
 def measure_storage(engine: Engine, settings: Settings) -> int:
-    """Bytes of all checkpoints, pictures and data sets, and of generated data that is kept."""
+    """Bytes of all checkpoints, pictures and data sets, and of generated data in the cache."""
     with Session(engine) as session:
         artifacts = session.exec(select(func.coalesce(func.sum(Artifact.size_bytes), 0))).one()
     folders = (settings.datasets_dir, settings.cache_dir)
@@ -59,7 +59,10 @@ def measure_storage(engine: Engine, settings: Settings) -> int:
 
 
 def _remove_generated(cache_dir: Path, *, num_bytes: int) -> int:
-    """Remove at least so many bytes, or all there are; a job that reads a file keeps it open."""
+    """Remove files until `num_bytes` are freed or none is left; returns the bytes removed.
+
+    A job that reads such a file keeps it open, so that removing it does no harm.
+    """
     removed = 0
     for path in cache_dir.glob("*.npy"):
         if removed >= num_bytes:
@@ -72,7 +75,7 @@ def _remove_generated(cache_dir: Path, *, num_bytes: int) -> int:
 def _measure(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # an upload that has just ended
+    except FileNotFoundError:  # the temporary file of an upload that has just ended
         return 0
 
 
@@ -101,13 +104,13 @@ def _list_removable(engine: Engine) -> list[Artifact]:
 
 
 def _remove(engine: Engine, artifact: Artifact, *, settings: Settings) -> bool:
-    """Remove a row, and after it the file; not if the job was resumed or pinned meanwhile."""
+    """Remove a row, then its file, unless the job was resumed or pinned meanwhile."""
     with write_transaction(engine) as session:
         job = session.get(Job, artifact.job_id, with_for_update=True)
         row = session.get(Artifact, artifact.id)
         if job is None or row is None or job.is_pinned or not job.status.is_terminal:
             return False
         session.delete(row)
-    _logger.info("%s of job %s was removed to make room", artifact.file_name, artifact.job_id)
+    _logger.info("%s of job %s was removed to free space", artifact.file_name, artifact.job_id)
     JobFiles(settings.runs_dir, artifact.job_id).remove(artifact.file_name)
     return True

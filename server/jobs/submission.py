@@ -1,4 +1,4 @@
-"""Submitting a job: what is checked before it is queued, and what is stored with it."""
+"""Submitting a job: the limit of the queue, the job's row and its labels."""
 
 from datetime import timedelta
 
@@ -13,7 +13,7 @@ from server.models.tables import Job, JobLabel
 
 
 class QueueFullError(TooManyRequestsError):
-    """As many jobs wait as are allowed to."""
+    """The maximum number of jobs is queued."""
 
 
 def new_job(
@@ -25,7 +25,7 @@ def new_job(
     labels: dict[str, str] | None = None,
     priority: int = 0,
 ) -> Job:
-    """A job that is not stored yet."""
+    """A new job, not stored yet."""
     return Job(
         option=option,
         config=config.model_dump(mode="json"),
@@ -43,13 +43,12 @@ def submit_job(
     max_queued_jobs: int | None = None,
     reserved_seconds: float = 0.0,
 ) -> Job:
-    """Queue a new job in the caller's transaction: it is accepted once that has committed.
+    """Queue a new job in the caller's transaction; the job is accepted once this has committed.
 
-    For `reserved_seconds` only a worker that asks for this very job gets it. Raises
-    QueueFullError.
+    For `reserved_seconds`, only a worker that names this job can claim it. Raises QueueFullError.
     """
     if max_queued_jobs is not None and count_queued(session) >= max_queued_jobs:
-        raise QueueFullError(f"{max_queued_jobs} jobs wait already; try again later")
+        raise QueueFullError(f"{max_queued_jobs} jobs are queued already; try again later")
     job.created_at = database_now(session)
     session.add(job)
     session.flush()

@@ -1,4 +1,4 @@
-"""The workers that there are, and whether they are alive: each writes a heartbeat."""
+"""The registered workers and their heartbeats."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,7 +15,7 @@ FORGET_AFTER = timedelta(days=1)
 
 
 def register(engine: Engine, worker: Worker) -> None:
-    """Enter a worker, and forget those that went silent long ago."""
+    """Store a worker, and delete workers without a heartbeat for FORGET_AFTER."""
     with write_transaction(engine) as session:
         now = database_now(session)
         session.exec(delete(Worker).where(col(Worker.heartbeat_at) < now - FORGET_AFTER))
@@ -24,13 +24,13 @@ def register(engine: Engine, worker: Worker) -> None:
 
 
 def report_idle(engine: Engine, worker_id: str) -> None:
-    """The heartbeat of an idle worker."""
+    """Record the heartbeat of an idle worker."""
     with write_transaction(engine) as session:
         touch(session, worker_id, job_id=None, state=WorkerState.idle)
 
 
 def report_stopped(engine: Engine, worker_id: str) -> None:
-    """Note that a worker ended as it should."""
+    """Record that a worker ended normally."""
     with write_transaction(engine) as session:
         touch(session, worker_id, job_id=None, state=WorkerState.stopped)
 
@@ -42,7 +42,7 @@ def touch(
     job_id: str | None,
     state: WorkerState = WorkerState.busy,
 ) -> None:
-    """Note a heartbeat, as part of another change."""
+    """Record a heartbeat in the caller's transaction."""
     worker = session.get(Worker, worker_id)
     if worker is not None:
         worker.heartbeat_at = database_now(session)
@@ -51,7 +51,7 @@ def touch(
 
 
 def count_live(session: Session, *, lease_seconds: float, host: str | None = None) -> int:
-    """How many workers, of one host or of all, sent a heartbeat within a lease's time."""
+    """The number of live workers of one host or of all hosts."""
     live = select_live(database_now(session), lease_seconds=lease_seconds)
     if host is not None:
         live = live.where(Worker.host == host)
@@ -59,7 +59,7 @@ def count_live(session: Session, *, lease_seconds: float, host: str | None = Non
 
 
 def select_live(now: datetime, *, lease_seconds: float) -> SelectOfScalar[Worker]:
-    """The workers that sent a heartbeat within a lease's time."""
+    """The live workers: not stopped, and with a heartbeat in the last `lease_seconds`."""
     since = now - timedelta(seconds=lease_seconds)
     live = col(Worker.heartbeat_at) >= since
     return select(Worker).where(live, Worker.state != WorkerState.stopped)
@@ -68,7 +68,7 @@ def select_live(now: datetime, *, lease_seconds: float) -> SelectOfScalar[Worker
 def describe_state(
     worker: Worker, *, job: Job | None, now: datetime, settings: Settings
 ) -> WorkerState:
-    """The state that a worker reported, unless too much time has passed since."""
+    """The worker's reported state, or stalled, stale or dead if its last report is too old."""
     if worker.state == WorkerState.stopped:
         return WorkerState.stopped
     silent_seconds = (now - worker.heartbeat_at).total_seconds()
@@ -84,7 +84,7 @@ def describe_state(
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """A worker with its state now, and its job if it has one."""
+    """A worker with its current state, and its job if it has one."""
 
     worker: Worker
     state: WorkerState
@@ -92,7 +92,7 @@ class WorkerReport:
 
 
 def list_workers(session: Session, *, settings: Settings, limit: int) -> list[WorkerReport]:
-    """The workers, the one with the newest heartbeat first."""
+    """The workers by their last heartbeat, newest first."""
     rows = select(Worker, Job).join(Job, col(Worker.job_id) == Job.id, isouter=True)
     pairs = session.exec(rows.order_by(col(Worker.heartbeat_at).desc()).limit(limit)).all()
     now = database_now(session)

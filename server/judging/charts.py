@@ -1,4 +1,4 @@
-"""The curves of a comparison as a picture."""
+"""A comparison's curves as a picture."""
 
 import io
 from typing import TYPE_CHECKING, Final
@@ -11,15 +11,14 @@ if TYPE_CHECKING:
 MAX_LEGEND_ENTRIES: Final = 12
 MAX_LEGEND_CHARACTERS: Final = 40
 _TARGET_LABEL, _BACKGROUND_LABEL = "target", "all background"
-# Okabe and Ito's colours, which the colour-blind can tell apart, and a marker beside each.
+# Okabe and Ito's colours, which colour-blind readers can distinguish, and a marker for each.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def render_curves(comparison: Comparison) -> bytes:
     """Loss, training accuracy with its target band and the collapse line, and KL, as a PNG."""
-    # Imported here: matplotlib takes half a second, and a server should be ready before that.
+    # Imported here: matplotlib takes half a second, which the server's start should not wait for.
     from matplotlib.figure import Figure  # noqa: PLC0415
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
@@ -43,7 +42,7 @@ def render_curves(comparison: Comparison) -> bytes:
 
 
 def shorten_label(label: str) -> str:
-    """The label with the middle of a long name left out, for a legend."""
+    """The label for a legend; a long one without its middle."""
     if len(label) <= MAX_LEGEND_CHARACTERS:
         return label
     side = MAX_LEGEND_CHARACTERS // 2
@@ -65,7 +64,7 @@ def _draw_entry(panels: "tuple[Axes, Axes, Axes]", entry: ComparedJob, *, index:
             marker=_MARKERS[index % len(_MARKERS)] if len(epochs) <= 50 else None,
             markersize=4,
             linewidth=1.5,
-            # A dollar sign would begin a formula, and a leading underscore hides a label.
+            # matplotlib reads `$` as a formula and hides a label that begins with an underscore.
             label="\N{ZERO WIDTH SPACE}" + shorten_label(entry.label).replace("$", r"\$"),
         )
 

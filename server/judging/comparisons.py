@@ -1,4 +1,4 @@
-"""A comparison: jobs judged side by side, ranked, with what they differ in."""
+"""Comparisons: verdicts of several jobs, their ranking, and the settings that differ."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from server.judging.verdicts import Verdict, judge
 from server.models.tables import Job
 
 MAX_COMPARED_JOBS: Final = 100
-#: Lines of always painting background, in curves: data sets hardly ever differ more.
+#: Baselines in the curves; jobs on more than three different data sets are rare.
 _MAX_BACKGROUND_SHARES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedJob:
-    """A judged job among the others."""
+    """A job of a comparison with its verdict and epochs."""
 
     job: Job
     verdict: Verdict
     epochs: History
-    has_namesake: bool = False  # another one of the compared jobs has the same name
+    has_namesake: bool = False  # another compared job has the same name
 
     @property
     def title(self) -> str:
-        """The job's name if that tells it from the others, else with or as its id."""
+        """The job's name if it is unique in the comparison, else name and id, or only the id."""
         if self.job.name is None:
             return self.job.id
         return f"{self.job.name} ({self.job.id})" if self.has_namesake else self.job.name
@@ -41,7 +41,7 @@ class ComparedJob:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Judged jobs, their ranking and recommendation, and the settings in which they differ."""
+    """Jobs with verdicts, their ranking and recommendation, and the settings that differ."""
 
     entries: list[ComparedJob]
     thresholds: Thresholds
@@ -54,13 +54,13 @@ class Comparison:
 
     @property
     def background_shares(self) -> list[float]:
-        """What always painting background would score on the jobs' data sets."""
+        """The pixel accuracy of an all-background output on each of the jobs' data sets."""
         summaries = [job.dataset_summary for job in self.jobs if job.dataset_summary]
         shares = {round(summary["background_share"], 4) for summary in summaries}
         return sorted(shares)[:_MAX_BACKGROUND_SHARES]
 
     def by_criterion(self) -> list[tuple[CriterionName, list[Criterion]]]:
-        """Each criterion's name with its answer for every job."""
+        """Each criterion's name with its result for every job."""
         columns = [entry.verdict.criteria for entry in self.entries]
         return [(row[0].name, list(row)) for row in zip(*columns, strict=True)]
 

@@ -1,10 +1,10 @@
 """The criteria of a verdict: one pure function per criterion, over stored metrics.
 
-A new criterion is one member of `CriterionName` and one function registered under it; verdicts,
-the API, reports, pages and the command line take all that are registered, in this order.
+A new criterion needs a member of `CriterionName` and a function registered under it; verdicts, the
+API, reports, pages and the command line show all registered criteria, in this order.
 
-The loss that is judged from epoch to epoch is re-weighted to the final β: while β warms up, the
-loss as trained should rise. "Final" is the last recorded epoch.
+Losses of different epochs are compared after re-weighting them to the final β: while β warms up,
+the loss as trained is expected to rise. "Final" is the last recorded epoch.
 """
 
 import math
@@ -21,7 +21,7 @@ from server.models.tables import Job
 
 
 class CriterionName(StrEnum):
-    """The criteria by which a job is judged."""
+    """The criteria of a verdict."""
 
     accuracy_in_range = "accuracy_in_range"
     not_mode_collapsed = "not_mode_collapsed"
@@ -38,7 +38,7 @@ class CriterionStatus(StrEnum):
 
 
 class Thresholds(BaseModel):
-    """Where each criterion passes; new thresholds re-judge old jobs."""
+    """The thresholds of the criteria. Changed thresholds also apply to old jobs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -60,7 +60,7 @@ class Thresholds(BaseModel):
 
 
 class Criterion(BaseModel):
-    """What one criterion says of a job, and the epochs on which that rests."""
+    """A criterion's result for a job, and the epochs it is based on."""
 
     name: CriterionName
     status: CriterionStatus
@@ -72,7 +72,7 @@ class Criterion(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a criterion judges: a job, its epochs (oldest first) and the thresholds."""
+    """The input of a criterion: a job, its epochs (oldest first) and the thresholds."""
 
     job: Job
     epochs: History
@@ -81,7 +81,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A criterion's answer; `has_passed` None is no data."""
+    """The output of a criterion's function; `has_passed` None means no data."""
 
     target: str
     has_passed: bool | None = None
@@ -92,7 +92,7 @@ class Finding:
 
 Rule = Callable[[Evidence], Finding]
 
-#: Every criterion, in the order in which they are shown.
+#: Every criterion, in the order of display.
 CRITERIA: Final[dict[CriterionName, Rule]] = {}
 
 
@@ -107,7 +107,7 @@ def criterion(name: CriterionName) -> Callable[[Rule], Rule]:
 
 
 def judge_criteria(evidence: Evidence) -> list[Criterion]:
-    """The answer of every registered criterion."""
+    """The results of all registered criteria."""
     return [_describe(name, rule(evidence)) for name, rule in CRITERIA.items()]
 
 
@@ -129,7 +129,7 @@ def _describe(name: CriterionName, finding: Finding) -> Criterion:
 
 @criterion(CriterionName.accuracy_in_range)
 def judge_accuracy(evidence: Evidence) -> Finding:
-    """The final training pixel accuracy lies between the two thresholds."""
+    """The final training pixel accuracy is between the two thresholds."""
     limits = evidence.limits
     target = f"{limits.min_accuracy:.2f} to {limits.max_accuracy:.2f}"
     if not evidence.epochs:
@@ -147,7 +147,8 @@ def judge_accuracy(evidence: Evidence) -> Finding:
 
 @criterion(CriterionName.not_mode_collapsed)
 def judge_mode_collapse(evidence: Evidence) -> Finding:
-    """The final epoch recalls foreground, and few validation reconstructions are all black."""
+    """In the final epoch the foreground recall is high enough and few validation reconstructions
+    are all black."""
     limits, target = evidence.limits, _describe_collapse_target(evidence)
     final = evidence.epochs[-1] if evidence.epochs else None
     if final is None or final.val_foreground_recall is None:
@@ -171,13 +172,13 @@ def _describe_collapse_target(evidence: Evidence) -> str:
     )
     if summary:
         share = summary["background_share"]
-        target += f"; always painting background would be {share:.1%} accurate"
+        target += f"; an all-background output would be {share:.1%} accurate"
     return target
 
 
 @criterion(CriterionName.kl_per_dimension)
 def judge_kl(evidence: Evidence) -> Finding:
-    """Every latent dimension carries information in the final epoch."""
+    """In the final epoch, every latent dimension carries information."""
     limits = evidence.limits
     target = f"every dimension above {limits.min_kl_per_dimension:g} nats"
     if not evidence.epochs:
@@ -197,7 +198,7 @@ def judge_kl(evidence: Evidence) -> Finding:
 
 @criterion(CriterionName.loss_decreases)
 def judge_loss(evidence: Evidence) -> Finding:
-    """The training loss at the final β falls from each epoch to the next, and is finite."""
+    """The training loss at the final β is finite and falls from each epoch to the next."""
     epochs, tolerance = evidence.epochs, evidence.limits.loss_tolerance
     target = f"each epoch below the one before, within {tolerance:.0%}"
     losses = reweigh(epochs)
@@ -230,7 +231,7 @@ def _describe_course(rises: Sequence[float], broken: Sequence[int]) -> str:
 
 @criterion(CriterionName.stable)
 def judge_stability(evidence: Evidence) -> Finding:
-    """Accuracy and loss do not jump between epochs, nor the step loss in the last one."""
+    """Accuracy and loss do not jump between epochs, nor does the step loss in the last epoch."""
     epochs, limits = evidence.epochs, evidence.limits
     target = (
         f"accuracy changes of at most {limits.max_accuracy_change:.2f}, loss rises of at most "
@@ -277,7 +278,7 @@ def judge_completion(evidence: Evidence) -> Finding:
 
 
 def reweigh(epochs: History) -> list[float]:
-    """Each epoch's training loss as it would be at the last epoch's β."""
+    """Each epoch's training loss, computed with the last epoch's β."""
     beta = epochs[-1].beta if epochs else 0.0
     return [row.train_recon_loss + beta * row.train_kl_loss for row in epochs]
 

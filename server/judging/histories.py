@@ -1,7 +1,7 @@
-"""The epochs of jobs, oldest first: as whole rows, or quickly as what verdicts and curves need.
+"""The epochs of jobs, oldest first: as whole rows, or faster as the values of verdicts and curves.
 
-A hundred jobs of five hundred epochs are fifty thousand rows. Made into whole `EpochMetrics`, they
-take seconds; read as plain values of the columns that are needed, a fraction of one.
+A hundred jobs with five hundred epochs each are fifty thousand rows. Loading them as `EpochMetrics`
+takes seconds; reading plain values of only the needed columns takes a fraction of a second.
 """
 
 import gc
@@ -17,7 +17,7 @@ from server.models.tables import EpochMetrics
 
 
 class EpochSummary(NamedTuple):
-    """The columns of `EpochMetrics` that verdicts and curves rest on."""
+    """The columns of `EpochMetrics` that verdicts and curves use."""
 
     epoch: int
     beta: float
@@ -36,7 +36,7 @@ History = Sequence[EpochSummary | EpochMetrics]
 
 
 def read_epochs(session: Session, job_id: str) -> list[EpochMetrics]:
-    """A job's epochs with all that was measured, oldest first."""
+    """A job's epochs with all metrics, oldest first."""
     rows = select(EpochMetrics).where(col(EpochMetrics.job_id) == job_id)
     return list(session.scalars(rows.order_by(col(EpochMetrics.epoch))))
 
@@ -48,10 +48,10 @@ def read_histories(session: Session, job_ids: Iterable[str]) -> dict[str, list[E
     columns = [getattr(EpochMetrics, name) for name in EpochSummary._fields[:-1]]
     kl_per_dimension = cast(col(EpochMetrics.val_kl_per_dimension), String)
     rows = select(job_id, *columns, kl_per_dimension).where(job_id.in_(histories))
-    with _without_collector():
+    with _without_garbage_collection():
         # In the order of the primary key, so that nothing has to be sorted.
         found = session.execute(rows.order_by(job_id, epoch)).all()
-        # One long text is decoded many times as fast as its parts.
+        # Decoding one long text is many times faster than decoding its parts.
         decoded = from_json(f"[{','.join(row[-1] for row in found)}]")
         for (owner, *values), kl in zip(found, decoded, strict=True):
             histories[owner].append(EpochSummary._make((*values[:-1], kl)))
@@ -59,8 +59,8 @@ def read_histories(session: Session, job_ids: Iterable[str]) -> dict[str, list[E
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
-    """Half of the time would go to looking for garbage among rows that are all in use."""
+def _without_garbage_collection() -> Iterator[None]:
+    """Garbage collection would take half of the time, although all rows are in use."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

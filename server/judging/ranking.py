@@ -1,4 +1,4 @@
-"""Judged jobs side by side: from best to worst, and which to prefer."""
+"""Ranking of jobs by their verdicts, and the recommendation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ class Recommendation(BaseModel):
 
 
 class Ranking(BaseModel):
-    """Ids from best to worst, and the job to prefer; `reason` says why there is none."""
+    """Ids from best to worst, and the recommended job; `reason` explains why, or why none."""
 
     ranking: list[str]
     recommendation: Recommendation | None
@@ -27,7 +27,7 @@ class Ranking(BaseModel):
 
 
 def rank(judged: Sequence[Judged]) -> Ranking:
-    """Order by criteria passed, then validation foreground IoU, then the newest first."""
+    """Rank by passed criteria, then validation foreground IoU, then newest first."""
     ordered = sorted(judged, key=_rank_key, reverse=True)
     recommendation, reason = _recommend(ordered)
     return Ranking(

@@ -1,4 +1,4 @@
-"""Reports of a comparison, in Markdown and as one HTML file that loads nothing from elsewhere."""
+"""Reports of a comparison: Markdown, and one HTML file that includes everything it shows."""
 
 import base64
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ class ReportPicture:
 
 
 def read_picture(session: Session, job: Job, *, runs_dir: Path) -> ReportPicture | None:
-    """The newest picture of a job; None if there is none, or if it is missing on disk: a report
-    of what is left is worth more than none."""
+    """The newest picture of a job; None if there is none, or if its file is missing or changed: a
+    report without a picture is better than no report."""
     newest = (
         select(Artifact)
         .where(Artifact.job_id == job.id, Artifact.kind == ArtifactKind.reconstruction)
@@ -51,7 +51,7 @@ def render_markdown(comparison: Comparison) -> str:
     lines = ["# Comparison", "", escape_markdown(comparison.ranking.reason)]
     lines += ["", "## Criteria", ""]
     lines += _markdown_table(
-        ["criterion", "target", *(_name_in_full(entry) for entry in entries)],
+        ["criterion", "target", *(_label_with_id(entry) for entry in entries)],
         [
             ["diagnosis", "", *(str(entry.verdict.diagnosis) for entry in entries)],
             *(
@@ -71,8 +71,7 @@ def render_markdown(comparison: Comparison) -> str:
 
 
 def render_html(comparison: Comparison, *, pictures: Mapping[str, ReportPicture | None]) -> str:
-    """The whole comparison as one HTML file, with the pictures by job id; names are escaped by
-    the template."""
+    """The comparison as one HTML file, with pictures by job id. The template escapes names."""
     return (
         _load_templates()
         .get_template("report.html")
@@ -86,7 +85,7 @@ def render_html(comparison: Comparison, *, pictures: Mapping[str, ReportPicture 
 
 
 def escape_markdown(text: str) -> str:
-    """Make text inert in Markdown, in a table cell too."""
+    """Escape text, so that Markdown shows it literally, also in a table cell."""
     escaped = "".join(f"\\{c}" if c in "\\`*[]|" else c for c in text)
     return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").split())
 
@@ -107,7 +106,7 @@ def _show(criterion: Criterion) -> str:
     return format_criterion(criterion.status, criterion.value)
 
 
-def _name_in_full(entry: ComparedJob) -> str:
+def _label_with_id(entry: ComparedJob) -> str:
     return entry.label if entry.job.id in entry.label else f"{entry.label} ({entry.job.id})"
 
 

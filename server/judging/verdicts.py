@@ -1,4 +1,4 @@
-"""Verdicts: what all criteria of a job come to. Computed when asked for and never stored."""
+"""Verdicts: the overall result of a job's criteria. Computed on request and never stored."""
 
 import threading
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class Outcome(StrEnum):
 
 
 class Diagnosis(StrEnum):
-    """What happened to the model, the most serious first."""
+    """What happened to the model, most serious first."""
 
     undecided = "undecided"
     diverged = "diverged"
@@ -57,7 +57,7 @@ _SUMMARIES = {
 
 
 class Verdict(BaseModel):
-    """A job's criteria with their outcome and a diagnosis in words."""
+    """A job's criteria with the overall outcome and a diagnosis."""
 
     job_id: str
     outcome: Outcome
@@ -86,7 +86,7 @@ def judge(job: Job, epochs: History, thresholds: Thresholds | None = None) -> Ve
 
 
 class VerdictCache:
-    """Verdicts of ended jobs, for lists that are read every other second: they should not read
+    """Cached verdicts of ended jobs: a job list is read every other second and should not read
     thousands of epochs each time."""
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ def _decide(job: Job, statuses: set[CriterionStatus]) -> Outcome:
         return Outcome.undecided
     if job.status != JobStatus.succeeded or CriterionStatus.failed in statuses:
         return Outcome.failure
-    # One epoch, for example, does not show whether the loss falls.
+    # A single epoch, for example, does not show whether the loss falls.
     return Outcome.undecided if CriterionStatus.no_data in statuses else Outcome.success
 
 

@@ -1,4 +1,4 @@
-"""Kinds of columns that several tables share, the same on SQLite and PostgreSQL."""
+"""Column types that several tables share, for both SQLite and PostgreSQL."""
 
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -8,7 +8,7 @@ from sqlalchemy import Column, DateTime, Dialect, Enum, ForeignKey, String, Type
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """Aware UTC on both databases; SQLite itself keeps no time zone."""
+    """Time-zone aware UTC on both databases; SQLite itself stores no time zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -25,7 +25,7 @@ def utc_now() -> datetime:
 
 
 def text_column(values: type[StrEnum], *, nullable: bool = False) -> Any:
-    """Text with a CHECK: a native enum type could never lose a value again."""
+    """Text with a CHECK. A native enum type could never drop a value in a migration."""
     checked = Enum(values, native_enum=False, create_constraint=True, length=20)
     return Column(checked, nullable=nullable)
 

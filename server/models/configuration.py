@@ -1,4 +1,4 @@
-"""The configuration of a job: all that decides what it trains."""
+"""The configuration of a job: all settings of its training."""
 
 from enum import StrEnum
 from typing import Annotated, Any, Final
@@ -13,14 +13,14 @@ DATASET_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
 
 class BuiltInDataset(StrEnum):
-    """The data sources that need no file; each is registered in `worker.data`."""
+    """Data sets that need no file; each is registered in `worker.data`."""
 
     atomic = "atomic"
     arc = "arc"
 
 
 class TrainingConfig(BaseModel):
-    """Everything that decides what a job trains; a job stores it whole."""
+    """All settings of a job's training; a job stores them completely."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
@@ -33,11 +33,12 @@ class TrainingConfig(BaseModel):
         default=100_000,
         ge=100,
         le=1_000_000,
-        description="grids in all: `atomic` generates so many, other data sets give at most so "
-        "many to each split's share",
+        description="number of grids over all splits: `atomic` generates exactly this many, other "
+        "data sets are cut to at most each split's share of it",
     )
     augment: bool = Field(
-        default=True, description="a random symmetry of the square for each training grid drawn"
+        default=True,
+        description="rotate or reflect each training grid at random, whenever it is drawn",
     )
     epochs: int = Field(default=50, ge=1, le=1000)
     batch_size: int = Field(default=128, ge=2, le=4096)
@@ -46,17 +47,19 @@ class TrainingConfig(BaseModel):
         default=1e-5,
         ge=0,
         le=1,
-        description="where the cosine decay ends, if `learning_rate` is above it",
+        description="end of the cosine decay, if `learning_rate` is above it",
     )
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
     latent_dim: int = Field(default=10, ge=1, le=256)
-    beta: float = Field(default=1.0, ge=0, le=1000, description="1 is the ELBO's own weighting")
+    beta: float = Field(
+        default=1.0, ge=0, le=1000, description="weight of the KL; 1 is the plain ELBO"
+    )
     beta_schedule: BetaSchedule = BetaSchedule.linear_warmup
     beta_warmup_fraction: float = Field(
         default=0.2, ge=0, le=1, description="share of the job's steps in which β rises from 0"
     )
     free_bits: float = Field(
-        default=0.0, ge=0, le=10, description="floor of each dimension's KL, in nats"
+        default=0.0, ge=0, le=10, description="lower bound of each dimension's KL, in nats"
     )
     use_focal_loss: bool = Field(default=True, description="false is plain cross-entropy")
     focal_gamma: float = Field(default=2.0, ge=0, le=10)

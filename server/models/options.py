@@ -1,7 +1,7 @@
-"""The options: loss configurations that are compared, and the choices that they are made of.
+"""The options (loss configurations to compare) and the choices of their settings.
 
-Plain data, so that the command line can list them without importing pydantic. A new option is one
-member of `Option` and one entry of `OPTIONS`.
+Plain data, so that the command line can list them without importing pydantic. A new option needs a
+member of `Option` and an entry in `OPTIONS`.
 """
 
 from enum import StrEnum
@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 
 class Option(StrEnum):
-    """The loss configurations that are compared."""
+    """The loss configurations to compare."""
 
     a = "a"
     b = "b"
@@ -17,7 +17,7 @@ class Option(StrEnum):
 
 
 class ClassWeighting(StrEnum):
-    """How the classes (colours) are weighted in the loss; see `worker.losses`."""
+    """Weighting of the classes (colours) in the loss; see `worker.losses`."""
 
     none = "none"
     inverse = "inverse"
@@ -27,7 +27,7 @@ class ClassWeighting(StrEnum):
 
 
 class BetaSchedule(StrEnum):
-    """How β changes over a job's steps; see `worker.losses`."""
+    """Course of β over a job's steps; see `worker.losses`."""
 
     linear_warmup = "linear_warmup"
     constant = "constant"
@@ -35,7 +35,7 @@ class BetaSchedule(StrEnum):
 
 
 class OptionPreset(NamedTuple):
-    """What an option sets, and what is known of it."""
+    """An option's settings and a summary."""
 
     config: dict[str, Any]
     summary: str

@@ -1,4 +1,4 @@
-"""The tables: jobs, what they measured and made, their events, and the workers."""
+"""The tables: jobs with their labels, metrics, files and events; workers; idempotency keys."""
 
 import uuid
 from datetime import datetime
@@ -23,7 +23,7 @@ from server.models.options import Option
 
 
 class JobStatus(StrEnum):
-    """Where a job stands. A request to stop is a column beside it, not a status."""
+    """The status of a job. A request to stop is a separate column, not a status."""
 
     queued = "queued"  #: waits for a worker
     running = "running"  #: a worker holds its lease
@@ -41,7 +41,7 @@ TERMINAL_STATUSES: Final = frozenset({JobStatus.succeeded, JobStatus.failed, Job
 
 
 class JobPhase(StrEnum):
-    """What the worker of a running job is busy with."""
+    """The current activity of a running job's worker."""
 
     loading_data = "loading_data"
     training = "training"
@@ -50,7 +50,7 @@ class JobPhase(StrEnum):
 
 
 class FailureKind(StrEnum):
-    """Whose fault a failure is; only `infrastructure` is retried by itself."""
+    """The cause of a failure; only `infrastructure` is retried automatically."""
 
     user = "user"
     oom = "oom"
@@ -60,19 +60,19 @@ class FailureKind(StrEnum):
 
 
 def new_job_id() -> str:
-    """Twelve random hex digits: short enough to type, never given out twice."""
+    """Twelve random hex digits: short enough to type, long enough to be unique."""
     return uuid.uuid4().hex[:12]
 
 
 class Job(SQLModel, table=True):
-    """One training run that was asked for. Only `server.jobs.queue` changes its status; its worker
-    fills in the rest through `server.jobs.records`."""
+    """One requested training run. Only `server.jobs.queue` changes its status; its worker writes
+    the other columns through `server.jobs.records`."""
 
     __tablename__ = "job"
     __table_args__ = (
         Index("ix_job_created_at_id", "created_at", "id"),
         Index("ix_job_status_priority", "status", "priority", "created_at"),
-        # Each filter of a list has an index that holds its jobs in the order of the list.
+        # Each filter of the job list has an index in the order of the list.
         Index("ix_job_status_created_at", "status", "created_at", "id"),
         Index("ix_job_option_created_at", "option", "created_at", "id"),
         Index("ix_job_option_status_created_at", "option", "status", "created_at", "id"),
@@ -98,11 +98,11 @@ class Job(SQLModel, table=True):
 
     status: JobStatus = Col(default=JobStatus.queued, sa_column=text_column(JobStatus))
     phase: JobPhase | None = Col(default=None, sa_column=text_column(JobPhase, nullable=True))
-    progress: float = 0.0  # of all planned steps, 0 to 1
+    progress: float = 0.0  # share of all planned steps, 0 to 1
     progress_at: datetime | None = Col(default=None, sa_type=UTCDateTime)  # when it last rose
     attempt: int = 0  # raised by every claim
-    num_requeues: int = 0  # how often a worker lost it or handed it back
-    num_lost_attempts: int = 0  # since the last resume, those that ended by no fault of the job
+    num_requeues: int = 0  # how often a worker lost the job or handed it back
+    num_lost_attempts: int = 0  # since the last resume; through no fault of the job
     available_at: datetime | None = Col(default=None, sa_type=UTCDateTime)  # not claimed before
     worker_id: str | None = None
     lease_expires_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
@@ -120,7 +120,7 @@ class Job(SQLModel, table=True):
         default=None, sa_column=text_column(FailureKind, nullable=True)
     )
 
-    # Summary columns, so that a list of jobs reads no per-epoch row.
+    # Summary columns, so that a list of jobs does not read per-epoch rows.
     epochs_completed: int = 0
     best_epoch: int | None = None
     best_val_recon_loss: float | None = None
@@ -138,9 +138,9 @@ class Job(SQLModel, table=True):
 
 
 class JobLabel(SQLModel, table=True):
-    """One of a job's labels, to find it by: written with the job and never changed.
+    """One label of a job, to filter by; stored with the job and never changed.
 
-    The time of the job is repeated, so that an index has the jobs of a label in order.
+    It repeats the job's `created_at`, so that an index has the jobs of a label in order.
     """
 
     __tablename__ = "job_label"
@@ -153,7 +153,7 @@ class JobLabel(SQLModel, table=True):
 
 
 class EpochMetrics(SQLModel, table=True):
-    """What one epoch measured. Shares and rates are 0 to 1; a rate without cases is null."""
+    """The metrics of one epoch. Shares and rates are 0 to 1; a rate without cases is null."""
 
     __tablename__ = "epoch_metrics"
 
@@ -176,8 +176,8 @@ class EpochMetrics(SQLModel, table=True):
     train_foreground_recall: float | None
     train_foreground_iou: float | None
     train_balanced_accuracy: float | None
-    train_background_share: float  # of cells predicted background
-    train_all_black_share: float  # of reconstructions that are all background
+    train_background_share: float  # share of cells predicted as background
+    train_all_black_share: float  # share of reconstructions that are all background
     train_exact_grid_rate: float
     train_recall_per_colour: list[float | None] = Col(sa_type=JSON)
     train_kl_per_dimension: list[float] = Col(sa_type=JSON)  # nats
@@ -200,7 +200,7 @@ class EpochMetrics(SQLModel, table=True):
 
 
 class EventKind(StrEnum):
-    """What a JobEvent tells of; those named like a status say that the job took it."""
+    """The kind of a JobEvent; one named like a status means that the job now has it."""
 
     queued = "queued"
     running = "running"
@@ -218,9 +218,9 @@ class EventKind(StrEnum):
 
 
 class JobEvent(SQLModel, table=True):
-    """One thing that happened to a job: every transition, epoch, checkpoint and warning.
+    """One event of a job: a transition, epoch, file or warning.
 
-    A job's events are written under its row's lock, so their ids rise in the order of commit.
+    Events are written while the job's row is locked, so their ids rise in the order of commit.
     """
 
     __tablename__ = "job_event"
@@ -240,7 +240,7 @@ class ArtifactKind(StrEnum):
 
 
 class ResumePoint(BaseModel):
-    """The rolling file from which a job that stops between its checkpoints goes on."""
+    """The file from which a job that stopped between two checkpoints goes on."""
 
     file_name: str
     sha256: str
@@ -249,7 +249,7 @@ class ResumePoint(BaseModel):
 
 
 class Artifact(SQLModel, table=True):
-    """A file that a job made. A row follows its file, so what a row names exists."""
+    """A file of a job. Its row is committed after the file is written, so the file exists."""
 
     __tablename__ = "artifact"
     __table_args__ = (UniqueConstraint("job_id", "kind", "epoch"),)
@@ -266,7 +266,10 @@ class Artifact(SQLModel, table=True):
 
 
 class IdempotencyKey(SQLModel, table=True):
-    """A request that must not be done twice, and its first answer, kept with what it made."""
+    """A request that must not be executed twice, with its first answer.
+
+    The row is committed in the same transaction as the request's effect.
+    """
 
     __tablename__ = "idempotency_key"
 
@@ -279,14 +282,14 @@ class IdempotencyKey(SQLModel, table=True):
 
 
 class WorkerState(StrEnum):
-    """What a worker does, as far as its heartbeat tells."""
+    """The state of a worker by its heartbeats."""
 
     idle = "idle"
     busy = "busy"
     stalled = "stalled"  #: sends heartbeats, but its job makes no progress
     stale = "stale"  #: several heartbeats are missing
-    dead = "dead"  #: silent for longer than a lease lasts
-    stopped = "stopped"  #: ended as it should
+    dead = "dead"  #: no heartbeat for longer than a lease
+    stopped = "stopped"  #: ended normally
 
 
 class Worker(SQLModel, table=True):
@@ -300,7 +303,7 @@ class Worker(SQLModel, table=True):
     device: str
     version: str = ""  # of Losslab
     torch_version: str = ""
-    state: str  # idle, busy or stopped, as the worker said last
+    state: str  # idle, busy or stopped, as the worker last reported
     job_id: str | None = None
     started_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
     heartbeat_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)

@@ -1,4 +1,4 @@
-"""Comparisons: jobs judged side by side, as JSON, as a picture and as reports."""
+"""Routes for comparisons: verdicts side by side, as JSON, as a picture and as reports."""
 
 from typing import Annotated, Final
 
@@ -13,7 +13,7 @@ from server.judging.charts import render_curves
 from server.judging.comparisons import Comparison
 from server.judging.reports import read_picture, render_html, render_markdown
 
-#: The report's styles and pictures are within it, and it has no script.
+#: The report embeds its styles and pictures and has no script.
 _REPORT_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 router = APIRouter(prefix="/comparisons", tags=["comparisons"], responses=PROBLEM_RESPONSES)
@@ -30,13 +30,13 @@ ComparisonDep = Annotated[Comparison, Depends(get_comparison)]
 
 @router.get("")
 def read_comparison(comparison: ComparisonDep) -> ComparisonPublic:
-    """Verdicts side by side, the ranking, a recommendation or why there is none."""
+    """Verdicts side by side, the ranking, and a recommendation or why there is none."""
     return ComparisonPublic.of(comparison)
 
 
 @router.get("/curves.png", response_class=Response, responses={200: {"content": {"image/png": {}}}})
 def read_curves(comparison: ComparisonDep) -> Response:
-    """Loss, accuracy and KL of each job."""
+    """Curves of loss, accuracy and KL, one per job."""
     headers = {"X-Content-Type-Options": "nosniff"}
     return Response(render_curves(comparison), media_type="image/png", headers=headers)
 
@@ -45,7 +45,7 @@ def read_curves(comparison: ComparisonDep) -> Response:
 def read_html_report(
     comparison: ComparisonDep, *, session: SessionDep, settings: SettingsDep
 ) -> Response:
-    """One file with everything in it, to keep or to send."""
+    """A report in one HTML file that includes its pictures."""
     pictures = {
         job.id: read_picture(session, job, runs_dir=settings.runs_dir) for job in comparison.jobs
     }

@@ -1,4 +1,4 @@
-"""Data sets: bring one, look at it, remove it."""
+"""Routes for data sets: upload, list, inspect, delete."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,7 @@ from server.files.datasets import (
     open_upload,
     read_contents,
 )
-from server.jobs.retention import make_room
+from server.jobs.retention import ensure_space
 from server.models.configuration import DATASET_NAME_PATTERN, BuiltInDataset
 from server.models.tables import TERMINAL_STATUSES, Job
 from server.settings import Settings
@@ -38,8 +38,8 @@ _UPLOAD_BODY: Final = {
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
-#: An upload may take so many times as long as any other request.
-_UPLOAD_PATIENCE: Final = 10
+#: An upload may take this many times as long as any other request.
+_UPLOAD_TIME_FACTOR: Final = 10
 
 NewName = Annotated[str, Path(pattern=DATASET_NAME_PATTERN)]
 Name = Annotated[str, Path(max_length=64)]
@@ -54,29 +54,29 @@ def list_datasets(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = MAX_PAGE_SIZE,
     after: Annotated[str, Query(description="the last name of the page before")] = "",
 ) -> DatasetList:
-    """What is built in, then the files that were brought, by name."""
+    """Built-in data sets first, then the uploaded ones by name."""
     built_in = [_describe_built_in(name) for name in BuiltInDataset] if not after else []
     paths = [path for path in list_npz(settings.datasets_dir) if path.stem > after]
-    brought = [DatasetPublic.of(path) for path in paths[:limit]]
-    return DatasetList(data=[*built_in, *brought], has_more=len(paths) > limit)
+    uploaded = [DatasetPublic.of(path) for path in paths[:limit]]
+    return DatasetList(data=[*built_in, *uploaded], has_more=len(paths) > limit)
 
 
 @router.put(
     "/{name}",
     status_code=201,
-    responses={200: {"description": "The very same file is there", "model": DatasetDetails}},
+    responses={200: {"description": "The same file was uploaded before", "model": DatasetDetails}},
     openapi_extra=_UPLOAD_BODY,
     max_body_size=_MAX_BODY_BYTES,
 )
 async def add_dataset(
     name: NewName, *, request: Request, response: Response, engine: EngineDep, settings: SettingsDep
 ) -> DatasetDetails:
-    """Send an `.npz` file as the body: arrays `train`, `val` and `test`, or `images`, of colours
-    0-9, (N, S, S). It is checked before it gets its name, and never replaces another."""
+    """Upload an `.npz` file as the body. Its arrays `train`, `val` and `test`, or `images`, have
+    shape (N, S, S) and colours 0-9. The file is checked first and never replaces another."""
     if name in set(BuiltInDataset):
         raise ConflictError(f"{name} is built in; use another name")
-    extend_deadline(request, seconds=_UPLOAD_PATIENCE * settings.request_seconds)
-    await asyncio.to_thread(make_room, engine, settings)
+    extend_deadline(request, seconds=_UPLOAD_TIME_FACTOR * settings.request_seconds)
+    await asyncio.to_thread(ensure_space, engine, settings)
     with open_upload(settings.datasets_dir) as file:
         num_bytes = 0
         async for chunk in request.stream():
@@ -95,7 +95,7 @@ async def add_dataset(
 
 @router.get("/{name}")
 def read_dataset(name: Name, *, settings: SettingsDep) -> DatasetDetails:
-    """How many grids, of which size, in which colours."""
+    """The number of grids, their size and their colours."""
     if name in set(BuiltInDataset):
         return DatasetDetails(**_describe_built_in(name).model_dump())
     contents = _read_contents(name, settings=settings)
@@ -117,9 +117,9 @@ def read_dataset(name: Name, *, settings: SettingsDep) -> DatasetDetails:
     responses={200: {"content": {"image/png": {}}}, 304: NOT_MODIFIED},
 )
 def read_preview(name: Name, *, request: Request, settings: SettingsDep) -> Response:
-    """A picture of its first grids."""
+    """A picture of the first grids."""
     if name in set(BuiltInDataset):
-        raise NotFoundError(f"{name} is generated when a job needs it; there is no picture")
+        raise NotFoundError(f"{name} is generated when a job needs it; it has no picture")
     picture = draw_preview(_read_contents(name, settings=settings))
     headers = {"ETag": f'"{hashlib.sha256(picture).hexdigest()}"', "Cache-Control": "no-cache"}
     if is_known(request, headers["ETag"]):
@@ -129,7 +129,7 @@ def read_preview(name: Name, *, request: Request, settings: SettingsDep) -> Resp
 
 @router.delete("/{name}", status_code=204)
 def delete_dataset(name: Name, *, engine: EngineDep, settings: SettingsDep) -> None:
-    """Refused while a job that has not ended needs it."""
+    """Delete an uploaded data set; refused while a job that has not ended needs it."""
     if name in set(BuiltInDataset):
         raise ConflictError(f"{name} is built in")
     with write_transaction(engine) as session:

@@ -1,4 +1,4 @@
-"""Jobs: post one, follow it, look at its pictures, stop it."""
+"""Routes for jobs: create, follow, control, and read their metrics and files."""
 
 import json
 from collections.abc import AsyncIterator
@@ -82,8 +82,8 @@ def create_job(
 ) -> Response:
     """Queue a job. It is committed before the answer, which has its whole configuration.
 
-    With `Idempotency-Key` the same request, sent again within a day, gets the same answer and
-    makes no second job.
+    With `Idempotency-Key`, the same request within a day gets the same answer and creates no
+    second job.
     """
     job = request.make_job()
     # Before the transaction: a file may take seconds to read.
@@ -96,7 +96,7 @@ def create_job(
     try:
         answer = _submit_once(engine, job, keyed=keyed, max_queued_jobs=limit)
     except IntegrityError:
-        # The same request came twice at the same time, and the other one was quicker.
+        # The same request arrived twice at the same time, and the other one was stored first.
         answer = _submit_once(engine, job, keyed=keyed, max_queued_jobs=limit)
     headers = {"Location": answer.location}
     if answer.is_replayed:
@@ -107,7 +107,7 @@ def create_job(
 def _submit_once(
     engine: Engine, job: Job, *, keyed: KeyedRequest | None, max_queued_jobs: int
 ) -> Answer:
-    """Queue the job and keep the answer, or find the answer of before, in one transaction."""
+    """Queue the job and store the answer, or return the stored answer, in one transaction."""
     with write_transaction(engine) as session:
         if keyed is not None and (answer := find_answer(session, keyed)) is not None:
             return answer
@@ -134,7 +134,7 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = 20,
     after: Annotated[str | None, Query(description="the last id of the page before")] = None,
 ) -> JobList:
-    """Newest first. A filter that is left out keeps all jobs; `status` may be given repeatedly."""
+    """Newest first. A filter that is left out matches all jobs; `status` may be repeated."""
     wanted = JobFilter(statuses=status or [], option=option, name=name or None, labels=labels)
     last = find_job(session, after) if after else None
     page = read_page(session, wanted, after=last, limit=limit + 1)
@@ -143,13 +143,13 @@ def list_jobs(
 
 @router.get("/{job_id}", response_model=JobPublic, responses={304: NOT_MODIFIED})
 def read_job(job: JobDep, *, request: Request) -> Response:
-    """The job as it is, with an `ETag`: with `If-None-Match` 304 says that nothing changed."""
+    """The job with an `ETag`; with `If-None-Match`, 304 means that nothing changed."""
     return answer_tagged(request, JobPublic.of(job))
 
 
 @router.patch("/{job_id}")
 def change_job(job: JobDep, *, change: JobChange, engine: EngineDep) -> JobPublic:
-    """Pin a job, so that its checkpoints stay when space is needed, or no longer."""
+    """Pin a job, so that its checkpoints are not deleted to free space, or unpin it."""
     return JobPublic.of(queue.pin(engine, job.id, is_pinned=change.is_pinned))
 
 
@@ -161,7 +161,7 @@ def delete_job(job: JobDep, *, engine: EngineDep, files: JobFilesDep) -> None:
 
 @router.post("/{job_id}/cancel")
 def cancel_job(job: JobDep, *, engine: EngineDep) -> JobPublic:
-    """Stop a queued job at once, a running one at its next step; asking again is harmless."""
+    """Stop a queued job at once, a running one at its next step; a repeated request is harmless."""
     return JobPublic.of(queue.cancel(engine, job.id))
 
 
@@ -175,9 +175,9 @@ def pause_job(job: JobDep, *, engine: EngineDep) -> JobPublic:
 def resume_job(
     job: JobDep, *, engine: EngineDep, settings: SettingsDep, request: ResumeRequest | None = None
 ) -> JobPublic:
-    """Let a paused, failed or cancelled job go on from its last good checkpoint, or a succeeded
-    one up to more `epochs`. A job that waits or runs is left alone."""
-    # Without its data the job would fail later.
+    """Let a paused, failed or cancelled job go on from its last valid checkpoint, or a succeeded
+    one with more `epochs`. A queued or running job is not changed."""
+    # Without its data set the job would fail later.
     check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
     num_epochs = request.epochs if request is not None else None
     return JobPublic.of(queue.resume(engine, job.id, num_epochs=num_epochs))
@@ -201,8 +201,8 @@ def list_events(
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
     last_event_id: Annotated[EventId | None, Header()] = None,
 ) -> EventList | EventSourceResponse:
-    """What happened to the job, oldest first. With `Accept: text/event-stream` a live stream,
-    which closes after an event `end` when the job has ended."""
+    """Events of the job, oldest first. With `Accept: text/event-stream` the answer is a live
+    stream, which closes after an event `end` when the job has ended."""
     after = after if last_event_id is None else last_event_id
     if "text/event-stream" in request.headers.get("Accept", ""):
         if feed.num_streams >= settings.max_streams:
@@ -227,7 +227,7 @@ def read_log(files: JobFilesDep, *, tail: Annotated[NumLines | None, Query()] = 
 def read_verdict(
     job: JobDep, *, session: SessionDep, thresholds: Annotated[Thresholds, Query()]
 ) -> Verdict:
-    """Judged on the spot; every threshold can be overridden."""
+    """The verdict, computed at the request; every threshold can be overridden."""
     return judge(job, read_histories(session, [job.id])[job.id], thresholds)
 
 
@@ -287,8 +287,8 @@ async def _encode_events(feed: EventFeed, job_id: str, *, after: int) -> AsyncIt
 def _send_file(
     request: Request, files: JobFiles, artifact: Artifact, *, media_type: str
 ) -> Response:
-    """The file with its hash as ETag, or 304 if the client has it."""
-    # What is asked for by its hash can never be anything else.
+    """The file with its hash as ETag, or 304 if the client already has it."""
+    # A URL with the hash always gives the same bytes.
     is_exact = request.query_params.get("sha256") == artifact.sha256
     headers = {
         "ETag": f'"{artifact.sha256}"',

@@ -1,4 +1,4 @@
-"""Options, workers, health and metrics."""
+"""Routes for options, workers, health and metrics."""
 
 import logging
 import tempfile
@@ -34,13 +34,13 @@ router = APIRouter(tags=["operations"], responses=PROBLEM_RESPONSES)
 
 @router.get("/options")
 def list_options() -> OptionList:
-    """The presets, each with the whole configuration that it stands for."""
+    """The presets, each with its whole configuration."""
     return OptionList(data=[OptionPublic.of(option) for option in Option], has_more=False)
 
 
 @router.get("/workers")
 def list_workers(session: SessionDep, *, settings: SettingsDep) -> WorkerList:
-    """Workers with device, current job and last heartbeat; the newest first."""
+    """Workers with device, current job and last heartbeat; newest first."""
     reports = workers.list_workers(session, settings=settings, limit=MAX_PAGE_SIZE + 1)
     data = [WorkerPublic.of(report) for report in reports[:MAX_PAGE_SIZE]]
     return WorkerList(data=data, has_more=len(reports) > MAX_PAGE_SIZE)
@@ -55,14 +55,14 @@ def read_metrics(request: Request) -> Response:
 
 @router.get("/healthz")
 def read_health() -> Health:
-    """Answers as long as the process lives; asks nothing of the database."""
+    """Answers as long as the process runs; does not use the database."""
     return Health(status="ok", version=version("losslab"))
 
 
 @router.get("/readyz", responses={503: {"model": Readiness}})
 def read_readiness(*, engine: EngineDep, settings: SettingsDep, response: Response) -> Readiness:
-    """Whether jobs can be taken: 503 while the database or the disk fails. Tells how many workers
-    live."""
+    """Whether jobs can be accepted: 503 while the database or the disk fails. Also counts the live
+    workers."""
     num_workers = _count_live_workers(engine, settings=settings)
     is_writable = _is_writable(settings.data_dir)
     is_ready = num_workers is not None and is_writable

@@ -1,4 +1,4 @@
-"""Jobs side by side: curves over each other, criteria in a table, pictures in step."""
+"""The comparison page: criteria, curves and reconstructions of several jobs."""
 
 from typing import Annotated, Any, Final
 from urllib.parse import urlencode
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/ui", include_in_schema=False)
 
 
 class PageQuery(ComparisonQuery):
-    """What to compare; as long as that is nothing, which jobs to choose from."""
+    """The jobs to compare; without any, the page of jobs to choose from."""
 
     after: str = ""
 
@@ -30,7 +30,7 @@ def show_comparison(
     request: Request, *, query: Annotated[PageQuery, Query()], session: SessionDep
 ) -> Response:
     if not query.job_id and not query.options:
-        return _offer_jobs(request, session=session, after=query.after)
+        return _show_choices(request, session=session, after=query.after)
     comparison = query.compare(session)
     thresholds, entries = comparison.thresholds, comparison.entries
     overridden = thresholds.model_dump(exclude_defaults=True)
@@ -50,8 +50,8 @@ def show_comparison(
     )
 
 
-def _offer_jobs(request: Request, *, session: Session, after: str) -> Response:
-    """The page to choose jobs from, those older than the job `after`."""
+def _show_choices(request: Request, *, session: Session, after: str) -> Response:
+    """The page to choose jobs from: the newest, or those older than the job `after`."""
     last = find_job(session, after) if after else None
     page = read_page(session, JobFilter(), after=last, limit=NUM_CHOICES + 1)
     jobs, has_more = page[:NUM_CHOICES], len(page) > NUM_CHOICES

@@ -1,4 +1,4 @@
-"""The page of one job: what it learns while it learns, and what it was asked to do."""
+"""The page of one job: state, curves, reconstructions, verdict and actions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from server.api.schemas import (
     describe_reconstructions,
 )
 from server.dashboard.curves import draw_job
-from server.dashboard.pages.login import FormDep, stay_here
+from server.dashboard.pages.login import FormDep, make_local_path
 from server.dashboard.rendering import is_refresh, render_page
 from server.errors import InvalidInputError, NotFoundError
 from server.files.datasets import check_dataset
@@ -64,7 +64,7 @@ def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFi
         checkpoints=describe_checkpoints(job, checkpoints, epochs)[::-1],
         pictures=_describe_pictures(session, job),
         background_share=(job.dataset_summary or {}).get("background_share"),
-        # A page that is live has its curves, and each new epoch by the event stream.
+        # A live page already has its curves; the event stream brings each new epoch.
         drawing=None if is_refresh(request) else _draw(job, epochs, events=events),
     )
 
@@ -73,7 +73,7 @@ def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFi
 def change_job(
     job: JobDep, *, action: str, engine: EngineDep, settings: SettingsDep, form: FormDep
 ) -> Response:
-    """Cancel, pause or resume a job, and go back to where the button was."""
+    """Cancel, pause or resume a job, then go back to the page with the button."""
     match action:
         case "cancel":
             queue.cancel(engine, job.id)
@@ -83,12 +83,13 @@ def change_job(
             check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
             queue.resume(engine, job.id, num_epochs=_read_num_epochs(form))
         case _:
-            raise NotFoundError(f"a job cannot be made to {action!r}")
-    return RedirectResponse(stay_here(form.get("next", f"/ui/jobs/{job.id}")), status_code=303)
+            raise NotFoundError(f"there is no action {action!r}")
+    target = make_local_path(form.get("next", f"/ui/jobs/{job.id}"))
+    return RedirectResponse(target, status_code=303)
 
 
 def list_actions(job: Job | JobPublic) -> tuple[str, ...]:
-    """What can be asked of a job now."""
+    """The actions that the job's state allows."""
     if job.cancel_requested_at is not None and not job.status.is_terminal:
         return ()
     if job.pause_requested_at is not None and job.status == JobStatus.running:
@@ -99,7 +100,7 @@ def list_actions(job: Job | JobPublic) -> tuple[str, ...]:
 def _draw(
     job: Job, epochs: Sequence[EpochMetrics], *, events: Sequence[JobEvent]
 ) -> dict[str, Any]:
-    """All that the page draws, and the event from which on the stream brings what is new."""
+    """The page's drawing data, and the id of the newest event, after which the stream starts."""
     return draw_job(epochs) | {
         "num_dimensions": job.training_config.latent_dim,
         "after": events[0].id if events else 0,
@@ -114,7 +115,7 @@ def _read_num_epochs(form: dict[str, str]) -> int | None:
     try:
         return ResumeRequest.model_validate({"epochs": given}, context=FORM).epochs
     except ValueError:
-        message = f"epochs: a whole number up to 1000, not {given[:20]!r}"
+        message = f"epochs must be a whole number up to 1000, not {given[:20]!r}"
         raise InvalidInputError(message) from None
 
 

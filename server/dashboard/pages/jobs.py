@@ -1,4 +1,4 @@
-"""The first page: all jobs, who works on them, and the form that posts another."""
+"""The first page: all jobs, the workers, and the form for a new job."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
@@ -48,7 +48,7 @@ def show_jobs(
     option: Annotated[str, Query()] = "",
     after: str | None = None,
 ) -> Response:
-    # An empty choice of a form is sent as an empty text.
+    # A form sends an empty choice as an empty text.
     chosen = [JobStatus(status)] if status in set(JobStatus) else []
     of_option = Option(option) if option in set(Option) else None
     last = find_job(session, after) if after else None
@@ -73,7 +73,7 @@ def show_jobs(
 
 @router.get("/ui/jobs/new")
 def show_form(request: Request) -> Response:
-    """The form with the configuration that the job would have."""
+    """The form with the configuration of the resulting job."""
     form = fill_form(request.query_params)
     return render_page("new_job.html", request, **_describe_form(form))
 

@@ -1,4 +1,4 @@
-"""Login to the pages: a form, a cookie, and the check that a form came from one of our pages."""
+"""Login to the pages: a form, a cookie, and the check that our own page sent a form."""
 
 from typing import Annotated
 from urllib.parse import parse_qsl
@@ -20,12 +20,12 @@ router = APIRouter(prefix="/ui", include_in_schema=False)
 async def read_form(request: Request) -> dict[str, str]:
     """The fields of a form that one of our own pages sent. Raises HTTPException 403."""
     if not is_same_origin(request.headers):
-        raise HTTPException(403, "this form was not sent by a page of this service")
+        raise HTTPException(403, "this form was not sent from a page of this service")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_FORM_BYTES:
-            raise HTTPException(413, f"a form may have {MAX_FORM_BYTES} bytes")
+            raise HTTPException(413, f"a form may have at most {MAX_FORM_BYTES} bytes")
     return dict(parse_qsl(body.decode("utf-8", errors="replace"), keep_blank_values=True))
 
 
@@ -35,14 +35,14 @@ FormDep = Annotated[dict[str, str], Depends(read_form)]
 @router.get("/login")
 def show_login(request: Request, *, settings: SettingsDep, next: str = "/") -> Response:
     if not settings.tokens:
-        return RedirectResponse(stay_here(next), status_code=303)
-    return render_page("login.html", request, next=stay_here(next), has_failed=False)
+        return RedirectResponse(make_local_path(next), status_code=303)
+    return render_page("login.html", request, next=make_local_path(next), has_failed=False)
 
 
 @router.post("/login")
 def log_in(request: Request, *, form: FormDep, settings: SettingsDep) -> Response:
-    """Keep the token in a cookie that no script can read and no other site can use."""
-    target, given = stay_here(form.get("next", "/")), form.get("token", "").strip()
+    """Store the token in a cookie that no script can read and no other site can use."""
+    target, given = make_local_path(form.get("next", "/")), form.get("token", "").strip()
     if find_token(given, settings.tokens) is None:
         return render_page("login.html", request, status_code=403, next=target, has_failed=True)
     response = RedirectResponse(target, status_code=303)
@@ -64,7 +64,7 @@ def log_out() -> Response:
     return response
 
 
-def stay_here(target: str) -> str:
-    """Where to go after the login: a path of this service, never another site."""
-    is_ours = target.startswith("/") and not target.startswith(("//", "/\\"))
-    return target if is_ours and target.isprintable() else "/"
+def make_local_path(target: str) -> str:
+    """The target of a redirect: the given path, or `/` if it could lead to another site."""
+    is_local = target.startswith("/") and not target.startswith(("//", "/\\"))
+    return target if is_local and target.isprintable() else "/"

@@ -17,10 +17,10 @@ const Charts = (() => {
     return String(Number(value.toPrecision(4)));
   }
 
-  // What the legend says of a curve: its value at the pointer, or else its last one.
+  // The legend's value of a curve: at the pointer, or else the last one.
   function legendValue(chart, value, index, position) {
-    const isAway = position === null || position === undefined;
-    return format(isAway ? chart.data[index].findLast((v) => v !== null && v !== undefined) : value);
+    const isOutside = position === null || position === undefined;
+    return format(isOutside ? chart.data[index].findLast((v) => v !== null && v !== undefined) : value);
   }
 
   function axis(options = {}) {
@@ -40,7 +40,7 @@ const Charts = (() => {
     ...chart,
   ];
 
-  // The target band and the lines that mean something, behind and before the curves.
+  // The target band, drawn behind the curves, and the threshold lines, drawn over them.
   function marks(panel, { band, lines }) {
     const at = (chart, value) => chart.valToPos(value, "y", true);
     const inside = (chart, y) =>
@@ -115,19 +115,20 @@ const Charts = (() => {
       this.describe();
     }
 
-    // What the marks stand for has changed, and not the curves.
+    // Draw again with new marks but the same curves.
     redraw() {
       this.plot.redraw(false);
     }
 
-    // Bring one curve out, or none.
+    // Highlight one curve, or none.
     highlight(index) {
       this.plot.setSeries(index === null ? null : index + 1, { focus: index !== null });
     }
   }
 
   function lines(panel, { curves, band, marked, range, rightRange, legend = true }, data) {
-    // A single epoch makes no line; further ones have markers as long as these stand apart.
+    // A single epoch makes no line and needs a marker; more epochs get markers while they do not
+    // overlap.
     const hasMarkers = (chart) => {
       if (chart.data[0].length < 2) return true;
       const [first, last] = chart.series[0].idxs;
@@ -171,7 +172,7 @@ const Charts = (() => {
     return new Chart(panel, makeOptions, data);
   }
 
-  // A row a dimension, a column an epoch; what carries no information stands out.
+  // One row per dimension, one column per epoch; collapsed dimensions have their own colour.
   function heat(panel, { limit }, data) {
     const shade = (value) => {
       if (value === null || value === undefined) return colour("--line");
@@ -223,7 +224,7 @@ const Charts = (() => {
     return new Chart(panel, makeOptions, data);
   }
 
-  // Lists of [epochs, values] on the epochs of all of them.
+  // Put several curves, each [epochs, values], on one common list of epochs.
   function join(curves) {
     const epochs = [...new Set(curves.flatMap(([x]) => x))].sort((a, b) => a - b);
     const place = new Map(epochs.map((epoch, index) => [epoch, index]));

@@ -1,4 +1,4 @@
-// The comparison: curves of all jobs over each other, pictures of all jobs on one slider.
+// The comparison page: curves of all jobs in the same charts, pictures of all jobs by one slider.
 "use strict";
 
 (() => {
@@ -31,7 +31,7 @@
     return { name, chart: Charts.lines(panel, options, dataOf(name)) };
   });
 
-  // Pointing at a row of the table brings out its curves.
+  // Pointing at a row of the table highlights its curves.
   const table = byId("criteria");
   const highlight = (event) => {
     const row = event.type.endsWith("out") ? null : event.target.closest("[data-series]");
@@ -41,8 +41,8 @@
     table.addEventListener(kind, highlight);
   }
 
-  // The slider runs over all epochs of which any job has a picture; a job that has none of an epoch
-  // shows its last one before.
+  // The slider covers all epochs with a picture of any job. A job without a picture of an epoch
+  // shows its last earlier one.
   const slider = byId("epoch-slider");
   let pictures = {};
   let epochs = [];
@@ -63,7 +63,7 @@
       const image = figure.querySelector("img");
       const url = urlOf(jobId, shown);
       figure.querySelector(".shown").textContent = `epoch ${shown}`;
-      // What did not come is asked for again.
+      // A picture that failed to load is requested again.
       const isBroken = image.complete && image.naturalWidth === 0;
       if (image.getAttribute("src") === url && !isBroken) continue;
       image.hidden = false;
@@ -71,7 +71,7 @@
     }
   }
 
-  // Only of those that are in view: a hundred jobs have many neighbours.
+  // Preload only for visible jobs: with a hundred jobs there would be many pictures.
   function preloadNeighbours() {
     for (const figure of document.querySelectorAll(".pictures figure")) {
       const { top, bottom } = figure.getBoundingClientRect();
@@ -106,6 +106,6 @@
     takePictures();
   });
   takePictures();
-  // The curves are drawn once this task has ended, and are on the screen after the next frame.
+  // The curves are drawn after this task has ended and are visible after the next frame.
   requestAnimationFrame(() => setTimeout(() => performance.mark("interactive")));
 })();

@@ -1,9 +1,9 @@
-// What all pages share: local times, live parts, the job form. The pages work without it.
+// Shared by all pages: local times, live parts, the job form. The pages also work without it.
 "use strict";
 
 const Losslab = (() => {
   const RETRY_SECONDS = 2;
-  const seen = new Map(); // what the server last sent of each live part
+  const seen = new Map(); // the last HTML from the server of each live part
   const listeners = [];
   let isRefreshing = false;
 
@@ -14,7 +14,7 @@ const Losslab = (() => {
     return element ? JSON.parse(element.textContent) : null;
   }
 
-  // Times come in UTC and are shown as the reader's clock has them.
+  // The server sends times in UTC; they are shown in the reader's time zone.
   const today = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
   const otherDay = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 
@@ -33,8 +33,7 @@ const Losslab = (() => {
 
   const focusable = "a[href], button, input, select, summary, [tabindex]";
 
-  // Puts the server's newest version of a part in place of the old one: row by row where rows have
-  // ids, and with the focus and the marks where the reader left them.
+  // Replaces a part by the server's newest version and keeps the focus and the marked boxes.
   function replacePart(old, fresh) {
     const isFollowing =
       "follow" in old.dataset && old.scrollTop + old.clientHeight >= old.scrollHeight - 8;
@@ -57,10 +56,11 @@ const Losslab = (() => {
     for (const fresh of page.querySelectorAll("[data-live]")) {
       const html = fresh.outerHTML;
       const old = byId(fresh.id);
-      // The first job turns an empty page into another one.
+      // The page without jobs has other parts, so the first job needs a reload.
       if (!old && !document.activeElement?.closest("form")) location.reload();
       if (!old || seen.get(fresh.id) === html) continue;
       seen.set(fresh.id, html);
+      // If the part still has the same rows, by their ids, only changed rows are replaced.
       const rows = [...fresh.children];
       const hasSameRows =
         rows.length > 0 &&
@@ -78,8 +78,8 @@ const Losslab = (() => {
     }
   }
 
-  function tellConnection(isAway) {
-    const text = isAway ? "The server does not answer. This page tries again by itself." : "";
+  function showConnection(isLost) {
+    const text = isLost ? "The server does not answer. This page tries again automatically." : "";
     if (byId("connection").textContent !== text) byId("connection").textContent = text;
   }
 
@@ -87,7 +87,7 @@ const Losslab = (() => {
     byId("announcement").textContent = text;
   }
 
-  // Asks for this page again and shows what has changed. Says whether the server answered.
+  // Loads this page again and shows the changes. Returns whether the server answered.
   async function refresh() {
     if (isRefreshing) return true;
     isRefreshing = true;
@@ -98,18 +98,18 @@ const Losslab = (() => {
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       updateParts(page);
       document.body.dataset.refreshSeconds = page.body.dataset.refreshSeconds ?? "";
-      tellConnection(false);
+      showConnection(false);
       for (const listener of listeners) listener();
       return true;
     } catch {
-      tellConnection(true);
+      showConnection(true);
       return false;
     } finally {
       isRefreshing = false;
     }
   }
 
-  // Until the server says that nothing will change any more.
+  // Runs until the server says that nothing will change any more.
   async function keepFresh() {
     for (;;) {
       const seconds = Number(document.body.dataset.refreshSeconds);
@@ -119,7 +119,7 @@ const Losslab = (() => {
     }
   }
 
-  // The resolved configuration follows what is typed.
+  // Updates the resolved configuration after each input.
   function followForm(form) {
     const preview = byId("preview");
     let asked = null;
@@ -129,7 +129,7 @@ const Losslab = (() => {
       timer = setTimeout(ask, milliseconds);
     };
 
-    // An answer to what was typed before may not come after the one to what is typed now.
+    // Abort the previous request: its answer must not replace the answer to the newest input.
     async function ask() {
       asked?.abort();
       asked = new AbortController();
@@ -147,13 +147,13 @@ const Losslab = (() => {
         }
       } catch {
         if (signal.aborted) return;
-        tellMissing();
+        showFailure();
         askIn(RETRY_SECONDS * 1000);
       }
     }
 
-    function tellMissing() {
-      const text = "The server does not say what the job will have. This page asks again by itself.";
+    function showFailure() {
+      const text = "The server does not send the configuration. This page tries again automatically.";
       if (preview.textContent === text) return;
       const problem = document.createElement("p");
       problem.className = "problem";
@@ -164,14 +164,14 @@ const Losslab = (() => {
     form.addEventListener("input", () => askIn(200));
   }
 
-  // Jobs are marked on several pages and compared together, so the tab remembers the marks.
+  // Jobs can be marked on several pages and compared together, so the marks are kept per tab.
   const MARKS = "losslab-marks";
 
   function readMarks() {
     try {
       return new Set(JSON.parse(sessionStorage.getItem(MARKS) ?? "[]"));
     } catch {
-      return new Set(); // a browser that keeps nothing: the marks of this page are all there are
+      return new Set(); // the browser stores nothing: only the marks of this page count
     }
   }
 
@@ -207,7 +207,7 @@ const Losslab = (() => {
       keepMarks(marks);
       show();
     });
-    // In the order in which they were marked, wherever that was.
+    // In the order in which the jobs were marked, on any page.
     form.addEventListener("formdata", ({ formData }) => {
       formData.delete("job_id");
       for (const jobId of marks) formData.append("job_id", jobId);
@@ -225,7 +225,7 @@ const Losslab = (() => {
     for (const form of document.querySelectorAll("[data-instant]")) {
       form.addEventListener("change", () => form.requestSubmit());
     }
-    // A second click on a button that changes something would ask for it twice.
+    // Disable the buttons: a second click would send the change twice.
     document.addEventListener("submit", (event) => {
       if (event.target.method !== "post") return;
       setTimeout(() => event.target.querySelectorAll("button").forEach((b) => (b.disabled = true)));
@@ -234,5 +234,5 @@ const Losslab = (() => {
   }
 
   start();
-  return { RETRY_SECONDS, announce, byId, listeners, readData, refresh, tellConnection };
+  return { RETRY_SECONDS, announce, byId, listeners, readData, refresh, showConnection };
 })();

@@ -1,4 +1,4 @@
-// The description of the API, made into a page on which it can be tried.
+// The interactive description of the API.
 "use strict";
 
 SwaggerUIBundle({
@@ -6,6 +6,6 @@ SwaggerUIBundle({
   url: "/openapi.json",
   deepLinking: true,
   displayRequestDuration: true,
-  // Else the validator's badge would ask a server of somebody else.
+  // Without this, the validator's badge would send a request to a third-party server.
   validatorUrl: null,
 });

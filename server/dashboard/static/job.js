@@ -1,4 +1,4 @@
-// The page of one job: curves that grow with each epoch.
+// The page of one job: its curves get a new point with each epoch.
 "use strict";
 
 (() => {
@@ -95,7 +95,7 @@
     for (const { chart } of panels) chart.redraw();
   });
 
-  // An epoch that runs again after a resume takes the place of its first run.
+  // An epoch that is trained again after a resume replaces its first run.
   function place(epochs, lists, epoch, values) {
     let index = epochs.length;
     while (index > 0 && epochs[index - 1] >= epoch) index -= 1;
@@ -114,8 +114,8 @@
     document.body.dataset.lastEpoch = row.epoch;
   }
 
-  // The API's own event stream. The browser comes back by itself, with the id of the last event it
-  // saw; where it gives up, this does.
+  // The API's event stream. The browser reconnects automatically with the id of the last event; if
+  // it gives up, `poll` reconnects.
   let stream = null;
   let lastEvent = drawing.after;
   let timer = 0;
@@ -140,32 +140,32 @@
         refreshSoon();
       });
     }
-    stream.addEventListener("open", () => Losslab.tellConnection(false));
-    stream.addEventListener("end", hangUp);
+    stream.addEventListener("open", () => Losslab.showConnection(false));
+    stream.addEventListener("end", closeStream);
     stream.addEventListener("error", () => {
-      Losslab.tellConnection(true);
-      if (stream?.readyState === EventSource.CLOSED) hangUp();
+      Losslab.showConnection(true);
+      if (stream?.readyState === EventSource.CLOSED) closeStream();
     });
   }
 
-  function hangUp() {
+  function closeStream() {
     stream?.close();
     stream = null;
     refreshSoon();
   }
 
-  // An ended job may be resumed elsewhere, so its page looks again, too; but it has time.
-  const RESTING_SECONDS = 15;
-  let looked = Date.now();
+  // The page of an ended job also polls, but less often: the job may be resumed elsewhere.
+  const ENDED_SECONDS = 15;
+  let polledAt = Date.now();
 
-  async function look() {
-    const pause = isLive() ? Losslab.RETRY_SECONDS : RESTING_SECONDS;
-    if (document.hidden || Date.now() - looked < pause * 1000) return;
-    looked = Date.now();
+  async function poll() {
+    const pause = isLive() ? Losslab.RETRY_SECONDS : ENDED_SECONDS;
+    if (document.hidden || Date.now() - polledAt < pause * 1000) return;
+    polledAt = Date.now();
     if ((await Losslab.refresh()) && isLive()) listen();
   }
 
-  // Browsers allow few connections to one server: a page that nobody looks at gives its own back.
+  // Browsers limit the connections per server, so a hidden page closes its stream.
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) {
       stream?.close();
@@ -176,5 +176,5 @@
   });
 
   if (isLive()) listen();
-  setInterval(look, 500);
+  setInterval(poll, 500);
 })();

@@ -1,15 +1,15 @@
-// The viewer of a job's pictures: one an epoch, its grids cut out and compared cell by cell.
+// The viewer of a job's pictures: cuts the grids out of a picture and compares them cell by cell.
 "use strict";
 
 (() => {
   const { byId, readData } = Losslab;
 
-  // Where the worker draws the grids of a picture.
+  // The layout of the worker's pictures, in pixels.
   const PICTURE = { perRow: 5, side: 160, pairGap: 8, columnGap: 24, caption: 40, title: 36 };
   const slider = byId("epoch-slider");
   const image = byId("picture");
   let pictures = readData("pictures");
-  let wantedUrl = null; // of the picture that is shown or on its way
+  let wantedUrl = null; // of the picture that is shown or loading
   const samples = byId("samples");
   const note = byId("picture-note");
 
@@ -43,7 +43,7 @@
     ];
   }
 
-  // The colours of a grid's cells; thin lines around the cells tell how many there are.
+  // The colours of a grid's cells. The thin lines between the cells show how many there are.
   function readCells(pixels, left, top) {
     const at = (x, y) => {
       const start = ((top + y) * pixels.width + left + x) * 4;
@@ -75,7 +75,7 @@
 
   function showSamples() {
     const picture = pictures.find(({ url }) => url === wantedUrl);
-    // The picture before may come when this one has been asked for.
+    // This may be the load event of the previous picture, while the wanted one is still loading.
     if (!picture || !image.complete || !image.naturalWidth) return;
     const scratch = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
     const context = scratch.getContext("2d", { willReadFrequently: true });
@@ -85,28 +85,28 @@
     while (samples.children.length < picture.samples.length) {
       samples.append(samples.firstElementChild.cloneNode(true));
     }
-    picture.samples.forEach((figures, index) => {
+    picture.samples.forEach((values, index) => {
       const [left, top] = corner(index);
       const input = readCells(pixels, left, top);
       const output = readCells(pixels, left + PICTURE.side + PICTURE.pairGap, top);
-      showSample(samples.children[index], { input, output, figures, index });
+      showSample(samples.children[index], { input, output, values, index });
     });
     samples.classList.remove("outdated");
     samples.removeAttribute("aria-hidden");
     note.textContent = "";
   }
 
-  // Grids of another epoch would be taken for those of the one that is named.
+  // After a failed load: the grids of the previous epoch must not stay under the new epoch's name.
   function clearSamples() {
     const epoch = pictures.find(({ url }) => url === wantedUrl)?.epoch;
     wantedUrl = null;
     samples.setAttribute("aria-hidden", "true");
     for (const canvas of samples.querySelectorAll("canvas")) canvas.width = canvas.height = 1;
     for (const text of samples.querySelectorAll("p")) text.textContent = "";
-    note.textContent = `The picture of epoch ${epoch} did not come. This page tries again by itself.`;
+    note.textContent = `The picture of epoch ${epoch} could not be loaded. This page tries again automatically.`;
   }
 
-  function showSample(item, { input, output, figures, index }) {
+  function showSample(item, { input, output, values, index }) {
     const size = input.length;
     const style = getComputedStyle(document.documentElement);
     const wrong = { missed: 0, invented: 0, recoloured: 0 };
@@ -129,11 +129,11 @@
     third.setAttribute("aria-label", `${numWrong} of ${size * size} cells are wrong`);
     item.dataset.numWrong = numWrong;
     item.dataset.numCells = size * size;
-    const recall = figures.foreground_recall;
+    const recall = values.foreground_recall;
     const found = recall === null ? "no object" : `recall ${(100 * recall).toFixed(0)} %`;
     const named = Object.entries(wrong).filter(([, count]) => count);
     item.querySelector("p").textContent =
-      `accuracy ${(100 * figures.pixel_accuracy).toFixed(1)} %, ${found}` +
+      `accuracy ${(100 * values.pixel_accuracy).toFixed(1)} %, ${found}` +
       (named.length ? `; ${named.map(([name, count]) => `${count} ${name}`).join(", ")}` : "");
   }
 

@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that `server.database.engine` hands over."""
+"""Runs the migrations on the connection from `server.database.engine`."""
 
 from alembic import context
 from sqlmodel import SQLModel

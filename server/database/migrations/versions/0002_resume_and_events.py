@@ -1,4 +1,4 @@
-"""Pause, resume points, delayed retries, events with figures, versions of workers."""
+"""Pause, resume points, delayed retries, events with values, versions of workers."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Indices that have the jobs of each filter in the order of a list; labels in a table."""
+"""Indices for job lists with each filter, in the order of the list; labels in a table."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -45,7 +45,7 @@ def _copy_labels(connection: sa.Connection) -> None:
         {"job_id": job_id, "key": key, "value": value, "created_at": created_at}
         for job_id, created_at, labels in stored
         for key, value in labels.items()
-        # PostgreSQL has no text with a NUL, so that nobody can ask for it either.
+        # PostgreSQL cannot store a text with a NUL, and no request can filter by one.
         if "\0" not in key + value
     ]
     for first in range(0, len(rows), _PAGE_SIZE):

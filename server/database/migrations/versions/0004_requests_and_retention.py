@@ -8,8 +8,8 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    # Not as a batch, which on SQLite copies the table for the first column's default, and loses
-    # by their foreign keys all rows that belong to a job.
+    # Not as a batch: because of the first column's default, SQLite would copy the table, and
+    # dropping the old one would delete all rows that belong to a job through their foreign keys.
     op.add_column(
         "job", sa.Column("is_pinned", sa.Boolean(), nullable=False, server_default=sa.false())
     )
