@@ -1,12 +1,12 @@
-"""The experiment itself: options a, b and c on the full default corpus, three seeds each.
+"""The main experiment: options a, b and c on the full default corpus, three seeds each.
 
 Runs the jobs through the real queue and worker processes, writes `results/abc.json`, and puts a row
-per job into `docs/results.md` and a row per option into the README. About two minutes an option and
+per job into `docs/results.md` and a row per option into the README. About two minutes per option and
 seed on two cores with bf16:
 
     python -m benchmarks.abc
 
-How much of it is chance shows with more seeds, in a file of their own:
+More seeds, in a separate file, show the random variation:
 
     python -m benchmarks.abc --options b --seeds 0 1 2 3 4 5 6 7 8 9 --results seeds_float32
 """
@@ -82,7 +82,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--num-samples", type=int, default=100_000)
     parser.add_argument("--options", type=Option, nargs="+", default=list(Option))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=1, help="they share the cores")
+    parser.add_argument("--workers", type=int, default=1, help="workers that share the cores")
     parser.add_argument("--results", default=SHOWN_RESULTS, help="name of the file in results/")
     parser.add_argument("--no-write", action="store_true", help="print the table only")
     return parser.parse_args()
@@ -101,7 +101,7 @@ def drain(settings: Settings, *, num_workers: int) -> None:
 
 
 def describe(session: Session, job: Job) -> dict[str, Any]:
-    """One job's row of the table, with its verdict."""
+    """A job's results, with its verdict."""
     epochs = read_epochs(session, job.id)
     verdict = judge(job, epochs)
     final = epochs[-1]

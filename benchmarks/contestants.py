@@ -1,7 +1,7 @@
-"""Three ways to train the same model on the same grids; `benchmarks.training` lets them run.
+"""Several ways to train the same model on the same grids, compared by `benchmarks.training`.
 
-As a program it is one of them: for each line that it reads it trains a round, and writes how
-many seconds that took and how many grids it saw.
+The program runs one contestant: for each input line it trains one round, then prints the seconds
+and the number of grids.
 """
 
 import json
@@ -24,15 +24,15 @@ from worker.model import BetaVAE, VAEOutput
 from worker.training import Trainer
 
 BATCH_SIZE = 128
-# So few that validation, which the others do without, costs nothing.
+# Only a few, so that the time of validation, which the other contestants lack, is negligible.
 NUM_HELD_OUT = 16
 METRICS_EVERY = 10
-#: One round trains on all grids once and returns how many they were.
+#: Trains on all grids once and returns their number.
 Round = Callable[[], int]
 
 
 class PlainDataset(Dataset[Tensor]):
-    """Each grid is turned when it is asked for."""
+    """Grids, each rotated or transposed at random when it is read."""
 
     def __init__(self, grids: np.ndarray) -> None:
         self.grids = grids
@@ -48,7 +48,7 @@ class PlainDataset(Dataset[Tensor]):
 
 
 def make_plain_model() -> BetaVAE:
-    """The product's model with PyTorch's own convolutions, in PyTorch's own memory format."""
+    """Losslab's model with PyTorch's convolutions in PyTorch's default memory format."""
     model = BetaVAE(latent_dim=10)
     for layers in (model.encoder, model.decoder):
         for index, layer in enumerate(layers):
@@ -85,19 +85,19 @@ def make_losslab(grids: np.ndarray, *, device: torch.device, keeps_memory: bool 
 
 
 def make_losslab_with_plain_convolutions(grids: np.ndarray, *, device: torch.device) -> Round:
-    """What the product's own gradients of convolutions are worth."""
+    """Losslab without its own gradients of convolutions."""
     for own in (convolution.Conv2d, convolution.ConvTranspose2d):
-        setattr(own, "forward", own.__mro__[1].forward)  # noqa: B010 - mypy knows it as fixed
+        setattr(own, "forward", own.__mro__[1].forward)  # noqa: B010 - mypy forbids a plain assignment
     return make_losslab(grids, device=device)
 
 
 def make_losslab_that_gives_memory_back(grids: np.ndarray, *, device: torch.device) -> Round:
-    """What it is worth to keep freed memory."""
+    """Losslab without keeping freed memory for reuse."""
     return make_losslab(grids, device=device, keeps_memory=False)
 
 
 def make_plain(grids: np.ndarray, *, device: torch.device) -> Round:
-    """What a researcher writes first."""
+    """A plain PyTorch training loop."""
     grids = grids[:-NUM_HELD_OUT]
     loader = DataLoader(PlainDataset(grids), batch_size=BATCH_SIZE, shuffle=True, drop_last=True)
     model = make_plain_model().to(device).train()
@@ -133,7 +133,7 @@ def measure_recalls(logits: Tensor, grids: Tensor) -> list[float]:
 
 def make_pythae(grids: np.ndarray, *, device: torch.device) -> Round:
     """pythae's BaseTrainer (Chadebec et al., 2022) with the same encoder, decoder and loss."""
-    from pythae.data.datasets import DatasetOutput  # noqa: PLC0415 - installed for this alone
+    from pythae.data.datasets import DatasetOutput  # noqa: PLC0415 - only this function needs it
     from pythae.models import BaseAE, BaseAEConfig  # noqa: PLC0415
     from pythae.models.base.base_utils import ModelOutput  # noqa: PLC0415
     from pythae.trainers import BaseTrainer, BaseTrainerConfig  # noqa: PLC0415
@@ -193,12 +193,12 @@ CONTESTANTS: dict[str, Callable[..., Round]] = {
 def main() -> None:
     name, device, num_threads, num_grids = sys.argv[1:]
     torch.set_num_threads(int(num_threads))
-    # What a library prints must not come between the answers.
+    # Output of libraries must not be mixed with the answers on stdout.
     answers, sys.stdout = sys.stdout, sys.stderr
     grids = generate_atomic(num_grids=int(num_grids) + NUM_HELD_OUT, seed=0)
     run = CONTESTANTS[name](grids, device=torch.device(device))
     started = time.perf_counter()
-    run()  # warms up; on a GPU it records the graphs
+    run()  # warms up; on a GPU, also records the CUDA graphs
     print(json.dumps({"first_seconds": time.perf_counter() - started}), file=answers, flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()

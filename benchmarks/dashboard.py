@@ -1,8 +1,8 @@
-"""How long the dashboard's heaviest page takes: 100 jobs of 500 epochs each in one comparison.
+"""Load time of the dashboard's largest page: a comparison of 100 jobs with 500 epochs each.
 
-Opens it in a real Chromium, each time in a new profile whose cache is empty, and counts from the
-start of the navigation until tables and curves are on the screen and the page answers. Prints a
-table and writes `results/dashboard.json`; about a minute on two cores:
+Opens it in a real Chromium, each time in a new profile with an empty cache, and measures from the
+start of the navigation until tables and curves are visible and the page is interactive. Prints a
+table and writes `results/dashboard.json`. It takes about a minute on two cores:
 
     python -m benchmarks.dashboard
 """
@@ -73,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def visit(browser: Browser, *, url: str) -> dict[str, Any]:
-    """Milliseconds since the start of the navigation, as the browser itself counts them."""
+    """Milliseconds since the start of the navigation, measured by the browser."""
     context = browser.new_context(viewport=VIEWPORT)
     page = context.new_page()
     page.goto(url)

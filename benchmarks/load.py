@@ -1,16 +1,15 @@
-"""The server under many clients while a job trains: how long they wait, and what it costs the job.
+"""The server with many clients while a job trains: response times and the job's slowdown.
 
-200 clients beside a training for a minute: 120 poll `GET /jobs/{id}` and 40 `GET /jobs`, each once
-in two seconds, as the dashboard does (`losslab submit --wait` asks twice a second); 40 hold a live
-stream of the job's events. They come in the course of two seconds. That is 80 requests a second,
-which the default LOSSLAB_RATE_LIMIT still lets through from one address. The clients run in a
-process of their own on the same cores, so what they cost counts against the training, too. The
-job's throughput is that of the epochs within the minute, beside that of the minutes before and
-after, in which nobody asks anything.
+200 clients send requests for a minute during a training: 120 poll `GET /jobs/{id}` and 40 poll
+`GET /jobs`, each every two seconds, as the dashboard does (`losslab submit --wait` polls twice per
+second); 40 hold a live stream of the job's events. Their starts are spread over two seconds. These
+80 requests per second are just below the default LOSSLAB_RATE_LIMIT of one address. The clients run
+in a separate process on the same cores, so their cost also slows the training. The job's throughput
+in this minute is compared with the minutes before and after, without requests.
 
-The worker takes half of the cores (LOSSLAB_NUM_WORKERS=2), as on a machine that also serves;
-`--num-workers 1` lets it have all of them. Prints a table and writes `results/load.json`. About
-four minutes on two cores:
+The worker takes half of the cores (LOSSLAB_NUM_WORKERS=2), as on a machine that also runs the
+server; `--num-workers 1` gives it all cores. Prints a table and writes `results/load.json`. It
+takes about four minutes on two cores:
 
     python -m benchmarks.load
 """
@@ -39,7 +38,7 @@ import httpx
 REPOSITORY = Path(__file__).parent.parent
 RESULTS_PATH = Path(__file__).parent / "results" / "load.json"
 LOSSLAB = str(Path(sys.executable).with_name("losslab"))
-#: Epochs of a second or two, and more of them than the minutes need.
+#: Epochs of one or two seconds each, more than the measurement needs.
 JOB = {"option": "b", "num_samples": 4000, "epochs": 1000, "checkpoint_every": 50}
 NUM_POLLING, NUM_LISTING, NUM_STREAMING = 120, 40, 40
 NUM_ASKING = NUM_POLLING + NUM_LISTING
@@ -55,7 +54,7 @@ _processes = multiprocessing.get_context("spawn")
 
 @dataclass
 class Tally:
-    """What the clients saw."""
+    """The clients' measurements."""
 
     read_ms: list[float] = field(default_factory=list)
     list_ms: list[float] = field(default_factory=list)
@@ -74,8 +73,8 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="of load, and before and after")
-    parser.add_argument("--num-workers", type=int, default=2, help="that would share the cores")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of load, before and after")
+    parser.add_argument("--num-workers", type=int, default=2, help="as if they shared the cores")
     parser.add_argument("--no-write", action="store_true", help="print the table only")
     return parser.parse_args()
 
@@ -86,7 +85,7 @@ def measure(data_dir: Path, *, arguments: argparse.Namespace) -> Row:
         job_id = prepare(url)
         before = wait_while_idle(seconds)
         loaded, tally = ask_for(seconds, url=url, job_id=job_id)
-        # What the load left behind shall not count as idle.
+        # The rest of the load should not count as idle time.
         time.sleep(2 * PACE_SECONDS)
         after = wait_while_idle(seconds)
         epochs = httpx.get(f"{url}/jobs/{job_id}/metrics").json()["data"]
@@ -96,7 +95,7 @@ def measure(data_dir: Path, *, arguments: argparse.Namespace) -> Row:
 
 @contextmanager
 def running(data_dir: Path, *, num_workers: int) -> Iterator[str]:
-    """A server and a worker, each a process; the URL."""
+    """Run a server and a worker process; yields the URL."""
     port = 18700 + os.getpid() % 1000
     environment = os.environ | {
         "LOSSLAB_DATA_DIR": str(data_dir),
@@ -117,7 +116,7 @@ def running(data_dir: Path, *, num_workers: int) -> Iterator[str]:
 
 
 def prepare(url: str) -> str:
-    """A job that trains among many that ended; its id."""
+    """Post and cancel other jobs, then start one; returns its id once it trains."""
     with httpx.Client(base_url=url) as client:
         for _ in range(NUM_OTHER_JOBS):
             other = client.post("/jobs", json={"option": "a", "priority": -1}).json()["id"]
@@ -137,7 +136,7 @@ def wait_while_idle(seconds: float) -> tuple[datetime, datetime]:
 
 
 def ask_for(seconds: float, *, url: str, job_id: str) -> tuple[tuple[datetime, datetime], Tally]:
-    """Let all clients ask for so long; when they did, and what they saw."""
+    """Run all clients for `seconds`; returns the time span and the measurements."""
     receiver, sender = _processes.Pipe(duplex=False)
     clients = _processes.Process(target=run_clients, args=(seconds, url, job_id, sender))
     clients.start()
@@ -170,8 +169,8 @@ async def ask_together(seconds: float, *, url: str, job_id: str) -> Tally:
 
 
 def open_client(url: str) -> httpx.AsyncClient:
-    """One for each, as they would be different programs: httpx looks through all connections of
-    a client at every request. Without certificates, which nobody asks for here."""
+    """A separate client per simulated program: httpx searches all connections of a client at every
+    request. It loads no certificates, since there is no TLS here."""
     return httpx.AsyncClient(base_url=url, timeout=30.0, verify=False)
 
 
@@ -184,7 +183,7 @@ async def poll(
     until: float,
     offset: float,
 ) -> None:
-    """One client, which asks again and again; clients begin at different moments."""
+    """One client that polls a path, starting after a share `offset` of the interval."""
     await asyncio.sleep(offset * PACE_SECONDS)
     async with open_client(url) as client:
         while time.monotonic() < until:
@@ -218,11 +217,11 @@ async def stream(url: str, job_id: str, *, tally: Tally, until: float, offset: f
         tally.errors.append(repr(error))
 
 
-# -- what came of it
+# -- results
 
 
 def find_speed(epochs: list[Row], *, span: tuple[datetime, datetime]) -> float:
-    """Grids a second over the epochs that lie within the span."""
+    """Grids per second over the epochs inside the time span."""
     seconds = grids = 0.0
     for epoch in epochs:
         ended = datetime.fromisoformat(epoch["recorded_at"]).timestamp()
@@ -256,7 +255,7 @@ def describe(tally: Tally, *, speeds: list[float], seconds: float) -> Row:
 
 
 def find_percentile(values: list[float], share: float) -> float:
-    """The smallest value that at least this share of them does not exceed."""
+    """The smallest value that is not exceeded by at least this share of the values."""
     return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
@@ -271,14 +270,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + LONGEST_WAIT_SECONDS
     while not condition():
         if time.monotonic() > deadline:
-            raise SystemExit("waited in vain")
+            raise SystemExit(f"no success after {LONGEST_WAIT_SECONDS:.0f} s")
         time.sleep(0.1)
 
 
 def format_table(row: Row) -> str:
     read_ms, slowdown = row["read_ms_99th"], row["slowdown"]
     lines = [
-        f"{row['num_clients']} clients, {row['requests_per_second']:.0f} requests a second, "
+        f"{row['num_clients']} clients, {row['requests_per_second']:.0f} requests per second, "
         f"{row['num_events']} events: {row['num_errors']} errors {row['errors'] or ''}",
         f"GET /jobs/{{id}}: median {row['read_ms_median']:.1f} ms, 99th percentile "
         f"{read_ms:.1f} ms ({compare(read_ms, MAX_READ_MS_99TH)} {MAX_READ_MS_99TH:.0f} ms)",

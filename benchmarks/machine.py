@@ -1,4 +1,4 @@
-"""On what something was measured, and when; the same for every result file."""
+"""The machine, versions and date of a measurement, for the result files."""
 
 import json
 import os

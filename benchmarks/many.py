@@ -1,9 +1,9 @@
-"""Whether several runs of one shape train faster as one batched model than side by side.
+"""Whether several models of the same shape train faster as one batched model than separately.
 
-One step (forward, backward, Adam) of three models: one after the other as the product's own, and
-stacked by `torch.func` with `vmap`, which turns convolutions into grouped ones. Both without the
-noise of z, on the same batches, in turn, and on a GPU each as one graph. Prints a table and writes
-`results/many.json`:
+Measures one step (forward, backward, Adam) of three models: one after the other as Losslab trains
+them, and stacked by `torch.func` with `vmap`, which turns convolutions into grouped ones. Both run
+without the noise of z, on the same batches, alternately, and on a GPU each as one CUDA graph.
+Prints a table and writes `results/many.json`:
 
     python -m benchmarks.many
 """
@@ -29,7 +29,7 @@ from worker.losses import GridLoss
 from worker.model import BetaVAE, VAEOutput
 from worker.optimizer import Adam
 
-#: Worth its complexity from here on.
+#: The speed-up that would justify the complexity.
 TARGET_RATIO = 2.0
 PACKAGES = ("losslab", "torch")
 
@@ -56,8 +56,8 @@ def main() -> None:
         a / t for a, t in zip(seconds["apart"], seconds["together"], strict=True)
     )
     medians = {name: round(statistics.median(found) * 1e3, 3) for name, found in seconds.items()}
-    print(f"{device.type}, {arguments.models} models, ms a step of all: {medians}")
-    print(f"together is {ratio:.2f}x as fast; worth keeping from {TARGET_RATIO:g}x on")
+    print(f"{device.type}, {arguments.models} models, ms per step of all models: {medians}")
+    print(f"together is {ratio:.2f}x as fast; the target is {TARGET_RATIO:g}x")
     if not arguments.no_write:
         results = {
             "device": device.type,
@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(step: Step, *, device: torch.device, repeats: int) -> float:
-    """Seconds of one step."""
+    """Seconds per step."""
     started = time.perf_counter()
     for _ in range(repeats):
         step()
@@ -88,7 +88,7 @@ def measure(step: Step, *, device: torch.device, repeats: int) -> float:
 
 
 def record(step: Step, *, name: str, device: torch.device) -> Step:
-    """On a GPU the graph of the step, as the product records its own."""
+    """The step; on a GPU, recorded as a CUDA graph like Losslab's own steps."""
     if device.type != "cuda":
         return step
     return capture(step, name=name, generator=torch.Generator(device)) or step
@@ -130,7 +130,7 @@ def make_together(batches: Tensor) -> Step:
             outputs = torch.vmap(forward)(parameters, buffers, batches)
         flat = VAEOutput(*(tensor.flatten(0, 1) for tensor in outputs))
         optimizer.zero_grad()
-        # Each model's mean, summed: no model's gradient has a share in another's.
+        # The sum of the models' mean losses, so that each model gets its own gradient unscaled.
         losses = compute_loss(flat, batches.flatten(0, 1)).total
         (losses.mean() * len(batches)).backward()
         optimizer.step()

@@ -1,8 +1,8 @@
-"""What a job costs beside its training: pictures, checkpoints, hashes and the database.
+"""The overhead of a job beyond its training: pictures, checkpoints, hashes and the database.
 
-A job of five epochs of 2,000 grids each, with a checkpoint and a picture after every one of them,
-takes turns with its bare trainer, which writes nothing; the difference is what is lost. Prints a
-table and writes `results/overhead.json`; about a minute on two cores:
+Alternately runs a job of five epochs with 2,000 grids each, with a checkpoint and a picture after
+every epoch, and its bare trainer, which writes nothing; the difference is the overhead. Prints a
+table and writes `results/overhead.json`. It takes about a minute on two cores:
 
     python -m benchmarks.overhead
 """
@@ -43,12 +43,12 @@ PACKAGES = ("losslab", "torch", "numpy", "pillow")
 
 
 class Watch:
-    """Times what runs inside a job without the job knowing."""
+    """Measures the time of functions inside a job by replacing them with timed versions."""
 
     def __init__(self) -> None:
         self.total_seconds = 0.0
         self.handing_over_seconds = 0.0
-        self.recording_cpu_seconds: list[float] = []  # of each epoch
+        self.recording_cpu_seconds: list[float] = []  # one per epoch
         record_epochs, record = runner._record_epochs, EpochRecorder.record
         submit = EpochRecorder._submit
 
@@ -103,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def resolve_quick_test() -> TrainingConfig:
-    # 2,500 in all are 2,000 to train on.
+    # 8 of 10 grids are for training.
     overrides = {"num_samples": NUM_GRIDS * 10 // 8}
     return resolve_config(Option.b, quick_test=True, overrides=overrides)
 
@@ -111,7 +111,7 @@ def resolve_quick_test() -> TrainingConfig:
 def measure_parts(
     config: TrainingConfig, dataset: Dataset, *, settings: Settings, repeats: int
 ) -> dict[str, float]:
-    """Medians in milliseconds: the first two hold up training, the others a thread beside it."""
+    """Medians in milliseconds. The first two block training, the others a separate thread."""
     trainer = Trainer(config, dataset, device=choose_device())
     next(trainer.epochs())
     files = JobFiles(settings.runs_dir, "0" * 12)
@@ -171,7 +171,7 @@ def measure(work: Callable[[], object], *, repeats: int) -> float:
 def measure_shares(
     config: TrainingConfig, dataset: Dataset, *, settings: Settings, rounds: int
 ) -> dict[str, Any]:
-    """Shares of a job's epochs lost to anything but training, until all is on disk."""
+    """The shares of a job's time that are not training, until everything is on disk."""
     engine, watch = open_database(settings), Watch()
     bare, whole, held_up = [], [], []
     for number in range(rounds + 1):
@@ -219,13 +219,15 @@ def format_table(parts: dict[str, float], shares: dict[str, Any]) -> str:
         target = f"{TARGETS[name]:g} ms" if name in TARGETS else ""
         lines.append(f"| {name} | {milliseconds} ms | {target} |")
     lines.append(
-        "| processor time of the recording thread an epoch "
+        "| processor time of the recording thread per epoch "
         f"| {shares['recording_cpu_ms_an_epoch']:.0f} ms | |"
     )
     lines.append(
-        f"| training thread held up | {shares['training_thread_held_up']:.1%} of an epoch | 3 % |"
+        f"| training thread blocked | {shares['training_thread_held_up']:.1%} of an epoch | 3 % |"
     )
-    lines.append(f"| job against bare trainer | {shares['longer_than_bare_trainer']:+.1%} | 3 % |")
+    lines.append(
+        f"| job compared with bare trainer | {shares['longer_than_bare_trainer']:+.1%} | 3 % |"
+    )
     return "\n".join(lines)
 
 

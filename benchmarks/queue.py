@@ -1,8 +1,8 @@
-"""The queue itself: how fast jobs are claimed, how long they wait, how soon a lost one runs again.
+"""The queue: claims per second, the wait until a claim, and the time until a lost job runs again.
 
-Runs on SQLite and on PostgreSQL, prints a table and writes `results/queue.json`. The PostgreSQL
-is the one of the URL, whose database shall be empty and keeps the jobs, or else the tests' own.
-About four minutes on two cores:
+Runs on SQLite and PostgreSQL, prints a table and writes `results/queue.json`. The PostgreSQL
+database of `--postgres-url` should be empty and keeps the jobs; without a URL, the tests' own
+server is used. It takes about four minutes on two cores:
 
     python -m benchmarks.queue
 """
@@ -49,9 +49,9 @@ RESULTS_PATH = Path(__file__).parent / "results" / "queue.json"
 NUM_COMPETITORS = 8
 NUM_IDLE = 2
 LONGEST_WAIT_SECONDS = 300.0
-#: Milliseconds from submit to claim, in 99 of 100 cases.
+#: Targets in milliseconds from submit to claim, 99th percentile.
 MAX_WAIT_MS = {"sqlite": 500.0, "postgresql": 100.0}
-#: Seconds that a lost job waits at most beyond its worker's lease.
+#: Target in seconds that a lost job waits beyond its worker's lease.
 MAX_OVERHEAD_SECONDS = 5.0
 
 Row = dict[str, Any]
@@ -74,10 +74,10 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--postgres-url", default="", help="else the tests' own server is used")
-    parser.add_argument("--num-jobs", type=int, default=1000, help="to claim, for the throughput")
-    parser.add_argument("--num-submits", type=int, default=200, help="to idle processes")
-    parser.add_argument("--num-kills", type=int, default=5, help="of workers that run a job")
+    parser.add_argument("--postgres-url", default="", help="default: the tests' own server")
+    parser.add_argument("--num-jobs", type=int, default=1000, help="jobs for the throughput")
+    parser.add_argument("--num-submits", type=int, default=200, help="jobs for the wait")
+    parser.add_argument("--num-kills", type=int, default=5, help="killed workers")
     parser.add_argument("--lease-seconds", type=float, default=5.0, help="of the killed workers")
     parser.add_argument("--no-write", action="store_true", help="print the table only")
     return parser.parse_args()
@@ -92,14 +92,14 @@ def open_postgres(url: str) -> Iterator[str]:
     sys.path.insert(0, str(REPOSITORY / "tests"))
     import postgres  # noqa: PLC0415 - only developers have what it needs
 
-    # Its tests need not outlive a power cut, but what a commit costs is part of the figures.
+    # The tests turn fsync off, but these measurements should include the cost of a commit.
     postgres._FAST = ()
     with postgres.Postgres() as server:
         yield server.create_database()
 
 
 def measure(settings: Settings, *, arguments: argparse.Namespace) -> Row:
-    """All figures of one database."""
+    """All measurements of one database."""
     engine = open_database(settings)
     num_jobs = arguments.num_jobs
     row = {"database": engine.dialect.name, "version": read_version(engine)}
@@ -127,7 +127,7 @@ def read_version(engine: Engine) -> str:
 def measure_claims(
     engine: Engine, settings: Settings, *, num_jobs: int, num_processes: int
 ) -> float:
-    """Jobs a second that are claimed and finished, while others wait in the queue."""
+    """Jobs per second that are claimed and finished while others wait in the queue."""
     job_ids = [submit(engine).id for _ in range(num_jobs)]
     with running(drain, settings, num_processes=num_processes) as processes:
         for process in processes:
@@ -149,11 +149,11 @@ def drain(settings: Settings, start: Barrier) -> None:
     engine.dispose()
 
 
-# -- latency: a job comes while all are idle
+# -- latency: a job is submitted while all processes are idle
 
 
 def measure_waits(engine: Engine, settings: Settings, *, num_submits: int) -> Row:
-    """How long a job waits for one of the idle processes, by the database's clock."""
+    """The time from submit to claim by an idle process, by the database's clock."""
     pause = random.Random(0)
     job_ids = []
     with running(wait_for_jobs, settings, num_processes=NUM_IDLE):
@@ -169,7 +169,7 @@ def measure_waits(engine: Engine, settings: Settings, *, num_submits: int) -> Ro
 
 
 def read_waits(engine: Engine, job_ids: list[str]) -> list[float]:
-    """In milliseconds; nothing until every job was claimed."""
+    """The waits in milliseconds; an empty list until every job was claimed."""
     with Session(engine) as session:
         jobs = session.exec(select(Job).where(col(Job.id).in_(job_ids))).all()
     waits = [job.claimed_at - job.created_at for job in jobs if job.claimed_at]
@@ -177,12 +177,12 @@ def read_waits(engine: Engine, job_ids: list[str]) -> list[float]:
 
 
 def find_percentile(values: list[float], share: float) -> float:
-    """The smallest value that at least this share of them does not exceed."""
+    """The smallest value that is not exceeded by at least this share of the values."""
     return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
 def wait_for_jobs(settings: Settings, start: Barrier) -> None:
-    """`worker.main.work` without a training, until it is killed."""
+    """Like `worker.main.work` without training; runs until it is killed."""
     engine = open_database(settings)
     worker_id = register(engine)
     listener, shutdown = JobListener(engine), threading.Event()
@@ -203,7 +203,7 @@ def wait_for_jobs(settings: Settings, start: Barrier) -> None:
 
 
 def measure_recoveries(engine: Engine, settings: Settings, *, num_kills: int) -> Row:
-    """Seconds from `kill -9` of a worker until another one, started at once, runs its job."""
+    """Seconds from `kill -9` of a worker until another one, started at once, runs the job."""
     pause = random.Random(0)
     seconds = [
         measure_recovery(engine, settings, seconds_of_life=pause.uniform(0, 2))
@@ -218,7 +218,7 @@ def measure_recoveries(engine: Engine, settings: Settings, *, num_kills: int) ->
 
 
 def measure_recovery(engine: Engine, settings: Settings, *, seconds_of_life: float) -> float:
-    # Long enough to be killed in its midst.
+    # Long enough to be killed while it runs.
     config = TrainingConfig(num_samples=1000, epochs=1000, checkpoint_every=1000)
     job_id = submit(engine, config).id
     killed = start_worker(settings)
@@ -228,13 +228,13 @@ def measure_recovery(engine: Engine, settings: Settings, *, seconds_of_life: flo
     with Session(engine) as session:
         killed_at = database_now(session)
     killed.wait()
-    heir = start_worker(settings)
+    successor = start_worker(settings)
     wait_for(lambda: read_job(engine, job_id).attempt == 2)
     again_at = read_last_start(engine, job_id)
     queue.cancel(engine, job_id)
     wait_for(lambda: read_job(engine, job_id).status.is_terminal)
-    heir.kill()
-    heir.wait()
+    successor.kill()
+    successor.wait()
     return (again_at - killed_at).total_seconds()
 
 
@@ -262,7 +262,7 @@ def read_job(engine: Engine, job_id: str) -> Job:
         return session.get_one(Job, job_id)
 
 
-# -- what the measurements share
+# -- shared by the measurements
 
 
 def submit(engine: Engine, config: TrainingConfig | None = None) -> Job:
@@ -278,7 +278,7 @@ def register(engine: Engine) -> str:
 
 
 def run_next(engine: Engine, settings: Settings, *, worker_id: str) -> bool:
-    """Claim a job and finish it at once; whether one waited."""
+    """Claim a job and finish it at once; returns whether one waited."""
     job = queue.claim(engine, worker_id=worker_id, lease_seconds=settings.lease_seconds)
     if job is not None:
         queue.finish(engine, Lease(job.id, job.attempt, worker_id), test_metrics={})
@@ -289,7 +289,7 @@ def run_next(engine: Engine, settings: Settings, *, worker_id: str) -> bool:
 def running(
     program: Callable[[Settings, Barrier], None], settings: Settings, *, num_processes: int
 ) -> Iterator[list[BaseProcess]]:
-    """Processes that have begun together; what still runs ends with the block."""
+    """Start processes together; those that still run at the end of the block are killed."""
     start = _processes.Barrier(num_processes + 1)
     processes = [
         _processes.Process(target=program, args=(settings, start)) for _ in range(num_processes)
@@ -309,18 +309,18 @@ def wait_for(condition: Callable[[], T]) -> T:
     deadline = time.monotonic() + LONGEST_WAIT_SECONDS
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise SystemExit("waited in vain")
+            raise SystemExit(f"no success after {LONGEST_WAIT_SECONDS:.0f} s")
         time.sleep(0.05)
     return value
 
 
-# -- what is told
+# -- results
 
 
 def format_table(rows: list[Row]) -> str:
     lease = rows[0]["lease_seconds"]
     lines = [
-        f"| database | jobs a second, 1 process | {NUM_COMPETITORS} processes | submit to claim, "
+        f"| database | jobs per second, 1 process | {NUM_COMPETITORS} processes | submit to claim, "
         f"median | 99th percentile | runs again after `kill -9` (lease {lease:g} s) |",
         "| --- | --- | --- | --- | --- | --- |",
     ]

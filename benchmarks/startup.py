@@ -1,7 +1,7 @@
-"""How long users wait for a start: of `losslab --help`, the server, a worker and a posted job.
+"""Start times of `losslab --help`, the server, a worker and a posted job.
 
-Each is started anew as a process, several times in turn. The corpus of the worker's job is on disk
-already, as after a first job; how long that takes is measured apart. Prints a table and writes
+Each is started as a new process, several times in turn. The corpus of the worker's job is already
+on disk, as after a first job; generating it is measured separately. Prints a table and writes
 `results/startup.json`:
 
     python -m benchmarks.startup
@@ -44,7 +44,7 @@ PACKAGES = ("losslab", "torch", "fastapi", "sqlmodel")
 PAUSE_SECONDS = 0.005
 GIVE_UP_SECONDS = 60.0
 LOSSLAB = (sys.executable, "-c", "from server.cli import app; app()")
-#: The worker as `python -m worker` runs it, until its first step is done; its last line says when.
+#: The worker as in `python -m worker`, until its first step is done; prints that time last.
 FIRST_STEP = """
 import gc, os, time
 gc.disable()
@@ -110,7 +110,7 @@ def time_help(environment: dict[str, str]) -> float:
 
 
 def time_server(environment: dict[str, str]) -> float:
-    """Until it answers that it is healthy."""
+    """Seconds until `/healthz` answers."""
     started = time.perf_counter()
     with serve(environment):
         return time.perf_counter() - started
@@ -118,7 +118,7 @@ def time_server(environment: dict[str, str]) -> float:
 
 @contextmanager
 def serve(environment: dict[str, str]) -> Iterator[str]:
-    """A server that answers, by its address."""
+    """Run a server; yields its URL once it answers."""
     port = find_free_port()
     command = [*LOSSLAB, "serve", "--port", str(port)]
     process = subprocess.Popen(
@@ -153,7 +153,7 @@ def wait_for(url: str, *, process: subprocess.Popen[Any]) -> None:
 
 
 def time_first_step(engine: Engine, *, environment: dict[str, str]) -> float:
-    """From the start of the process, with a job of 80,000 grids waiting for it."""
+    """Seconds from the start of the process, with a queued job of 80,000 training grids."""
     config = resolve_config(Option.b, quick_test=True, overrides={})
     with write_transaction(engine) as session:
         job = submit_job(session, new_job(config, option=Option.b, quick_test=True))
@@ -164,7 +164,7 @@ def time_first_step(engine: Engine, *, environment: dict[str, str]) -> float:
 
 
 def time_post(environment: dict[str, str]) -> float:
-    """From the request to the end of the first step, with a worker that waits for it."""
+    """Seconds from the request to the end of the first step, with an idle worker."""
     command = [sys.executable, "-c", FIRST_STEP]
     with (
         serve(environment) as url,

@@ -1,9 +1,9 @@
-"""The store: how long lists, filters, metrics and comparisons take among many finished jobs.
+"""The database with many finished jobs: times of lists, filters, metrics and comparisons.
 
-Fills SQLite and PostgreSQL with the same jobs, starts `losslab serve` on each, asks over HTTP one
-request at a time, prints a table and writes `results/store.json`. The PostgreSQL is the one of
-the URL, whose database shall be empty and keeps the jobs, or else the tests' own. About ten
-minutes and 8 GB of disk on two cores:
+Fills SQLite and PostgreSQL with the same jobs, runs `losslab serve` on each, sends one HTTP request
+at a time, prints a table and writes `results/store.json`. The PostgreSQL database of
+`--postgres-url` should be empty and keeps the jobs; without a URL, the tests' own server is used.
+It takes about ten minutes and 8 GB of disk on two cores:
 
     python -m benchmarks.store
 """
@@ -46,7 +46,7 @@ PAGE_MS, FILTER_MS, METRICS_MS, COMPARISON_MS, OPTIONS_MS = 30.0, 50.0, 20.0, 30
 PACKAGES = ("losslab", "fastapi", "pydantic", "sqlalchemy", "sqlmodel", "starlette", "uvicorn")
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
-import many_jobs  # noqa: E402 - what the tests fill their databases with
+import many_jobs  # noqa: E402 - the tests' own data
 
 Query = dict[str, str | int | list[str]]
 Row = dict[str, Any]
@@ -54,7 +54,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of the server; each request takes the next of the variants."""
+    """A kind of request; the requests cycle through its variants."""
 
     name: str
     target_ms: float
@@ -77,8 +77,8 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--postgres-url", default="", help="else the tests' own server is used")
-    parser.add_argument("--data-dir", type=Path, help="of the SQLite file, which is then kept")
+    parser.add_argument("--postgres-url", default="", help="default: the tests' own server")
+    parser.add_argument("--data-dir", type=Path, help="keep the SQLite file in this folder")
     parser.add_argument("--num-jobs", type=int, default=30_000)
     parser.add_argument("--num-epochs", type=int, default=50)
     parser.add_argument("--num-requests", type=int, default=50, help="for each question")
@@ -99,7 +99,7 @@ def open_postgres(url: str) -> Iterator[str]:
 
 
 def measure(settings: Settings, *, arguments: argparse.Namespace) -> Row:
-    """All figures of one database; one that has jobs already is measured as it is."""
+    """All measurements of one database, which is filled first if it has no jobs."""
     engine = open_database(settings)
     begin = time.perf_counter()
     if not count(engine, Job):
@@ -120,7 +120,7 @@ def measure(settings: Settings, *, arguments: argparse.Namespace) -> Row:
 
 
 def settle(engine: Engine) -> None:
-    """What PostgreSQL does by itself within minutes, and what a SQLite of years has behind it."""
+    """Do what PostgreSQL does automatically within minutes, and move SQLite's WAL to its file."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("VACUUM ANALYZE"))
@@ -140,7 +140,7 @@ def read_version(engine: Engine) -> str:
         return str(connection.execute(text("SHOW server_version")).scalar_one())
 
 
-# -- what is asked
+# -- requests
 
 
 def make_questions(engine: Engine) -> Iterator[Question]:
@@ -170,7 +170,7 @@ def make_page_questions(job_ids: list[str]) -> Iterator[Question]:
 
 
 def make_filter_questions(*, middle: str) -> Iterator[Question]:
-    """Filters that match many, few and no jobs, alone and together."""
+    """Filters that match many, few or no jobs, alone and combined."""
     common_study, common_name = many_jobs.COMMON_STUDY, many_jobs.COMMON_NAME
     queries: list[Query] = [
         {"status": "succeeded"},
@@ -207,12 +207,12 @@ def make_filter_questions(*, middle: str) -> Iterator[Question]:
         yield Question(name, FILTER_MS, [("/jobs", query)])
 
 
-# -- how long the answers take
+# -- measurements
 
 
 @contextmanager
 def serve(settings: Settings) -> Iterator[httpx.Client]:
-    """A client of a server process of its own."""
+    """Run a server process; yields a client."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     environment = os.environ | {"LOSSLAB_DATABASE_URL": settings.database_url}
@@ -243,7 +243,7 @@ def wait_until_ready(http: httpx.Client) -> None:
 
 
 def ask(client: httpx.Client, question: Question, *, num_requests: int) -> Row:
-    """Milliseconds from sending a request until its whole answer is here."""
+    """Milliseconds from sending a request until its complete answer has arrived."""
     requests = [
         question.variants[i % len(question.variants)] for i in range(NUM_WARM_UPS + num_requests)
     ]
@@ -263,7 +263,7 @@ def ask(client: httpx.Client, question: Question, *, num_requests: int) -> Row:
     }
 
 
-# -- what is told
+# -- results
 
 
 def format_table(rows: list[Row]) -> str:

@@ -1,15 +1,15 @@
 """Grids per second of training: Losslab, the plain PyTorch loop, and pythae's BaseTrainer.
 
-Each is a process of its own; they take turns, so that all meet the same machine, and the ratios
-are medians over the rounds. Beside them the roofline: what the step's arithmetic alone would
-take at the rate of a large matrix product. Prints a table and writes `results/training.json`;
-about four minutes on two cores:
+Each runs in its own process. They take turns, so that the machine's state is the same for all, and
+the ratios are medians over the rounds. The roofline is the speed if a step's arithmetic ran at the
+rate of a large matrix product. Prints a table and writes `results/training.json`. It takes about
+four minutes on two cores:
 
     python -m benchmarks.training --workers 1,2
 
-pythae is no dependency: `pip install --no-deps pythae tqdm imageio dill cloudpickle`.
+pythae is not a dependency: `pip install --no-deps pythae tqdm imageio dill cloudpickle`.
 
-What parts of the trainer are worth, against the trainer without them:
+The gain by parts of the trainer, compared with the trainer without them:
 
     python -m benchmarks.training --results parts \\
         --names losslab,plain_convolutions,memory_given_back
@@ -39,7 +39,8 @@ PYTHAE_HINT = (
     "pip install --no-deps pythae tqdm imageio dill cloudpickle"
 )
 PACKAGES = ("losslab", "torch", "numpy", "pythae")
-#: Of a square product, and how many are timed at once: launching one must cost nothing.
+#: Size of the square matrices, and the number of products per timing, so that the launch of a
+#: kernel on a GPU does not count.
 MATMUL_SIZES = {"cpu": (2048, 1), "cuda": (8192, 10)}
 
 
@@ -81,7 +82,7 @@ def main() -> None:
         results["devices"].append(measured)
         print(format_device(measured))
     if not torch.cuda.is_available():
-        print("no CUDA device here: the GPU is unmeasured")
+        print("no CUDA device: the GPU was not measured")
     if not arguments.no_write:
         write_results(arguments.results, results)
 
@@ -89,19 +90,19 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--grids", type=int, default=6_400, help="of a round on the CPU")
-    parser.add_argument("--gpu-grids", type=int, default=80_000, help="of a round on a GPU")
+    parser.add_argument("--grids", type=int, default=6_400, help="per round on the CPU")
+    parser.add_argument("--gpu-grids", type=int, default=80_000, help="per round on a GPU")
     parser.add_argument(
         "--workers",
         type=lambda given: [int(number) for number in given.split(",")],
         default=[],
-        help="also measure so many workers side by side on one device, such as 1,2,4,8",
+        help="also measure these numbers of workers on one device, such as 1,2,4,8",
     )
     parser.add_argument(
         "--names",
         type=lambda given: given.split(","),
         default=["losslab", "plain", "pythae"],
-        help="who takes turns; the first one is compared with the others",
+        help="the contestants; the first one is compared with the others",
     )
     parser.add_argument("--results", default="training", help="name of the file in results/")
     parser.add_argument("--no-write", action="store_true", help="print the table only")
@@ -125,7 +126,7 @@ def measure_device(device: torch.device, *, arguments: argparse.Namespace) -> di
         "losslab_times_as_fast_as": {
             name: round(compute_ratio(rates[names[0]], rates[name]), 2) for name in names[1:]
         },
-        # With what is made once: threads, memory, on a GPU the graphs.
+        # Includes what is created once: threads, memory, on a GPU the graphs.
         "first_round_seconds": first,
         "rates": {name: [round(rate) for rate in found] for name, found in rates.items()},
         "roofline": roofline | {"losslab_share": round(losslab / roofline["grids_per_second"], 3)},
@@ -134,14 +135,14 @@ def measure_device(device: torch.device, *, arguments: argparse.Namespace) -> di
 
 
 def compute_ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median of the rounds' own ratios: a round's contestants ran one after the other."""
+    """The median of the ratios of each round, whose contestants ran right after each other."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def race(
     names: list[str], *, device: torch.device, rounds: int, num_grids: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Grids per second of each contestant in each round, and how long its first one took."""
+    """Grids per second of each contestant in each round, and the seconds of its first round."""
     rates: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
         runners = [
@@ -174,7 +175,7 @@ def start(name: str, *, device: torch.device, num_threads: int, num_grids: int) 
 def measure_workers(
     device: torch.device, *, arguments: argparse.Namespace, num_grids: int
 ) -> dict[int, dict[str, float]]:
-    """All grids per second of several workers that share the device and the cores."""
+    """Grids per second of several workers together, which share the device and the cores."""
     settings = arguments.workers
     rates: dict[int, list[float]] = {number: [] for number in settings}
     with ExitStack() as stack:
@@ -215,7 +216,7 @@ def run_together(team: list[Runner]) -> float:
 
 
 def measure_roofline(device: torch.device) -> dict[str, Any]:
-    """Grids per second if a step's multiplications ran at the rate of one large product."""
+    """Grids per second if a step's arithmetic ran at the rate of a large matrix product."""
     flops = count_step_flops()
     with autocast(device):
         dtype = (torch.ones(1, 1, device=device) @ torch.ones(1, 1, device=device)).dtype
@@ -238,7 +239,7 @@ def count_step_flops() -> int:
 
 
 def measure_matmul_rate(device: torch.device, *, dtype: torch.dtype, repeats: int = 9) -> float:
-    """Operations per second of a square product, the median of several."""
+    """Floating-point operations per second of a square matrix product, as a median."""
     size, num_products = MATMUL_SIZES[device.type]
     matrix = torch.randn(size, size, device=device).to(dtype)
     seconds = []
@@ -248,7 +249,7 @@ def measure_matmul_rate(device: torch.device, *, dtype: torch.dtype, repeats: in
             product = matrix @ matrix
         product[0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - started)
-    # The first one chooses its kernel.
+    # Without the first one, in which the kernel is chosen.
     return 2 * size**3 * num_products / statistics.median(seconds[1:])
 
 
@@ -265,8 +266,8 @@ def format_device(measured: dict[str, Any]) -> str:
     )
     for number, found in measured["workers"].items():
         lines.append(
-            f"| workers: {number} | {found['grids_per_second']} in all "
-            f"| {found['times_the_first']}x the first line's |"
+            f"| workers: {number} | {found['grids_per_second']} together "
+            f"| {found['times_the_first']}x the first of these lines |"
         )
     return "\n".join(lines)
 

@@ -3,8 +3,8 @@
 #
 #     docker/backup.sh backups/monday [compose options, such as -f docker/compose.cpu.yml]
 #
-# Server and workers stand still meanwhile (jobs are handed back), so that rows and files belong
-# together. What the folder holds already stays until the new backup is whole.
+# Server and workers are stopped meanwhile (jobs are handed back), so that rows and files match.
+# An older backup in the folder stays until the new one is complete.
 set -euo pipefail
 folder=$1
 shift

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Install into /opt/losslab, within an image's build:
+# Install into /opt/losslab during an image's build:
 #
-#     install.sh dependencies [EXTRA]    what pyproject.toml asks for
-#     install.sh package                 Losslab itself, once those are there
+#     install.sh dependencies [EXTRA]    the dependencies in pyproject.toml
+#     install.sh package                 Losslab itself, after its dependencies
 set -eu
 pip="/opt/pip/bin/pip --python /opt/losslab/bin/python install --no-compile --no-cache-dir"
-# Empty arguments of the build must not reach pip: it would take them for a setting.
+# pip must not see empty build arguments: it would use them as settings.
 for name in PIP_NO_INDEX PIP_INDEX_URL; do
     [ -n "$(printenv "$name")" ] || unset "$name"
 done
@@ -15,7 +15,7 @@ dependencies)
     python3 -m venv /opt/pip
     python3 -m venv --without-pip /opt/losslab
     if [ "${2:-}" = worker ]; then
-        # PyTorch's own index mirrors but some of what torch needs: the next pip brings the rest.
+        # PyTorch's index has only some of torch's dependencies; the next pip installs the others.
         $pip ${TORCH_INDEX_URL:+--no-deps --index-url "$TORCH_INDEX_URL"} torch
     fi
     python3 - "${2:-}" > /tmp/requirements.txt << 'END'

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Put back what docker/backup.sh saved; what the stack holds now is lost:
+# Restore a backup of docker/backup.sh; the stack's current data is lost:
 #
 #     docker/restore.sh backups/monday [compose options, such as -f docker/compose.cpu.yml]
 #
-# Nothing is lost before the backup lies whole beside it, which takes room for both.
+# The current data is deleted only after the backup is completely unpacked next to it, so the disk
+# needs space for both.
 set -euo pipefail
 folder=$1
 shift
@@ -28,7 +29,7 @@ database createdb losslab_restored
 database pg_restore -d losslab_restored --no-owner --exit-on-error < "$folder/database.dump"
 files "mkdir .restored; tar -C .restored -x" < "$folder/data.tar"
 
-# From here on only the backup has everything: whatever fails, the same command can be run again.
+# From here on only the backup is complete. After any failure, run the same command again.
 trap resume EXIT
 halt
 database dropdb --if-exists --force losslab

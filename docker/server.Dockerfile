@@ -9,7 +9,7 @@ ENV PIP_CONSTRAINT=/build/constraints.txt PIP_FIND_LINKS=/build/docker/wheels
 WORKDIR /build
 COPY docker/ docker/
 COPY constraints.txt pyproject.toml ./
-# What the package needs comes first, so that a change of the sources does not fetch it again.
+# Dependencies first, so that a change of the sources does not download them again.
 RUN docker/install.sh dependencies
 COPY . .
 RUN docker/install.sh package \
@@ -35,5 +35,5 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
 CMD ["losslab", "serve"]
-# Last, so that nothing copies it once more.
+# Last, so that no later layer contains it a second time.
 COPY --from=build /opt/losslab /opt/losslab

@@ -1,5 +1,5 @@
-# Sourced by backup.sh and restore.sh, with their compose options: nothing but the database runs
-# from `halt` to `resume`.
+# Sourced by backup.sh and restore.sh with their compose options. Between `halt` and `resume` only
+# the database runs.
 options=("$@")
 compose() {
     if docker compose version > /dev/null 2>&1; then
@@ -9,12 +9,12 @@ compose() {
     fi
 }
 database() { compose exec -T -e PGHOST=127.0.0.1 -e PGUSER=losslab db "$@"; }
-# A container beside the server's, so that files can be reached while the server stands still.
+# A separate container, which can access the files while the server is stopped.
 files() { compose run --rm --no-deps -T server sh -euc "cd /data; $1"; }
 
-# Some composes also list what does not run.
+# Some versions of compose also list stopped containers.
 running=$(docker ps -q --no-trunc | grep -Fx "$(compose ps -q)" || true)
 services=$(compose config --services | grep -vx db)
 halt() { compose stop $services; }
-# The very containers, so that there are as many workers as before.
+# Starts the same containers, and so the same number of workers as before.
 resume() { [ -z "$running" ] || docker start $running > /dev/null; }

@@ -11,12 +11,12 @@ ENV PIP_CONSTRAINT=/build/constraints.txt PIP_FIND_LINKS=/build/docker/wheels
 WORKDIR /build
 COPY docker/ docker/
 COPY constraints.txt pyproject.toml ./
-# What the package needs comes first, so that a change of the sources does not fetch it again.
+# Dependencies first, so that a change of the sources does not download them again.
 RUN docker/install.sh dependencies worker
 COPY . .
 RUN docker/install.sh package
-# What a worker and its health check import, compiled: containers have nowhere to keep that, and
-# would need 12 seconds for it instead of 5.
+# Compile what a worker and its health check import. Containers cannot store bytecode; without it
+# their start takes 12 seconds instead of 5.
 RUN PYTHONPYCACHEPREFIX=/opt/losslab/bytecode /opt/losslab/bin/python -P -c \
     "import alembic.command, psycopg, server.cli.main, worker.main"
 
@@ -37,8 +37,8 @@ ENV PATH=/opt/losslab/bin:$PATH \
 USER 10001:10001
 HEALTHCHECK --interval=60s --timeout=20s --start-period=60s --retries=3 \
     CMD ["losslab", "worker", "--check"]
-# The grace time in which a job is handed back is the engine's stop timeout.
+# The worker hands its job back within the engine's stop timeout.
 STOPSIGNAL SIGTERM
 CMD ["losslab", "worker"]
-# Last, so that nothing copies it once more.
+# Last, so that no later layer contains it a second time.
 COPY --from=build /opt/losslab /opt/losslab

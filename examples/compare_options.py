@@ -3,8 +3,8 @@
     losslab up &
     python examples/compare_options.py --num-samples 20000
 
-It needs httpx and nothing of Losslab; LOSSLAB_URL says where the service is, and
-LOSSLAB_API_TOKEN opens it where it asks for one.
+It needs only httpx, not Losslab itself. LOSSLAB_URL is the service's address, LOSSLAB_API_TOKEN its
+token if it needs one.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from typing import Any
 
 import httpx
 
-#: A paused job waits for somebody who resumes it, which may take for ever.
+#: Includes paused, since a paused job changes only if a user resumes it.
 SETTLED = {"succeeded", "failed", "cancelled", "paused"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare options a, b and c.")
-    parser.add_argument("--num-samples", type=int, default=100_000, help="grids a job")
+    parser.add_argument("--num-samples", type=int, default=100_000, help="grids per job")
     parser.add_argument("--report", type=Path, default=Path("comparison.html"))
     arguments = parser.parse_args()
     url = os.environ.get("LOSSLAB_URL", "http://127.0.0.1:8000")

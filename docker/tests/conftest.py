@@ -1,4 +1,4 @@
-"""One stack for all tests, and the images that they build."""
+"""One stack with its images for all tests."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from stack import COMPOSE, Stack, make_environment
 def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     stack = Stack(make_environment())
     stack.compose("down", "-v")
-    # `docker compose` builds side by side by itself, `docker-compose` only when asked.
+    # `docker compose` builds images in parallel by default, `docker-compose` only with the option.
     stack.compose("build", *([] if COMPOSE == ["docker", "compose"] else ["--parallel"]))
     seconds = stack.up()
     print(f"\nfrom up to ready: {seconds:.1f} s")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Does what the official image does with POSTGRES_USER, POSTGRES_PASSWORD(_FILE) and POSTGRES_DB.
+# Handles POSTGRES_USER, POSTGRES_PASSWORD(_FILE) and POSTGRES_DB like the official image.
 set -eu
 if [ -n "${POSTGRES_PASSWORD_FILE:-}" ]; then
     [ -z "${POSTGRES_PASSWORD:-}" ] || { echo "POSTGRES_PASSWORD and a file for it are exclusive" >&2; exit 1; }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Build both images and use the CPU stack as a user would, on a machine that may have no engine.
-# LOSSLAB_SKIP_DOCKER=1 leaves it out.
+# Build both images and test the CPU stack, even on a machine without a container engine.
+# LOSSLAB_SKIP_DOCKER=1 skips this.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${1:-python3}
@@ -29,7 +29,7 @@ clean_up() {
         kill "$download" 2> /dev/null || true
         wait "$download" || true
     fi
-    # A later build of the GPU stack would take these for what it shall install.
+    # A later build of the GPU stack would install these wheels.
     rm -f docker/wheels/*.whl
     if [ -n "$engine" ]; then
         kill "$engine" && wait "$engine" || true
@@ -43,7 +43,7 @@ trap clean_up EXIT
 if ! docker info > /dev/null 2>&1; then
     [ "$(id -u)" = 0 ] || fail "no engine answers, and only root can start one"
     scratch=$(mktemp -d)
-    # vfs copies whole images, and works on any file system.
+    # vfs copies whole images, but works on any file system.
     for driver in overlay2 vfs; do
         dockerd --storage-driver "$driver" --data-root "$scratch/$driver" \
             --exec-root "$scratch/exec" --pidfile "$scratch/pid" > "$scratch/log" 2>&1 &
@@ -60,7 +60,7 @@ fi
 
 for image in python:3.11-slim-bookworm postgres:17-bookworm; do
     docker image inspect "$image" > /dev/null 2>&1 || timeout 120 docker pull -q "$image" || {
-        echo "docker tests: $image cannot be pulled, a stand-in takes its place"
+        echo "docker tests: $image cannot be pulled; using a stand-in"
         stand_ins+=("$image")
     }
 done

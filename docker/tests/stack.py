@@ -1,4 +1,4 @@
-"""A stack in a container engine, as its user sees it."""
+"""A stack in a container engine, used through compose and HTTP."""
 
 import json
 import os
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def make_environment(**variables: str) -> dict[str, str]:
-    """What the test's stacks have in common, with a free port for each."""
+    """The environment of a test's stack, with a free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     return os.environ | {
@@ -40,7 +40,7 @@ def make_environment(**variables: str) -> dict[str, str]:
 
 
 class Stack:
-    """The CPU stack; `up` and `down` may be called again and again."""
+    """The CPU stack; `up` may be called repeatedly."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Stack:
         return str(answer.json()["id"])
 
     def wait(self, job_id: str) -> Json:
-        """The job once it has ended; the server may be away in between."""
+        """The job once it has ended; the server may be unreachable in between."""
         ended = ("succeeded", "failed", "cancelled")
 
         def read() -> Json | None:
@@ -115,7 +115,7 @@ class Stack:
         return wait_for(read)
 
     def read_everything(self) -> dict[str, Json]:
-        """Every job with its metrics and its pictures, as they are served."""
+        """Every job with its metrics and pictures, as the API serves them."""
         everything: dict[str, Json] = {}
         for job in self.http.get("/jobs", params={"limit": 100}).json()["data"]:
             url = f"/jobs/{job['id']}"
@@ -157,7 +157,7 @@ def wait_for(read: Callable[[], T | None], *, seconds: float = 600) -> T:
 
 
 def write_documented_override(folder: Path, *, containing: str) -> Path:
-    """The documentation's own example, with paths that hold outside of the repository."""
+    """The documentation's own example, with paths that are valid outside the repository."""
     pages = "\n".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
     examples = re.findall(r"```yaml\n(.*?)```", pages, flags=re.DOTALL)
     (example,) = [example for example in examples if containing in example]

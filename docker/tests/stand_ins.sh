@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Stand-ins for base images where no registry can be reached: Debian root file systems under the
-# names that the Dockerfiles and the compose files use. Needs root, debootstrap and an engine.
+# Stand-ins for base images if no registry can be reached: Debian root file systems with the image
+# names in the Dockerfiles and compose files. Needs root, debootstrap and a container engine.
 #
 #     stand_ins.sh PYTHON_IMAGE POSTGRES_IMAGE
 set -euo pipefail
@@ -14,7 +14,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
 root=$work/root
 trap 'rm -rf "$work"' EXIT
-# The mirror that this machine itself uses.
+# This machine's own mirror.
 mirror=$(grep -rhoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list* | head -1 | tr -d ' ')
 
 import() {  # NAME [docker import's options]
@@ -30,7 +30,7 @@ if is_missing "$1"; then
     import "$1"
 fi
 if is_missing "$2"; then
-    # What more it needs, in the same tree: a second bootstrap would take four times as long.
+    # Add PostgreSQL to the same tree: a second bootstrap would take four times as long.
     cp /etc/resolv.conf "$root/etc/"
     chroot "$root" sh -euc 'export DEBIAN_FRONTEND=noninteractive
         apt-get update -q && apt-get install -qy --no-install-recommends postgresql' \

@@ -1,4 +1,4 @@
-"""Backup and restore of a stack with more workers than one, and with broken files."""
+"""Backup and restore of a stack with several workers, and with broken files."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from stack import ROOT, Stack
 
-# A second service of workers, as the documentation has it for a second GPU.
+# A second worker service, as in the documentation's example for a second GPU.
 SECOND_WORKER = f"""
 services:
   worker-1:
@@ -15,7 +15,7 @@ services:
     image: losslab-worker-cpu:test
     depends_on: {{server: {{condition: service_healthy}}}}
 """
-#: Enough for the backup to come before the last.
+#: Enough for the backup to happen before the last epoch.
 NUM_EPOCHS = 8
 
 
@@ -23,7 +23,7 @@ NUM_EPOCHS = 8
 def wide_stack(
     stack: Stack, finished: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
-    """The stack with two workers of one service and one of another."""
+    """The stack with two workers of one service and one worker of another."""
     override = tmp_path_factory.mktemp("second_worker") / "override.yml"
     override.write_text(SECOND_WORKER)
     wide_stack = stack.with_override(override)
@@ -85,7 +85,7 @@ def test_truncated_backup_is_refused_and_nothing_is_lost(
     running = wide_stack.list_running()
     broken = shutil.copytree(backup_dir, tmp_path / "broken")
     whole = (broken / name).read_bytes()
-    # Its table of contents is at the front: that alone does not tell.
+    # A dump's table of contents is at its start, so reading it does not reveal the truncation.
     (broken / name).write_bytes(whole[: len(whole) - len(whole) // 10])
     if not has_hashes:
         (broken / "SHA256SUMS").unlink()
@@ -105,7 +105,7 @@ def test_restore_brings_back_what_was_saved_and_starts_what_ran(
     wide_stack.run("docker/restore.sh", str(backup_dir), *wide_stack.options)
     assert wide_stack.list_running() == running
     wide_stack.wait_until_ready()
-    # It goes on from where it was when it was saved.
+    # The job goes on from its state in the backup.
     assert wide_stack.wait(training)["status"] == "succeeded"
     restored = wide_stack.read_everything()
     assert len(restored.pop(training)["metrics"]["data"]) == NUM_EPOCHS

@@ -1,4 +1,4 @@
-"""What the compose files say, and the documented examples of what may be added to them."""
+"""The compose files, and the documentation's examples of overrides."""
 
 import json
 import secrets
@@ -51,7 +51,7 @@ def test_documented_second_gpu_gets_a_worker_of_its_own(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def guarded_stack(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Token and password come from secret files, and only one name is answered to."""
+    """A stack with token and password in secret files and a single allowed host name."""
     folder = tmp_path_factory.mktemp("guarded")
     folder.joinpath("secrets").mkdir(mode=0o700)
     folder.joinpath("secrets/api_token").write_text(TOKEN + "\n")
@@ -90,7 +90,7 @@ def test_token_comes_from_a_secret_file(guarded_stack: Stack) -> None:
 def test_database_password_comes_from_a_secret_file(
     guarded_stack: Stack, password: str, is_let_in: bool
 ) -> None:
-    # Only connections from elsewhere need a password.
+    # Only connections from outside the database's container need a password.
     command = ["exec", "-T", "-e", f"PGPASSWORD={password}", "db"]
     query = ["psql", "-h", "db", "-U", "losslab", "-d", "losslab", "-c", "SELECT 1"]
     done = guarded_stack.try_to_run(*COMPOSE, *guarded_stack.options, *command, *query)

@@ -1,4 +1,4 @@
-"""The CPU stack in a real container engine, used as a user would. The tests build on each other."""
+"""The CPU stack in a real container engine. The tests depend on each other's order."""
 
 from datetime import UTC, datetime
 
@@ -24,7 +24,7 @@ def test_worker_image_holds_what_a_worker_imports_compiled(stack: Stack) -> None
 
 
 @pytest.mark.parametrize("name", ["losslab-server:test", "losslab-worker-cpu:test"])
-def test_images_run_as_nobody_in_particular_and_say_what_they_are(stack: Stack, name: str) -> None:
+def test_images_run_as_a_user_without_rights_and_have_labels(stack: Stack, name: str) -> None:
     config = stack.inspect(name)["Config"]
     assert config["User"] == "10001:10001"
     assert config["Healthcheck"]["Test"][0] == "CMD"
@@ -102,7 +102,7 @@ def test_restart_of_the_database_costs_no_epoch(stack: Stack) -> None:
 
 
 def test_worker_is_healthy(stack: Stack) -> None:
-    # Looked at once a minute, which is over by now.
+    # Its health is checked every minute, which has passed by now.
     stack.wait_until_healthy("worker")
 
 
