@@ -1,4 +1,4 @@
-"""A real browser, and a service with jobs for it to look at."""
+"""A real browser, and a service with jobs to show."""
 
 import shutil
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture
 def own_service(tmp_path: Path) -> Iterator[Service]:
-    """A server without jobs; the test starts the worker when it likes."""
+    """A server without jobs; the test starts the worker when it needs one."""
     service = Service(tmp_path)
     service.start("server")
     yield service
@@ -65,7 +65,7 @@ def own_service(tmp_path: Path) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def trained(service: Service) -> dict[str, dict[str, Any]]:
-    """Options a, b and c, one with a hostile name, when they have run."""
+    """Finished jobs of options a, b and c, one with a hostile name."""
     names = {"a": "baseline", "b": "proposed", "c": HOSTILE}
     ids = {o: service.train(o, name=name, epochs=4)["id"] for o, name in names.items()}
     return {option: service.wait(job_id) for option, job_id in ids.items()}
@@ -74,7 +74,7 @@ def trained(service: Service) -> dict[str, dict[str, Any]]:
 @pytest.fixture
 def open_page(browser: Browser, service: Service) -> Iterator[OpenPage]:
     """Open a page of the service; at the end no error may be in the console, and no request may
-    have left this machine. `away` tells that the server was made to go away."""
+    have left this machine. `away`: the test stops the server meanwhile."""
     contexts: list[BrowserContext] = []
     errors: list[str] = []
     addresses: list[str] = []

@@ -1,4 +1,4 @@
-"""Claims and finishes jobs until none waits, as fast as the database lets it.
+"""Claims and finishes jobs until none waits, as fast as the database allows.
 
 It says `ready` once the database is open and begins when its standard input ends, so that
 several start to compete at once. Then it prints id and attempt of each job that it claimed.

@@ -1,4 +1,4 @@
-"""Real databases, tiny real trainings, a real server; nothing of ours is replaced."""
+"""Real databases, tiny real trainings, a real server; no mocks of our own code."""
 
 import gc
 import threading
@@ -28,9 +28,9 @@ from worker.main import work
 
 TINY = {"num_samples": 200, "epochs": 2, "batch_size": 32, "checkpoint_every": 1}
 
-# The tests run beside each other; more threads than cores would mostly wait for one another.
+# Test processes run in parallel; more threads than cores would mostly wait for each other.
 torch.set_num_threads(1)
-# As in a worker: what was imported is never garbage, and each job's end looks for some.
+# As in a worker: imported objects are never garbage, and each job ends with a collection.
 gc.freeze()
 
 SubmitJob = Callable[..., Job]
@@ -135,7 +135,7 @@ def read_artifacts(engine: Engine, job: Job) -> list[Artifact]:
 
 
 def numbers(row: EpochMetrics) -> dict[str, object]:
-    """What an epoch measured, without when and how fast."""
+    """An epoch's metrics, without times and speed."""
     measured = row.model_dump()
     for key in ("job_id", "attempt", "recorded_at", "seconds", "grids_per_second"):
         del measured[key]
@@ -148,7 +148,7 @@ def app(settings: Settings) -> FastAPI:
 
 
 def open_client(app: FastAPI) -> TestClient:
-    """Asks as this machine's own programs do."""
+    """A client with this machine's own host name."""
     return TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
 
 
@@ -169,7 +169,7 @@ def problem(response: Response, status: int) -> dict[str, Any]:
 
 @pytest.fixture
 def no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """What a user does wrong is no fault of the server's, and none in its log."""
+    """A user's mistake must not be logged as an error of the server."""
     yield
     assert [record for record in caplog.get_records("call") if record.exc_info] == []
 

@@ -1,7 +1,7 @@
-"""What the API's description cannot say, for schemathesis, which loads this module: how parts of
-a request depend on each other, and what a data set looks like inside.
+"""What the API's description cannot express, for schemathesis, which loads this module: how parts
+of a request depend on each other, and what a data set looks like inside.
 
-Only requests that are meant to be right are changed; what is meant to be wrong stays wrong.
+Only requests that should be valid are changed; requests that should be invalid stay invalid.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ import schemathesis
 from schemathesis import Case, GenerationMode, HookContext, Response
 from schemathesis.core.failures import Failure
 
-#: Jobs that ran, which stay for all of the requests.
+#: Finished jobs, which no request may delete.
 JOB_IDS = os.environ["CONTRACT_JOB_IDS"].split()
-#: What they were trained on, without which none of them could go on.
+#: Their data set, without which none of them could be resumed.
 DATASET = os.environ["CONTRACT_DATASET"]
 
 
@@ -37,7 +37,7 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
     if case.path == "/jobs" and isinstance(case.body, dict):
         use_known_dataset(case.body)
         if case.headers and case.headers.get("idempotency-key"):
-            # One key, one body: with each of them some requests are replays.
+            # Each key always has the same body, so that some requests are replays.
             key = hashlib.sha256(repr(case.body).encode()).hexdigest()
             case.headers["idempotency-key"] = key
     if case.path == "/datasets/{name}" and case.method == "PUT":

@@ -1,4 +1,4 @@
-"""Real worker processes for the tests, and what befalls them.
+"""Real worker processes for the tests, with faults.
 
 As a script, `fault_worker.py POINT ...` is `python -m worker ...` with one fault in it: it is
 killed, slowed down, frozen or given a real error where POINT says.
@@ -29,10 +29,10 @@ from worker import recorder
 from worker.checkpoints import save_checkpoint
 from worker.training import Trainer, TrainingState
 
-#: A job of 15 steps an epoch that leaves resume points inside its epochs.
+#: A job of 15 steps per epoch that saves resume points inside its epochs.
 SHORT_JOB = {"num_samples": 600, "epochs": 3, "batch_size": 32}
 MIDDLE_OF_EPOCH_2 = 22
-#: Quick to be missed and quick to be tried again. One thread each, on whatever machine, since
+#: Short leases and short retry delays. One thread per worker on every machine, since
 #: the numbers of a training depend on how many there are.
 QUICK: dict[str, Any] = {
     "lease_seconds": 1.5,
@@ -51,7 +51,7 @@ T = TypeVar("T")
 def wait_for(condition: Callable[[], T]) -> T:
     deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
     while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
     return value
 
@@ -105,7 +105,7 @@ class WorkerProcess:
         self._process.terminate()
 
     def freeze(self) -> None:
-        """Stop it where it holds no lock: with SQLite's it would stop everybody."""
+        """Stop it while it holds no lock: holding SQLite's, it would stop all processes."""
         wait_for(self._try_to_freeze)
 
     def wait_until_frozen(self) -> None:
@@ -137,7 +137,7 @@ def _make_environment(settings: Settings) -> dict[str, str]:
 
 
 def _is_unlocked(settings: Settings) -> bool:
-    """Whether nobody is inside a transaction that keeps others from the jobs."""
+    """Whether no process is inside a transaction that locks the jobs for others."""
     try:
         if settings.database_url.startswith("postgresql"):
             with psycopg.connect(settings.database_url) as connection:
@@ -192,7 +192,7 @@ def _patch(
     call: int | None = None,
     is_after: bool = False,
 ) -> None:
-    """Let `act` happen before, or after, a function's `call`-th call, or every one."""
+    """Call `act` before or after a function's `call`-th call, or every call."""
     original, num_calls = getattr(owner, name), 0
 
     def patched(*args: Any, **kwargs: Any) -> Any:

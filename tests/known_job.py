@@ -1,4 +1,4 @@
-"""What a job may go through, what its worker may write, and what the database says of it."""
+"""The allowed transitions of a job, its worker's writes, and its state in the database."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ LEFT_BY_ITS_WORKER: set[Transition] = {
     (RUNNING, CANCELLED),
     (RUNNING, PAUSED),
 }
-#: Every change of a status that there may be, by what makes it.
+#: Every allowed change of a status, by the operation that makes it.
 TRANSITIONS: dict[str, set[Transition]] = {
     "submit": {(None, QUEUED)},
     "claim": {(QUEUED, RUNNING)},
@@ -45,7 +45,7 @@ TRANSITIONS: dict[str, set[Transition]] = {
     "lose": {*LEFT_BY_ITS_WORKER, (RUNNING, FAILED)},
     "stop": LEFT_BY_ITS_WORKER,
     "hand_back": LEFT_BY_ITS_WORKER,
-    # A running job changes by these only if its lease has run out.
+    # A running job changes by these only if its lease has expired.
     "cancel": {(QUEUED, CANCELLED), (PAUSED, CANCELLED), (RUNNING, CANCELLED)},
     "pause": {(QUEUED, PAUSED), (RUNNING, PAUSED)},
     "resume": {(status, QUEUED) for status in (PAUSED, SUCCEEDED, FAILED, CANCELLED)},
@@ -133,7 +133,7 @@ WRITES: dict[str, Write] = NOTES | {
 
 @dataclass
 class KnownJob:
-    """What the machine expects of a job."""
+    """The expected state of a job."""
 
     priority: int
     status: JobStatus = QUEUED
@@ -170,7 +170,7 @@ class KnownJob:
         return not self.status.is_terminal and self.request is not StopRequest.cancel
 
     def ask(self, request: StopRequest) -> bool:
-        """Whether it changes anything; only a worker that lives is waited for."""
+        """Whether the request changes anything; only a live worker is waited for."""
         is_waited_for = self.lease is not None and not self.is_expired
         is_new = request is not self.request or not is_waited_for
         if not is_new or AFTER_REQUEST[request] is self.status:
@@ -193,7 +193,7 @@ class KnownJob:
         self.is_expired = self.is_delayed = False
 
     def leave(self, otherwise: JobStatus = QUEUED) -> None:
-        """A worker lets go of it, and what was requested comes first."""
+        """A worker gives up the job; a request to stop takes precedence."""
         self.settle(AFTER_REQUEST[self.request] if self.request else otherwise)
 
     def lose(self, *, is_delayed: bool = False) -> None:
@@ -204,7 +204,7 @@ class KnownJob:
 
 @dataclass(frozen=True)
 class SeenJob:
-    """All that the database says about a job."""
+    """All rows of a job in the database."""
 
     row: dict[str, Any]
     events: list[tuple[int, str]]

@@ -1,4 +1,4 @@
-"""A database as months of training leave it, made without training."""
+"""A database like after months of training, made without training."""
 
 import math
 import random

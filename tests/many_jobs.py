@@ -1,4 +1,4 @@
-"""A store as a laboratory leaves it after years: many jobs of all kinds, with all their rows."""
+"""A database like after years of use: many jobs of all kinds, with all their rows."""
 
 import math
 import random
@@ -147,7 +147,7 @@ def fill_models(connection: Connection, jobs: list[Values], *, num_epochs: int) 
 
 
 def make_epoch(chance: random.Random, job_id: str, epoch: int, *, num_epochs: int) -> Values:
-    """A curve that mostly falls, with full-length numbers as a training has them."""
+    """A curve that mostly falls, with as many digits as in a real training."""
     row: Values = {
         "job_id": job_id,
         "epoch": epoch,

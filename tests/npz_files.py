@@ -1,4 +1,4 @@
-"""Data sets as bytes, good ones and such as mean harm."""
+"""Valid and malicious data sets, as bytes."""
 
 import io
 import pickle
@@ -11,7 +11,7 @@ GRIDS = np.zeros((20, 8, 8), dtype=np.uint8)
 
 
 class Exploit:
-    """Would leave a file behind if it was ever unpickled."""
+    """Creates a file if it is ever unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str, str]]:
         return open, ("unpickled", "w")
@@ -32,7 +32,7 @@ def zip_members(compression: int = zipfile.ZIP_STORED, **members: bytes) -> byte
 
 
 def make_npy(header: str, *, data: bytes = b"", version: tuple[int, int] = (1, 0)) -> bytes:
-    """An array whose header says what it likes."""
+    """An array with an arbitrary header."""
     length = struct.pack("<H" if version == (1, 0) else "<I", len(header))
     return b"\x93NUMPY" + bytes(version) + length + header.encode() + data
 
@@ -42,7 +42,7 @@ def describe(shape: str = "(20, 8, 8)", *, dtype: str = "'|u1'") -> str:
 
 
 def claim_size(archive: bytes, *, num_bytes: int) -> bytes:
-    """The archive, whose list of contents claims another unpacked size."""
+    """The archive with a false unpacked size in its directory."""
     at = archive.rindex(b"PK\x01\x02") + 24
     return archive[:at] + struct.pack("<I", num_bytes) + archive[at + 4 :]
 

@@ -1,6 +1,6 @@
-"""What a page shows, asked of the browser.
+"""What a page shows, read from the browser.
 
-LOSSLAB_SKIP_BROWSER_TESTS=1 leaves its tests out where no Chromium can be had.
+LOSSLAB_SKIP_BROWSER_TESTS=1 skips its tests on machines without Chromium.
 """
 
 import os
@@ -31,7 +31,7 @@ OpenPage = Callable[..., Page]
 
 
 def mark(page: Page) -> None:
-    """What a reload would wipe out."""
+    """State that a reload would reset."""
     page.evaluate("window.wasNotReloaded = true")
 
 
@@ -81,14 +81,14 @@ def count_pixels(page: Page, panel: str, colour: str) -> int:
 
 
 def list_loaded_pictures(page: Page) -> set[int]:
-    """The epochs whose pictures the page has asked for."""
+    """The epochs whose pictures the page has requested."""
     urls = page.evaluate("performance.getEntriesByType('resource').map(({ name }) => name)")
     found = (re.search(r"/reconstructions/(\d+)\.png", url) for url in urls)
     return {int(match[1]) for match in found if match}
 
 
 def wait_for_picture(page: Page) -> str:
-    """The picture's address, once it is really there."""
+    """The picture's URL, once it has loaded."""
     wait_until(lambda: is_loaded(page.locator("#picture")))
     return page.locator("#picture").get_attribute("src") or ""
 

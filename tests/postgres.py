@@ -16,12 +16,12 @@ from typing import Any, Self
 import psycopg
 
 _START_SECONDS = 60.0
-# What is lost in a power cut does not matter here.
+# These databases need not survive a power failure.
 _FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 
 
 class Postgres:
-    """A server on a loopback port with its data in a folder that goes with it."""
+    """A server on a loopback port with its data in a temporary folder."""
 
     def __init__(self) -> None:
         # Under a private folder, as pytest's are, another user could not start it.
@@ -103,7 +103,7 @@ class Postgres:
 
 
 def _unprivileged_user(directory: Path) -> dict[str, Any]:
-    """PostgreSQL refuses to run as root, so that root runs it as nobody."""
+    """PostgreSQL refuses to run as root, so root runs it as the user `nobody`."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")

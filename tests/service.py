@@ -1,4 +1,4 @@
-"""A server and a worker as processes of their own, which a test may stop and start again."""
+"""A server and a worker as separate processes, which a test may stop and restart."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ LOSSLAB = str(Path(sys.executable).with_name("losslab"))
 
 @dataclass
 class Service:
-    """A server, and a worker beside it, each a process that can be stopped alone."""
+    """A server and a worker, each a process that can be stopped alone."""
 
     data_dir: Path
     token: str = ""

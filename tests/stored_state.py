@@ -1,4 +1,4 @@
-"""All that a request could have changed: rows and files."""
+"""Everything that a request could change: rows and files."""
 
 import hashlib
 from typing import Any
@@ -14,7 +14,7 @@ State = dict[str, Any]
 
 
 def read_state(engine: Engine, settings: Settings) -> State:
-    """Equal to another one if nothing was changed between the two."""
+    """Equal to another state if nothing was changed in between."""
     return _read_rows(engine) | _hash_files(settings)
 
 

@@ -120,7 +120,7 @@ def test_job_whose_files_cannot_be_deleted_stays_to_be_deleted_again(
     job_id = client.post("/jobs", json={"option": "a"}).json()["id"]
     client.post(f"/jobs/{job_id}/cancel")
     settings.runs_dir.mkdir(parents=True)
-    # A file in the folder's place is an error that no user id can overrule.
+    # A file in the folder's place is an error for every user, even root.
     (settings.runs_dir / job_id).write_text("no folder")
     problem(client.delete(f"/jobs/{job_id}"), 500)
     assert client.get(f"/jobs/{job_id}").status_code == 200
@@ -169,7 +169,7 @@ def test_reconstructions_are_listed_and_served_with_their_hash(finished: Finishe
             assert image.format == "PNG"
         again = client.get(picture["url"], headers={"If-None-Match": etag})
         assert (again.status_code, again.content) == (304, b"")
-        # An address with the hash can never mean anything else.
+        # A URL with the hash always gives the same bytes.
         assert "sha256=" in picture["url"]
         assert "immutable" in response.headers["cache-control"]
         plain = client.get(picture["url"].partition("?")[0])

@@ -1,4 +1,4 @@
-"""Where files lie, and what cannot be reached."""
+"""The files of a job, and paths that cannot be reached."""
 
 from pathlib import Path
 

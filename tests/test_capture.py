@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs. Without a GPU everything up to the recording itself runs for real."""
+"""Steps as CUDA graphs. Without a GPU, everything except the recording itself really runs."""
 
 import logging
 from dataclasses import asdict

@@ -121,7 +121,7 @@ def job_ids(service: Up) -> list[str]:
 
 
 def find_processes(data_dir: Path) -> list[int]:
-    """The processes that were given this data directory."""
+    """The processes with this data directory."""
     needle = f"LOSSLAB_DATA_DIR={data_dir}\0".encode()
     return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ")
             if needle in read_bytes(path)]  # fmt: skip
@@ -141,7 +141,7 @@ def read_bytes(path: Path) -> bytes:
 def wait_for(condition: Callable[[], T], *, seconds: float = 40) -> T:
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.1)
     return value
 

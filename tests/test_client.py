@@ -39,13 +39,13 @@ def test_answers_on_a_kept_connection_wait_for_nothing(server_url: str) -> None:
         client.get("/jobs").raise_for_status()
         return time.perf_counter() - begin
 
-    def ask_anew() -> float:
+    def ask_on_a_new_connection() -> float:
         with httpx.Client(base_url=server_url, trust_env=False) as client:
             return ask(client)
 
     with httpx.Client(base_url=server_url, trust_env=False) as client:
         kept = statistics.median([ask(client) for _ in range(40)][-20:])
-    assert kept < 3 * statistics.median(ask_anew() for _ in range(20))
+    assert kept < 3 * statistics.median(ask_on_a_new_connection() for _ in range(20))
 
 
 def test_job_is_created_listed_cancelled_and_deleted(http: LosslabClient) -> None:

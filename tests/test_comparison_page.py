@@ -1,4 +1,4 @@
-"""The comparison in a real browser: curves over each other, pictures in step, reports to keep."""
+"""The comparison page in a real browser: curves, pictures and exported reports."""
 
 import re
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from service import Service
 pytest_plugins = ["browser_visits"]
 pytestmark = NEEDS_BROWSER
 
-#: Two seconds are the aim, which `benchmarks.dashboard` measures; tests share their machine.
+#: The target is two seconds, see `benchmarks.dashboard`; tests share their machine.
 MAX_BUSY_MS = 10_000
 
 
@@ -90,7 +90,7 @@ def test_exported_report_is_whole_without_a_server(
     context.close()
 
 
-def test_page_of_a_hundred_long_jobs_is_ready_in_no_more_than_their_share(
+def test_page_of_a_hundred_long_jobs_is_ready_in_time(
     open_page: OpenPage,
     tmp_path: Path,
     record_property: Callable[[str, object], None],

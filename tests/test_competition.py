@@ -1,4 +1,4 @@
-"""Many processes at one queue, on both databases."""
+"""Many processes that claim from one queue, on both databases."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The description of the API holds for thousands of requests, good and bad, to a real server."""
+"""Thousands of valid and invalid requests to a real server match the API's description."""
 
 import json
 import os
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A server that asks for a token, and at which jobs have run."""
+    """A server that needs a token and has finished jobs."""
     service = Service(tmp_path_factory.mktemp("contract"), token=TOKEN)
     service.environment = {"LOSSLAB_RATE_LIMIT": "1000000/second"}
     service.start("server")
@@ -52,7 +52,7 @@ def job_ids(service: Service) -> list[str]:
 
 @pytest.fixture(scope="module")
 def report(service: Service, job_ids: list[str], tmp_path_factory: pytest.TempPathFactory) -> Json:
-    """What schemathesis found with all of its checks."""
+    """The results of schemathesis with all of its checks."""
     directory = tmp_path_factory.mktemp("schemathesis")
     command = [
         *(SCHEMATHESIS, "--config-file", str(TESTS / "schemathesis.toml")),

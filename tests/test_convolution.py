@@ -1,4 +1,4 @@
-"""The convolutions of the product beside PyTorch's own."""
+"""Losslab's convolutions compared with PyTorch's own."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Each criterion at its edge, and verdicts for histories made by hand."""
+"""Each criterion at its threshold, and verdicts for artificial histories."""
 
 import math
 from datetime import timedelta
@@ -257,7 +257,7 @@ def test_values_that_are_no_numbers_never_reach_json() -> None:
     assert all(c.value is None or math.isfinite(c.value) for c in verdict.criteria)
 
 
-def test_new_thresholds_judge_anew() -> None:
+def test_new_thresholds_change_the_verdict() -> None:
     metrics = [make_epoch(train_pixel_accuracy=0.9)]
     assert find("accuracy_in_range", make_job(), metrics).status == FAILED
     assert find("accuracy_in_range", make_job(), metrics, max_accuracy=0.95).status == PASSED

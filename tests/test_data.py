@@ -41,7 +41,7 @@ def test_atomic_is_split_80_10_10_and_cached(settings: Settings) -> None:
     assert np.array_equal(first.test, again.test)
 
 
-def test_corpus_whose_cache_broke_is_made_anew(settings: Settings) -> None:
+def test_corpus_with_a_broken_cache_is_generated_again(settings: Settings) -> None:
     whole = np.array(load(settings, num_samples=200).train)
     (cached,) = settings.cache_dir.iterdir()
     cached.write_bytes(cached.read_bytes()[:500])
@@ -49,7 +49,7 @@ def test_corpus_whose_cache_broke_is_made_anew(settings: Settings) -> None:
     assert np.array_equal(load(settings, num_samples=200).train, whole)
 
 
-def test_corpus_that_cannot_be_cached_is_used_all_the_same(
+def test_corpus_that_cannot_be_cached_is_still_used(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings.data_dir.mkdir(parents=True)

@@ -25,7 +25,7 @@ def test_migrations_make_the_schema_of_the_models(engine: Engine) -> None:
         assert compare_metadata(context, SQLModel.metadata) == []
 
 
-def test_newest_migration_is_the_one_that_is_looked_for(engine: Engine) -> None:
+def test_expected_revision_is_the_newest_migration(engine: Engine) -> None:
     assert ScriptDirectory("server/database/migrations").get_current_head() == SCHEMA_REVISION
     with engine.connect() as connection:
         revision = MigrationContext.configure(connection).get_current_revision()
@@ -96,14 +96,14 @@ def test_unknown_status_cannot_be_stored(engine: Engine) -> None:
         )
 
 
-def test_machine_of_the_database_that_is_gone_is_noticed(migrated_url: str) -> None:
+def test_loss_of_the_databases_machine_is_noticed(migrated_url: str) -> None:
     engine = open_database(Settings(database_url=migrated_url))
     with engine.connect() as connection:
         driver = connection.connection.driver_connection
         assert isinstance(driver, psycopg.Connection)
         asked_for = driver.info.get_parameters()
     engine.dispose()
-    # Without these a lost network is noticed after a quarter of an hour.
+    # Without these, a lost network would be noticed only after a quarter of an hour.
     assert int(asked_for["tcp_user_timeout"]) <= 10_000
     idle, interval, count = (
         int(asked_for[f"keepalives_{name}"]) for name in ("idle", "interval", "count")

@@ -1,4 +1,4 @@
-"""Data sets that clients bring: how they come, how they are shown, and when they may go."""
+"""Uploaded data sets: upload, description and deletion."""
 
 import io
 from collections.abc import Callable, Iterator

@@ -192,7 +192,7 @@ def test_stream_survives_a_killed_server_with_no_event_lost_or_doubled(
 
 
 def follow(url: str, seen: list[Message], *, until: int | None = None) -> list[Message]:
-    """What the stream says beyond `seen`, to its end or to so many messages in all."""
+    """The stream's messages after `seen`, to its end or up to a number of messages."""
     headers = STREAM | ({"Last-Event-ID": str(seen[-1].id)} if seen else {})
     messages = []
     with httpx.stream("GET", url, headers=headers, timeout=60) as answer:
@@ -205,7 +205,7 @@ def follow(url: str, seen: list[Message], *, until: int | None = None) -> list[M
 
 @contextmanager
 def running(settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of Losslab's, ended with the block."""
+    """A process of Losslab, which ends with the block."""
     environment = os.environ | {
         "LOSSLAB_DATA_DIR": str(settings.data_dir),
         "LOSSLAB_DATABASE_URL": settings.database_url,

@@ -1,4 +1,4 @@
-"""Jobs whose workers are killed, frozen, stopped or broken end as if nothing had happened."""
+"""Jobs whose workers are killed, frozen, stopped or broken end like undisturbed ones."""
 
 import re
 import signal
@@ -46,7 +46,7 @@ EXTENDED_EPOCHS = 4
 
 
 class Fault(NamedTuple):
-    """What a fault left behind: the worker's exit code and log, and the job's row."""
+    """The result of a fault: the worker's exit code and log, and the job's row."""
 
     exit_code: int | None
     log: str
@@ -54,7 +54,7 @@ class Fault(NamedTuple):
 
 
 class World(NamedTuple):
-    """A data directory and a database; no worker runs there between two steps of a story."""
+    """A data directory and a database, without a worker between two steps of a test."""
 
     settings: Settings
     engine: Engine
@@ -95,7 +95,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, make_settings: MakeSettings)
 
 @pytest.fixture(scope="module")
 def undisturbed(world: World) -> Job:
-    """A job that ran through, and was then asked for more epochs."""
+    """A finished job that was then resumed with more epochs."""
     job = world.submit(checkpoint_every=2)
     assert run_worker(world.settings, "--drain") == 0
     return world.read(job)
@@ -103,7 +103,7 @@ def undisturbed(world: World) -> Job:
 
 @pytest.fixture(scope="module")
 def reference(world: World, undisturbed: Job) -> list[EpochMetrics]:
-    """The rows of the job that ran through, as they were then."""
+    """The rows of the finished job before it was resumed."""
     rows = world.rows(undisturbed)
     assert [row.epoch for row in rows] == [1, 2, 3]
     return rows
@@ -111,7 +111,7 @@ def reference(world: World, undisturbed: Job) -> list[EpochMetrics]:
 
 @pytest.fixture(scope="module")
 def faults(world: World, undisturbed: Job, reference: list[EpochMetrics]) -> dict[str, Fault]:
-    """Every fault by its name; one worker has then finished all the jobs."""
+    """The results of every fault by name, after one worker has finished all the jobs."""
     met = stop_jobs(world)
     with ThreadPoolExecutor(max_workers=2) as pool:
         met |= zip(KILLED, pool.map(lambda point: break_worker(world, point), KILLED), strict=True)
@@ -127,7 +127,7 @@ def faults(world: World, undisturbed: Job, reference: list[EpochMetrics]) -> dic
 
 
 def stop_jobs(world: World) -> dict[str, Fault]:
-    """What a worker leaves that is asked to stop a job, and then to stop."""
+    """The result of a request to stop a job and then its worker."""
     met = {}
     with WorkerProcess(world.settings, point="paced") as process:
         for name, request in (("paused", queue.pause), ("cancelled", queue.cancel)):
@@ -167,13 +167,13 @@ def terminate_twice(world: World) -> Fault:
 
 
 def is_ended_by_a_signal_more(process: WorkerProcess) -> bool:
-    """Signals that come before the first was seen would count as one."""
+    """Send one more signal; signals before the first was handled would count as one."""
     process.terminate()
     return not process.is_alive
 
 
 def is_given_up(world: World, left: Job) -> bool:
-    """Whether the next worker may have the job at once."""
+    """Whether the next worker may claim the job at once."""
     job = world.read(left)
     with Session(world.engine) as session:
         now = database_now(session)
@@ -259,7 +259,7 @@ def test_job_of_a_killed_worker_is_requeued_when_its_lease_has_run_out(
     assert world.read(fault.left).num_lost_attempts == 1
 
 
-def test_faults_come_where_they_should(faults: dict[str, Fault]) -> None:
+def test_faults_happen_at_their_point(faults: dict[str, Fault]) -> None:
     epochs = {name: fault.left.epochs_completed for name, fault in faults.items()}
     assert epochs["claimed"] == epochs["mid_checkpoint_write"] == epochs["file_without_row"] == 0
     assert epochs["checkpoint_without_row"] == 1
@@ -329,7 +329,7 @@ def test_succeeded_job_goes_on_for_more_epochs_and_keeps_those_it_has(
 
 @pytest.fixture(scope="module")
 def neighbour(world: World, faults: dict[str, Fault]) -> Iterator[WorkerProcess]:
-    """A worker with nothing to do, frozen so that it takes no job before it is wanted."""
+    """An idle worker, frozen so that it claims no job too early."""
     with WorkerProcess(world.settings) as process:
         wait_for(lambda: "waits for jobs" in process.log)
         process.freeze()

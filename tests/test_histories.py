@@ -1,4 +1,4 @@
-"""Epochs read quickly are the epochs that were written."""
+"""Epochs that are read as plain values equal the written epochs."""
 
 from conftest import BOTH_DATABASES, SubmitJob, drain, read, read_rows
 from sqlalchemy import Engine

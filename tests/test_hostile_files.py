@@ -1,4 +1,4 @@
-"""Files that mean harm, sent or put in the place of others: refused, and nothing is changed."""
+"""Malicious files, uploaded or replaced on disk, are refused and change nothing."""
 
 import os
 import shutil
@@ -99,7 +99,7 @@ def ran(client: TestClient, settings: Settings, engine: Engine, submit_job: Subm
 
 
 def list_urls(client: TestClient, job_id: str) -> list[str]:
-    """Each way to the files of the second epoch."""
+    """Each route to the files of the second epoch."""
     checkpoints = client.get(f"/jobs/{job_id}/checkpoints").json()["data"]
     pictures = client.get(f"/jobs/{job_id}/reconstructions").json()["data"]
     return [

@@ -1,4 +1,4 @@
-"""Paths, bodies, content types and names that mean harm: refused, and nothing is changed."""
+"""Malicious paths, bodies, content types and names are refused and change nothing."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""A request that is sent again is done once."""
+"""A repeated request is executed once."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -70,9 +70,7 @@ def test_same_request_at_the_same_time_makes_one_job(client: TestClient, engine:
     assert count_jobs(engine) == 1
 
 
-def test_request_that_was_refused_may_be_mended_under_its_key(
-    client: TestClient, engine: Engine
-) -> None:
+def test_refused_request_may_be_corrected_under_its_key(client: TestClient, engine: Engine) -> None:
     assert post(client, "run-1", dataset="nowhere").status_code == 422
     assert post(client, "run-1").status_code == 201
     assert count_jobs(engine) == 1

@@ -1,4 +1,4 @@
-"""Every filter's pages are together what it keeps of all jobs, newest first; labels find jobs."""
+"""The pages of every filter together have all matching jobs, newest first."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""The page of a job in a real browser: curves that grow, pictures to move through."""
+"""The page of a job in a real browser: live curves and the picture viewer."""
 
 import re
 import signal
@@ -35,7 +35,7 @@ WHOLE_PAGE = {"width": 1280, "height": 4000}
 READ_WAITING = (
     """getComputedStyle(document.querySelector("[data-panel=loss] .plot"), "::after").content"""
 )
-#: All that moved since the page was asked for.
+#: All layout shifts since the page was requested.
 READ_SHIFTS = """new Promise((resolve) => {
   let sum = 0;
   new PerformanceObserver((list) => {
@@ -46,7 +46,7 @@ READ_SHIFTS = """new Promise((resolve) => {
 
 
 def shows_epoch(epoch: int) -> re.Pattern[str]:
-    """The address of that epoch's picture, with its hash when the page has it."""
+    """The URL of that epoch's picture, with its hash if the page has it."""
     return re.compile(rf"/{epoch}\.png(\?sha256=[0-9a-f]{{64}})?$")
 
 
@@ -146,7 +146,7 @@ def collapse_last_epoch(service: Service, **values: Any) -> None:
     engine.dispose()
 
 
-def test_neighbours_are_there_before_they_are_looked_at(
+def test_neighbouring_pictures_are_preloaded(
     open_page: OpenPage, trained: dict[str, dict[str, Any]]
 ) -> None:
     page = open_page(f"/ui/jobs/{trained['b']['id']}")
@@ -156,7 +156,7 @@ def test_neighbours_are_there_before_they_are_looked_at(
     expect(page.locator("#epoch-shown")).to_contain_text("epoch 3")
 
 
-def test_picture_that_does_not_come_is_told_and_asked_for_again(
+def test_picture_that_fails_to_load_is_reported_and_requested_again(
     open_page: OpenPage, trained: dict[str, dict[str, Any]]
 ) -> None:
     page = open_page(f"/ui/jobs/{trained['b']['id']}", away=True)

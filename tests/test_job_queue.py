@@ -102,7 +102,7 @@ def test_reserved_job_is_for_the_worker_that_asks_for_it(engine: Engine) -> None
     assert claim(engine) is None
     taken = queue.claim(engine, worker_id="own", lease_seconds=30, job_id=job.id)
     assert taken is not None
-    # A pause before the next attempt is no reservation.
+    # A delay before the next attempt is not a reservation.
     lease = Lease(taken.id, taken.attempt, "own")
     queue.fail(
         engine, lease, code="x", message="x", kind=FailureKind.infrastructure,
@@ -312,7 +312,7 @@ def test_queued_job_is_paused_at_once_and_goes_on_when_resumed(
     assert lease_of(claim(engine)).job_id == job_id
 
 
-def test_running_job_pauses_when_its_worker_has_heard(
+def test_running_job_pauses_when_its_worker_reads_the_request(
     engine: Engine, submit_job: SubmitJob
 ) -> None:
     submit_job()
@@ -336,7 +336,7 @@ def test_pause_that_is_withdrawn_in_time_changes_nothing(
     assert read(engine, lease.job_id).status is JobStatus.queued
 
 
-def test_cancel_outdoes_a_pause(engine: Engine, submit_job: SubmitJob) -> None:
+def test_cancel_overrides_a_pause(engine: Engine, submit_job: SubmitJob) -> None:
     submit_job()
     lease = lease_of(claim(engine))
     queue.pause(engine, lease.job_id)

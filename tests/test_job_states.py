@@ -1,4 +1,4 @@
-"""Random histories of jobs, on both databases, against a model of what must come of them."""
+"""Random sequences of job operations, on both databases, compared with a model."""
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -65,7 +65,7 @@ priorities = st.integers(-1, 1)
 
 
 def of_machine(read: Callable[["JobQueueMachine"], Iterable[T]]) -> st.SearchStrategy[T]:
-    """One of what the machine has at the time."""
+    """A random element of what the machine has at the time."""
     return st.runner().flatmap(lambda machine: st.sampled_from(list(read(machine))))
 
 
@@ -76,7 +76,7 @@ stale_leases = of_machine(lambda machine: machine.stale_leases)
 
 
 class JobQueueMachine(RuleBasedStateMachine):
-    """Does anything that anybody may do with jobs, in any order, one thing at a time."""
+    """Runs all operations on jobs in random order, one at a time."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class JobQueueMachine(RuleBasedStateMachine):
             connection.execute(delete(Job))
         self.seen = look(engine)
 
-    # -- what everybody does
+    # -- operations of clients
 
     @initialize(priorities=st.lists(priorities, min_size=1, max_size=MAX_JOBS))
     def begin_with_a_running_job(self, priorities: list[int]) -> None:
@@ -137,7 +137,7 @@ class JobQueueMachine(RuleBasedStateMachine):
         for command in COMMANDS:
             self.refuse(command, job_id)
 
-    # -- what workers do
+    # -- operations of workers
 
     @precondition(lambda self: self.known)
     @rule(worker_id=workers, job_id=st.none() | jobs)
@@ -214,7 +214,7 @@ class JobQueueMachine(RuleBasedStateMachine):
             WRITES[name](self.engine, lease)
         self.check("refuse")
 
-    # -- what time does
+    # -- effects of time
 
     @precondition(lambda self: self.held_leases)
     @rule(lease=held_leases, is_noticed=st.booleans())
@@ -232,7 +232,7 @@ class JobQueueMachine(RuleBasedStateMachine):
                 self.change(job_id, available_at=utc_now())
                 known.is_delayed = False
 
-    # -- what is always true
+    # -- invariants
 
     @invariant()
     def jobs_are_what_they_should_be(self) -> None:
@@ -265,7 +265,7 @@ class JobQueueMachine(RuleBasedStateMachine):
             assert row["num_lost_attempts"] == known.num_lost <= MAX_ATTEMPTS
             assert known.num_lost < MAX_ATTEMPTS or row["status"] not in (QUEUED, RUNNING)
 
-    # -- how that is found out
+    # -- helpers
 
     @property
     def held_leases(self) -> list[Lease]:
@@ -280,7 +280,7 @@ class JobQueueMachine(RuleBasedStateMachine):
         return [lease for lease in self.given if lease not in self.held_leases]
 
     def first_in_line(self, job_id: str | None) -> str | None:
-        """The first of the most urgent; `known` is in the order of submission."""
+        """The oldest job with the highest priority; `known` is in the order of submission."""
         wanted = self.known if job_id is None else {job_id} & self.known.keys()
         due = [wanted_id for wanted_id in wanted if self.known[wanted_id].is_due]
         return max(due, key=lambda due_id: self.known[due_id].priority, default=None)
@@ -291,7 +291,7 @@ class JobQueueMachine(RuleBasedStateMachine):
         self.check("refuse")
 
     def is_left_after(self, request: StopRequest | None, lease: Lease) -> bool:
-        """Ask for it at the last moment; whether the worker has the job still."""
+        """Request a stop at the last moment; returns whether the worker still has the job."""
         if request is not None:
             self.request_stop(lease.job_id, request)
         return lease in self.held_leases

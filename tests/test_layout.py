@@ -1,4 +1,4 @@
-"""Who may import whom, and what stays out of the way of whom."""
+"""Allowed imports between the packages, and forbidden ones."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
-#: The rooms of the server, the lowest first: each may import those below it, and no other.
+#: The packages and modules of the server, lowest first: each may import only those below it.
 LAYERS = [
     {"settings", "tokens", "logs", "errors", "client"},
     {"models"},
@@ -22,7 +22,7 @@ LAYERS = [
     {"cli"},
 ]
 ROOT_MODULES = LAYERS[0]
-#: What a worker may import of the server: no web framework and no torch in any of it.
+#: The server's modules that a worker may import; none imports a web framework or torch.
 CONTRACT = ROOT_MODULES | {"models", "database", "files", "jobs"}
 
 
@@ -33,7 +33,7 @@ class Import(NamedTuple):
     place: str
 
     @property
-    def room(self) -> str:
+    def package(self) -> str:
         return self.module.split(".")[1]
 
 
@@ -49,35 +49,35 @@ def list_imports(path: Path) -> Iterator[Import]:
             yield from (Import(alias.name, place) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{place}: relative import"
-            # `from server import jobs` names a room as `from server.jobs import queue` does.
+            # `from server import jobs` names a package as `from server.jobs import queue` does.
             yield from (Import(f"{node.module}.{alias.name}", place) for alias in node.names)
 
 
-def list_rooms(path: Path) -> Iterator[Import]:
+def list_packages(path: Path) -> Iterator[Import]:
     return (entry for entry in list_imports(path) if entry.module.startswith("server."))
 
 
-def find_layer(room: str) -> int:
-    (layer,) = (index for index, rooms in enumerate(LAYERS) if room in rooms)
+def find_layer(package: str) -> int:
+    (layer,) = (index for index, packages in enumerate(LAYERS) if package in packages)
     return layer
 
 
-def test_every_room_of_the_server_has_a_layer() -> None:
-    rooms = {path.stem for path in (ROOT / "server").iterdir() if path.suffix in ("", ".py")}
-    assert rooms - {"__init__", "__pycache__"} == set().union(*LAYERS)
+def test_every_package_of_the_server_has_a_layer() -> None:
+    packages = {path.stem for path in (ROOT / "server").iterdir() if path.suffix in ("", ".py")}
+    assert packages - {"__init__", "__pycache__"} == set().union(*LAYERS)
 
 
-def test_rooms_import_only_what_lies_below_them() -> None:
+def test_packages_import_only_what_lies_below_them() -> None:
     wrong = []
     for path in list_modules("server"):
-        own_room = path.relative_to(ROOT / "server").parts[0].removesuffix(".py")
-        if own_room == "__init__":
+        own_package = path.relative_to(ROOT / "server").parts[0].removesuffix(".py")
+        if own_package == "__init__":
             continue
-        for entry in list_rooms(path):
-            is_below = find_layer(entry.room) < find_layer(own_room)
-            is_root = {entry.room, own_room} <= ROOT_MODULES
-            if not (is_below or is_root or entry.room == own_room):
-                wrong.append(f"{entry.place}: {own_room} imports {entry.module}")
+        for entry in list_packages(path):
+            is_below = find_layer(entry.package) < find_layer(own_package)
+            is_root = {entry.package, own_package} <= ROOT_MODULES
+            if not (is_below or is_root or entry.package == own_package):
+                wrong.append(f"{entry.place}: {own_package} imports {entry.module}")
     assert wrong == []
 
 
@@ -85,8 +85,8 @@ def test_worker_imports_only_the_contract_of_the_server() -> None:
     wrong = [
         f"{entry.place}: {entry.module}"
         for path in list_modules("worker")
-        for entry in list_rooms(path)
-        if entry.room not in CONTRACT
+        for entry in list_packages(path)
+        if entry.package not in CONTRACT
     ]
     assert wrong == []
 

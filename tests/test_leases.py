@@ -1,4 +1,4 @@
-"""Leases: who holds one, who loses it, and who may say so."""
+"""Leases: how workers hold and lose them, and when reapers requeue jobs."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ GAP_SECONDS = 0.8
 
 @pytest.fixture
 def hasty(settings: Settings) -> Settings:
-    """Settings by which a lease is soon over."""
+    """Settings with a short lease."""
     return settings.model_copy(
         update={"lease_seconds": LEASE_SECONDS, "heartbeat_seconds": BEAT_SECONDS}
     )
@@ -49,7 +49,7 @@ def expire(engine: Engine, lease: Lease) -> None:
 
 
 def reap_for(reaper: Reaper, seconds: float, *, beat: Lease | None = None, engine: Engine) -> int:
-    """Reap as a worker does, while the worker of `beat` gives signs of life."""
+    """Reap like a worker, while the worker of `beat` sends heartbeats."""
     num_lost, deadline = 0, time.monotonic() + seconds
     while time.monotonic() < deadline:
         if beat is not None:
@@ -74,7 +74,7 @@ def beating(lease: Lease, *, engine: Engine, settings: Settings) -> Iterator[Hea
 
 @BOTH_DATABASES
 @pytest.mark.parametrize("request_stop", [queue.cancel, queue.pause])
-def test_request_of_which_a_dead_worker_had_heard_is_met_when_asked_again(
+def test_repeated_request_takes_effect_if_the_worker_died_after_reading_it(
     engine: Engine, submit_job: SubmitJob, request_stop: object
 ) -> None:
     assert callable(request_stop)
@@ -118,7 +118,7 @@ def test_after_an_outage_the_living_keep_their_jobs_and_the_dead_lose_theirs(
     submit_job()
     living, dead = claim(engine, "living"), claim(engine, "dead")
     reaper = Reaper(engine, settings=hasty)
-    # Nobody reaches the database for so long that both leases run out.
+    # No worker reaches the database until both leases have expired.
     time.sleep(LEASE_SECONDS + GAP_SECONDS)
     assert reaper.reap() == 0
     assert reap_for(reaper, LEASE_SECONDS + 0.5, beat=living, engine=engine) == 1
@@ -167,7 +167,7 @@ def test_job_that_stops_keeps_its_lease_until_its_state_is_saved(
     assert read_rows(engine, job) == []
 
 
-def test_transaction_that_postgresql_ended_for_want_of_a_statement_counts_as_an_outage(
+def test_idle_transaction_that_postgresql_ended_counts_as_an_outage(
     postgres: Postgres,
 ) -> None:
     url = postgres.create_database().replace("postgresql://", "postgresql+psycopg://")

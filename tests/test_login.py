@@ -1,4 +1,4 @@
-"""Who may see the dashboard, and whose forms count."""
+"""Login to the dashboard, and forms of other sites."""
 
 from collections.abc import Iterator
 

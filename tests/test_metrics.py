@@ -1,4 +1,4 @@
-"""Figures from counts."""
+"""Metrics from counts."""
 
 from dataclasses import fields
 

@@ -1,4 +1,4 @@
-"""What any older version has stored outlives the upgrade, on both databases."""
+"""Data of any older version survives the upgrade, on both databases."""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -30,7 +30,7 @@ MIGRATIONS_DIR = Path(database_module.__file__).parent / "migrations"
 LONG_AGO = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 WORKER_ID = "host/1/abc"
 JOB_IDS = {status: f"{number:012x}" for number, status in enumerate(JobStatus, 1)}
-#: Columns that may be empty and whose value would make a job another than it shall be.
+#: Nullable columns whose value would change the job's state.
 EMPTY = (
     "phase",
     "worker_id",
@@ -64,7 +64,7 @@ def configure(connection: Connection | None = None) -> Config:
 
 
 def list_old_revisions() -> list[str]:
-    """All that were released before the newest, oldest first."""
+    """All revisions before the newest, oldest first."""
     script = ScriptDirectory.from_config(configure())
     revisions = [each.revision for each in script.walk_revisions()]
     return revisions[:0:-1]
@@ -74,7 +74,7 @@ pytestmark = [BOTH_DATABASES, pytest.mark.parametrize("revision", list_old_revis
 
 
 def make_value(column: Column[Any], number: int) -> Any:
-    """Each column has a value of its own, so that none can take another's place."""
+    """Each column has a different value, so that a swap is noticed."""
     values: dict[type, Any] = {
         bool: True,
         int: number,
@@ -99,7 +99,7 @@ def make_job(table: Table, status: JobStatus) -> Values:
         "config": TrainingConfig(epochs=3).model_dump(mode="json"),
         "status": status.value,
         "epochs_completed": 2,
-        # A text with a NUL fits into PostgreSQL's JSON and nowhere else.
+        # PostgreSQL can store a NUL only in JSON.
         "metadata": {"study": "x", "odd": "a\0b"},
     }
     if status is JobStatus.running:
@@ -171,7 +171,7 @@ def settings(tmp_path: Path, database: str, request: pytest.FixtureRequest) -> S
 
 @pytest.fixture
 def stored(settings: Settings, revision: str) -> list[Stored]:
-    """What the older version leaves behind."""
+    """The rows of the older version."""
     engine = create_engine(settings.resolved_database_url)
     with engine.begin() as connection:
         command.upgrade(configure(connection), revision)

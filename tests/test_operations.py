@@ -1,4 +1,4 @@
-"""What the service tells of itself, and what it keeps within bounds."""
+"""Metrics, readiness, rate limits, logs and settings of the service."""
 
 import io
 import json
@@ -159,7 +159,7 @@ def test_lost_database_makes_the_service_not_ready(app: FastAPI, client: TestCli
 # -- rates
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(settings: Settings) -> None:
+def test_too_many_requests_are_answered_with_retry_after(settings: Settings) -> None:
     with serve(settings, rate_limit="5/hour") as client:
         answers = [client.get("/jobs") for _ in range(7)]
         assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
@@ -169,7 +169,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(settings: Settings) -> Non
         assert client.get("/healthz").status_code == 200
 
 
-def test_who_guesses_tokens_is_held_up(settings: Settings) -> None:
+def test_guessing_tokens_is_rate_limited(settings: Settings) -> None:
     with serve(settings, rate_limit="3/hour", api_token=SecretStr("a-secret")) as client:
         guesses = [
             client.get("/jobs", headers={"Authorization": f"Bearer guess-{number}"})
@@ -194,7 +194,7 @@ def test_each_token_has_a_rate_of_its_own(settings: Settings) -> None:
         assert [ask("bob") for _ in range(3)] == [200, 200, 429]
 
 
-def test_streams_are_limited_and_make_room_when_they_close(tmp_path: Path) -> None:
+def test_streams_are_limited_and_closed_streams_do_not_count(tmp_path: Path) -> None:
     service = Service(tmp_path, environment={"LOSSLAB_MAX_STREAMS": "2"})
     service.start("server")
     try:
@@ -202,7 +202,7 @@ def test_streams_are_limited_and_make_room_when_they_close(tmp_path: Path) -> No
         url, headers = f"{service.url}/jobs/{job['id']}/events", {"Accept": "text/event-stream"}
 
         def stream() -> httpx.Response:
-            # A client for each: closing it is what a closed browser tab does.
+            # One client per stream: closing it has the effect of closing a browser tab.
             clients.append(httpx.Client())
             request = clients[-1].build_request("GET", url, headers=headers)
             return clients[-1].send(request, stream=True)

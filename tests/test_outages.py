@@ -1,4 +1,4 @@
-"""Jobs outlast a database that crashes or is full, and a disk that is."""
+"""Jobs survive a database that crashes or is full, and a full disk."""
 
 import os
 import re
@@ -55,7 +55,7 @@ def opened(settings: Settings) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
-    """What a job that nothing disturbs measures."""
+    """The metrics of an undisturbed job."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("reference"), **QUICK)
     with opened(settings) as engine:
         job = submit(engine)
@@ -65,7 +65,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object
 
 @pytest.fixture(scope="module")
 def fragile_postgres() -> Iterator[Postgres]:
-    """A server that may be crashed without disturbing other tests."""
+    """A PostgreSQL server for crashes, separate from that of other tests."""
     with Postgres() as postgres:
         yield postgres
 
@@ -176,10 +176,10 @@ def test_worker_that_freezes_inside_a_transaction_does_not_keep_its_job(
         assert_succeeded(settings, engine, job, reference=reference)
 
 
-def test_full_disk_fails_the_job_which_goes_on_once_there_is_room(
+def test_full_disk_fails_the_job_which_goes_on_once_there_is_space(
     tmp_path: Path, reference: list[dict[str, object]]
 ) -> None:
-    # A checkpoint is 9.5 MB, and a job that saves only these comes to the third.
+    # A checkpoint is 9.5 MB, so without other resume points the third one does not fit.
     settings = Settings(data_dir=tmp_path, **QUICK | {"checkpoint_seconds": 1000})
     with tmpfs(settings.runs_dir, megabytes=24), opened(settings) as engine:
         job = submit(engine)
@@ -226,7 +226,7 @@ def test_full_database_refuses_new_jobs_and_keeps_the_one_that_runs(
 
 @contextmanager
 def ballast(path: Path) -> Iterator[None]:
-    """What takes all the room on the path's disk."""
+    """Fill the path's disk."""
     with closing(os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY), "wb", buffering=0)) as file:
         try:
             while True:

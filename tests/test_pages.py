@@ -96,7 +96,7 @@ def test_page_of_a_job_has_verdict_pictures_events_and_files(finished: Finished)
     assert "[EPOCH 2/2]" in page
 
 
-def test_page_that_is_live_is_not_sent_its_curves_again(finished: Finished) -> None:
+def test_refresh_of_a_live_page_has_no_curves(finished: Finished) -> None:
     client, ids = finished
     url = f"/ui/jobs/{ids['b']}"
     assert 'id="drawing"' in client.get(url).text
@@ -105,7 +105,7 @@ def test_page_that_is_live_is_not_sent_its_curves_again(finished: Finished) -> N
     assert 'id="pictures"' in again
 
 
-def test_page_that_is_live_reads_its_epochs_once(finished: Finished) -> None:
+def test_live_page_reads_its_epochs_once(finished: Finished) -> None:
     client, ids = finished
     engine: Engine = client.app.state.engine  # type: ignore[attr-defined]
     statements: list[str] = []

@@ -1,4 +1,4 @@
-"""What the routes ask of a database with many jobs reads about as many rows as it answers with."""
+"""Queries of the routes on many jobs read about as many rows as they return."""
 
 import re
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ LISTS = {
         "metadata[study]=nobody's",
     ],
 }
-#: No one index has these in order; what has one of the filters is read, at most.
+#: No single index has these in order; at most the rows of one filter are read.
 COMBINATIONS = [
     "metadata[study]=ablation&metadata[owner]=ada",
     "metadata[study]=ablation&status=failed",
@@ -52,7 +52,7 @@ COMBINATIONS = [
     "name=baseline&option=c&status=succeeded&status=failed",
 ]
 JOB_PATHS = ("", "/metrics", "/verdict", "/events", "/reconstructions", "/checkpoints")
-#: Without these another one is nearly as good for the jobs of this test.
+#: Without these, another index is nearly as good for the jobs of this test.
 NEARLY_SPARED = {
     "sqlite": {"ix_job_option_status_created_at"},
     "postgresql": {
@@ -70,7 +70,7 @@ class Store(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How a database answers a statement."""
+    """A database's query plan of a statement."""
 
     text: str
     flaws: list[str]
@@ -83,7 +83,7 @@ def store(
     make_settings: MakeSettings,
     database: str,
 ) -> Iterator[Store]:
-    """A server on thousands of jobs, of which the database has statistics or not yet any."""
+    """A server with thousands of jobs, with and without statistics in the database."""
     has_statistics = request.param
     if database == "postgresql" and not has_statistics:
         pytest.skip("it makes them by itself")
@@ -106,7 +106,7 @@ def analyze(engine: Engine) -> None:
 
 
 def explain(store: Store, path: str) -> list[Plan]:
-    """The plans of all that the server asks of its database to answer a request."""
+    """The plans of all statements that the server executes for a request."""
     statements: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
@@ -145,7 +145,7 @@ def read_sqlite_plan(connection: Connection, statement: str, parameters: Any) ->
 
 
 def read_postgres_plan(connection: Connection, statement: str, parameters: Any) -> Plan:
-    """By running it, since it may rather pass over rows than use an index that is there."""
+    """Count by running it, since the database may skip rows instead of using an index."""
     explanation = f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}"
     (plan,) = connection.exec_driver_sql(explanation, parameters).scalar_one()
     nodes = list(walk(plan["Plan"]))
@@ -171,7 +171,7 @@ def count_rows_read(node: dict[str, Any]) -> int:
 
 @contextmanager
 def without(engine: Engine, index: str) -> Iterator[None]:
-    """The database as it would be, had nobody thought of an index."""
+    """The database without one of its indices."""
     (known,) = [i for t in SQLModel.metadata.tables.values() for i in t.indexes if i.name == index]
     known.drop(engine)
     engine.dispose()  # SQLite's driver keeps statements, and with them their plans
@@ -192,7 +192,7 @@ def find_flaws(plans: list[Plan]) -> list[str]:
 def test_list_reads_little_more_than_its_page(store: Store, index: str, query: str) -> None:
     plans = explain_list(store, query)
     assert find_flaws(plans) == [], plans
-    # PostgreSQL may rather take another one and pass over a few rows.
+    # PostgreSQL may use another index and skip a few rows.
     assert index in plans[-1].text or store.engine.dialect.name == "postgresql"
 
 

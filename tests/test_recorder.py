@@ -1,4 +1,4 @@
-"""Epochs that are stored on a thread of their own, while the database is slow."""
+"""Epochs that a separate thread stores, while the database is slow."""
 
 import sqlite3
 import threading
@@ -28,7 +28,7 @@ OnStep = Callable[[Trainer], None]
 
 @contextmanager
 def locked(settings: Settings) -> Iterator[None]:
-    """Nobody else can write to the database meanwhile."""
+    """No other process can write to the database meanwhile."""
     connection = sqlite3.connect(settings.data_dir / "losslab.db", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     try:

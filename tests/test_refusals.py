@@ -1,4 +1,4 @@
-"""How the HTTP API answers what it cannot accept."""
+"""The HTTP API's answers to invalid requests."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the pages are made of: thinned curves, embedded data, lists of epochs."""
+"""Parts of the pages: reduced curves, embedded data, lists of epochs."""
 
 import json
 

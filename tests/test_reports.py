@@ -44,7 +44,7 @@ def test_hostile_names_draw(name: str) -> None:
         assert image.format == "PNG"
 
 
-def test_long_names_leave_room_for_the_curves() -> None:
+def test_long_names_leave_space_for_the_curves() -> None:
     label = shorten_label(make_entry(name="x" * 100 + "y" * 100, option="b").label)
     assert label == "b · " + "x" * 16 + "…" + "y" * 20
 

@@ -1,4 +1,4 @@
-"""What goes when files or time run out, and what stays whatever happens."""
+"""What is deleted when space is needed, what always stays, and the time limit of a job."""
 
 import threading
 import time
@@ -76,7 +76,7 @@ def test_what_a_resume_needs_and_all_pictures_stay(
     assert read(engine, trained[0]).epochs_completed == 6
 
 
-def test_pinned_job_keeps_everything_until_it_is_let_go(
+def test_pinned_job_keeps_everything_until_it_is_unpinned(
     client: TestClient, settings: Settings, engine: Engine, trained: list[Job]
 ) -> None:
     older, newer = trained
@@ -90,7 +90,7 @@ def test_pinned_job_keeps_everything_until_it_is_let_go(
     assert checkpoint_epochs(engine, older) == needed_epochs(engine, older)
 
 
-def test_service_looks_after_the_space_by_itself(
+def test_service_frees_space_automatically(
     settings: Settings, engine: Engine, trained: list[Job]
 ) -> None:
     with open_client(create_app(limit(settings, 1))):

@@ -1,4 +1,4 @@
-"""One claimed job from top to bottom, with real files."""
+"""A claimed job from its start to its end, with real files."""
 
 import gc
 import logging
@@ -231,7 +231,7 @@ def test_infinite_loss_fails_the_job_with_its_epoch_and_step(
 
 
 def _make_weights_infinite(settings: Settings, engine: Engine, submitted: Job) -> None:
-    """Queue the job again behind epoch 2, from a checkpoint at the end of what floats hold."""
+    """Queue the job again after epoch 2, from a checkpoint with weights near the largest float."""
     path = checkpoints_dir(settings, submitted) / "checkpoint_epoch_2.safetensors"
     state, config = load_checkpoint(path)
     state.tensors["model.to_mu.weight"].fill_(torch.inf)
@@ -266,7 +266,7 @@ def test_picture_that_cannot_be_written_is_an_event_and_costs_no_training(
     settings: Settings, engine: Engine, submit_job: SubmitJob
 ) -> None:
     submitted = submit_job()
-    # A folder in the picture's place is an error that no user id can overrule.
+    # A folder in the picture's place is an error for every user, even root.
     blocked = checkpoints_dir(settings, submitted) / "reconstructions_epoch_1.png"
     blocked.mkdir(parents=True)
     drain(settings, engine)

@@ -1,4 +1,4 @@
-"""Who is let in, by which name, with which token, and where the service listens."""
+"""Tokens, host names, cross-site requests, and the address of the service."""
 
 import re
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 
 @pytest.fixture
 def guarded(settings: Settings) -> Iterator[TestClient]:
-    """A service with a token for everything, and one to look."""
+    """A service with a full and a read-only token."""
     reader = ApiToken.of(READ_TOKEN, name="reader", scope=TokenScope.read)
     update = {"api_token": SecretStr(TOKEN), "api_tokens": (reader,)}
     with open_client(create_app(settings.model_copy(update=update))) as client:
@@ -53,7 +53,7 @@ def list_requests() -> list[tuple[str, str]]:
 
 
 def list_page_requests() -> list[tuple[str, str]]:
-    """What the dashboard asks, but for the login and what it looks like."""
+    """The dashboard's routes, except the login and static files."""
     return [
         (method, route.path)
         for route in PAGES
@@ -183,10 +183,10 @@ def test_foreign_host_is_refused_on_every_route(
     before = read_state(engine, settings)
     for method, path in [*list_requests(), *list_page_requests(), ("GET", "/static/x/y.js")]:
         url = fill_in(path, job_id=job_id)
-        # Forwarding headers are no way around it.
+        # Forwarding headers do not bypass the check.
         headers = {"Host": host, "X-Forwarded-Host": "localhost", "Forwarded": "host=localhost"}
         answer = client.request(method, url, headers=headers, json={"option": "a"})
-        # What is no host at all is refused as such.
+        # An invalid host is refused as invalid.
         assert answer.status_code in (400, 421) or path == "/healthz", (method, path)
     assert read_state(engine, settings) == before
 

@@ -1,4 +1,4 @@
-"""Clients that keep a real server waiting, or speak HTTP as nobody should."""
+"""Slow clients and malformed HTTP, against a real server."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ def connect(service: Service) -> socket.socket:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """What the server says until it hangs up, however it does so."""
+    """The server's bytes until it closes or resets the connection."""
     received = b""
     try:
         while piece := connection.recv(65536):
@@ -58,7 +58,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def exchange(service: Service, request: bytes) -> bytes:
-    """What comes back for these bytes, to the end of the connection."""
+    """The server's answer to these bytes, until the connection ends."""
     with closing(connect(service)) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(request)
@@ -85,7 +85,7 @@ def say_nothing_hundreds_of_times(service: Service) -> set[bytes]:
 
 
 def trickle_headers(service: Service) -> float:
-    """The seconds until the server hung up."""
+    """The seconds until the server closed the connection."""
     started = time.monotonic()
     with closing(connect(service)) as connection, contextlib.suppress(ConnectionError):
         connection.sendall(b"GET /jobs HTTP/1.1\r\nHost: localhost\r\n")
@@ -128,7 +128,7 @@ def outcome(service: Service) -> Iterator[Outcome]:
         yield lambda slow: futures[slow].result()
 
 
-def test_who_says_nothing_is_hung_up_on(outcome: Outcome) -> None:
+def test_silent_connection_is_closed(outcome: Outcome) -> None:
     assert outcome(say_nothing) == b""
 
 
@@ -136,11 +136,11 @@ def test_hundreds_of_silent_connections_end_by_themselves(outcome: Outcome) -> N
     assert outcome(say_nothing_hundreds_of_times) == {b""}
 
 
-def test_headers_that_trickle_are_hung_up_on(outcome: Outcome) -> None:
+def test_connection_with_slow_headers_is_closed(outcome: Outcome) -> None:
     assert outcome(trickle_headers) < PATIENCE_SECONDS
 
 
-def test_second_request_that_trickles_is_hung_up_on(outcome: Outcome) -> None:
+def test_connection_with_a_slow_second_request_is_closed(outcome: Outcome) -> None:
     assert outcome(trickle_a_second_request).count(b"HTTP/1.1 200") == 0
 
 

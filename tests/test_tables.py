@@ -1,4 +1,4 @@
-"""What a terminal shows of the API's answers."""
+"""The tables of the command line."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The loop, on tiny data."""
+"""The training loop, on tiny data."""
 
 import inspect
 import pathlib
@@ -105,7 +105,7 @@ def test_a_state_of_another_kind_of_device_goes_on_and_says_so(dataset: Dataset)
 
 
 class CountWaits(TorchDispatchMode):
-    """Counts how often the host asks for a number of the device, as `.item()` does."""
+    """Counts how often the host waits for a value from the device, as `.item()` does."""
 
     def __init__(self) -> None:
         super().__init__()

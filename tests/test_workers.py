@@ -1,4 +1,4 @@
-"""What is told of workers."""
+"""The list of workers and their states."""
 
 from datetime import timedelta
 
@@ -27,7 +27,7 @@ def enter(engine: Engine, worker_id: str = NAME) -> None:
 
 
 def make_silent(engine: Engine, seconds: float) -> None:
-    """As if the last sign of life was so long ago."""
+    """Set the last heartbeat to this many seconds ago."""
     with engine.begin() as connection:
         silent_since = utc_now() - timedelta(seconds=seconds)
         connection.execute(update(Worker).values(heartbeat_at=silent_since))
@@ -72,7 +72,7 @@ def test_worker_that_lives_without_progress_is_stalled(
     assert (worker["state"], worker["job_id"]) == (state, job.id)
 
 
-def test_worker_that_signs_off_is_stopped_however_long_ago(
+def test_worker_that_reported_its_end_is_stopped_however_long_ago(
     client: TestClient, engine: Engine
 ) -> None:
     enter(engine)
@@ -82,7 +82,9 @@ def test_worker_that_signs_off_is_stopped_however_long_ago(
     assert client.get("/readyz").json()["num_workers"] == 0
 
 
-def test_workers_that_went_long_ago_are_forgotten(client: TestClient, engine: Engine) -> None:
+def test_workers_without_a_heartbeat_for_a_day_are_deleted(
+    client: TestClient, engine: Engine
+) -> None:
     enter(engine, "old/1")
     make_silent(engine, 2 * 24 * 3600)
     enter(engine, "new/2")
@@ -101,7 +103,7 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(update=LIMITS)
 
 
-def test_sign_of_life_from_after_the_look_at_the_clock_is_of_age_none(
+def test_heartbeat_later_than_the_time_that_was_read_has_age_zero(
     client: TestClient, engine: Engine
 ) -> None:
     enter(engine)

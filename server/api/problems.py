@@ -224,7 +224,7 @@ def _explain(error: dict[str, Any], *, known_fields: Iterable[str]) -> str:
             return "unknown field; /docs lists the known ones"
         similar = get_close_matches(str(error["loc"][-1]), known, n=1)
         hint = f"; did you mean {similar[0]}?" if similar else ""
-        return f"unknown field{hint}; GET /options shows the settings"
+        return f"unknown field{hint}; see GET /options for the known settings"
     message: str = error["msg"].removeprefix("Value error, ")
     # Quote what was sent if it is short and printable.
     given = error.get("input")

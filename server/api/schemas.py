@@ -174,7 +174,7 @@ def _estimate_seconds_left(job: Job) -> float | None:
 
 
 class ResumeRequest(JsonBody):
-    """How a job should go on."""
+    """Options for resuming a job."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"epochs": 100}]})
 

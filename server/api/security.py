@@ -50,7 +50,7 @@ def read_token(headers: Headers, *, method: str) -> str:
 
 
 def is_same_origin(headers: Headers) -> bool:
-    """Whether a browser says that our own page sent this; without such a header, it is not."""
+    """Whether a browser's header says that our own page sent this; False without such a header."""
     if site := headers.get("Sec-Fetch-Site"):
         return site == "same-origin"
     origin = _get_host_of_origin(headers)
@@ -127,7 +127,8 @@ class SameOrigin:
 
 
 def find_allowed_hosts(configured: tuple[str, ...], *, is_open: bool) -> tuple[str, ...]:
-    """The configured hosts; else this machine's own names if no token is needed, else none."""
+    """The configured hosts. By default this machine's own names if no token is needed, else an
+    empty tuple, which allows every host."""
     return configured or (_LOOPBACK_NAMES if is_open else ())
 
 

@@ -48,7 +48,7 @@ def submit_job(
     For `reserved_seconds`, only a worker that names this job can claim it. Raises QueueFullError.
     """
     if max_queued_jobs is not None and count_queued(session) >= max_queued_jobs:
-        raise QueueFullError(f"{max_queued_jobs} jobs are queued already; try again later")
+        raise QueueFullError(f"{max_queued_jobs} jobs wait already; try again later")
     job.created_at = database_now(session)
     session.add(job)
     session.flush()
