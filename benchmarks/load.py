@@ -41,8 +41,8 @@ LOSSLAB = str(Path(sys.executable).with_name("losslab"))
 #: Epochs of one or two seconds each, more than the measurement needs.
 JOB = {"option": "b", "num_samples": 4000, "epochs": 1000, "checkpoint_every": 50}
 NUM_POLLING, NUM_LISTING, NUM_STREAMING = 120, 40, 40
-NUM_ASKING = NUM_POLLING + NUM_LISTING
-PACE_SECONDS = 2.0
+NUM_POLLERS = NUM_POLLING + NUM_LISTING
+INTERVAL_SECONDS = 2.0
 NUM_OTHER_JOBS = 50
 LONGEST_WAIT_SECONDS = 120.0
 MAX_READ_MS_99TH = 250.0
@@ -84,9 +84,9 @@ def measure(data_dir: Path, *, arguments: argparse.Namespace) -> Row:
     with running(data_dir, num_workers=arguments.num_workers) as url:
         job_id = prepare(url)
         before = wait_while_idle(seconds)
-        loaded, tally = ask_for(seconds, url=url, job_id=job_id)
+        loaded, tally = run_load(seconds, url=url, job_id=job_id)
         # The rest of the load should not count as idle time.
-        time.sleep(2 * PACE_SECONDS)
+        time.sleep(2 * INTERVAL_SECONDS)
         after = wait_while_idle(seconds)
         epochs = httpx.get(f"{url}/jobs/{job_id}/metrics").json()["data"]
     speeds = [find_speed(epochs, span=span) for span in (before, loaded, after)]
@@ -135,7 +135,7 @@ def wait_while_idle(seconds: float) -> tuple[datetime, datetime]:
 # -- the clients
 
 
-def ask_for(seconds: float, *, url: str, job_id: str) -> tuple[tuple[datetime, datetime], Tally]:
+def run_load(seconds: float, *, url: str, job_id: str) -> tuple[tuple[datetime, datetime], Tally]:
     """Run all clients for `seconds`; returns the time span and the measurements."""
     receiver, sender = _processes.Pipe(duplex=False)
     clients = _processes.Process(target=run_clients, args=(seconds, url, job_id, sender))
@@ -148,23 +148,23 @@ def ask_for(seconds: float, *, url: str, job_id: str) -> tuple[tuple[datetime, d
 
 def run_clients(seconds: float, url: str, job_id: str, sender: Any) -> None:
     sender.send(datetime.now(UTC))
-    sender.send(asyncio.run(ask_together(seconds, url=url, job_id=job_id)))
+    sender.send(asyncio.run(run_all_clients(seconds, url=url, job_id=job_id)))
 
 
-async def ask_together(seconds: float, *, url: str, job_id: str) -> Tally:
+async def run_all_clients(seconds: float, *, url: str, job_id: str) -> Tally:
     tally = Tally()
     until = time.monotonic() + seconds
     polls = [(f"/jobs/{job_id}", tally.read_ms)] * NUM_POLLING
     lists = [("/jobs?limit=20", tally.list_ms)] * NUM_LISTING
-    asking = [
-        poll(url, path, waits=waits, tally=tally, until=until, offset=index / NUM_ASKING)
+    polling = [
+        poll(url, path, waits=waits, tally=tally, until=until, offset=index / NUM_POLLERS)
         for index, (path, waits) in enumerate([*polls, *lists])
     ]
     streams = [
         stream(url, job_id, tally=tally, until=until, offset=index / NUM_STREAMING)
         for index in range(NUM_STREAMING)
     ]
-    await asyncio.gather(*asking, *streams)
+    await asyncio.gather(*polling, *streams)
     return tally
 
 
@@ -184,21 +184,21 @@ async def poll(
     offset: float,
 ) -> None:
     """One client that polls a path, starting after a share `offset` of the interval."""
-    await asyncio.sleep(offset * PACE_SECONDS)
+    await asyncio.sleep(offset * INTERVAL_SECONDS)
     async with open_client(url) as client:
         while time.monotonic() < until:
-            asked = time.perf_counter()
+            sent_at = time.perf_counter()
             try:
                 answer = await client.get(path)
                 answer.raise_for_status()
-                waits.append(1000 * (time.perf_counter() - asked))
+                waits.append(1000 * (time.perf_counter() - sent_at))
             except httpx.HTTPError as error:
                 tally.errors.append(repr(error))
-            await asyncio.sleep(max(0.0, PACE_SECONDS - (time.perf_counter() - asked)))
+            await asyncio.sleep(max(0.0, INTERVAL_SECONDS - (time.perf_counter() - sent_at)))
 
 
 async def stream(url: str, job_id: str, *, tally: Tally, until: float, offset: float) -> None:
-    await asyncio.sleep(offset * PACE_SECONDS)
+    await asyncio.sleep(offset * INTERVAL_SECONDS)
     headers = {"Accept": "text/event-stream"}
     path = f"/jobs/{job_id}/events"
     try:

@@ -115,7 +115,9 @@ def measure(settings: Settings, *, arguments: argparse.Namespace) -> Row:
     questions = list(make_questions(engine))
     engine.dispose()
     with serve(settings) as client:
-        answers = [ask(client, each, num_requests=arguments.num_requests) for each in questions]
+        answers = [
+            time_requests(client, each, num_requests=arguments.num_requests) for each in questions
+        ]
     return row | {"questions": answers}
 
 
@@ -242,7 +244,7 @@ def wait_until_ready(http: httpx.Client) -> None:
             time.sleep(0.1)
 
 
-def ask(client: httpx.Client, question: Question, *, num_requests: int) -> Row:
+def time_requests(client: httpx.Client, question: Question, *, num_requests: int) -> Row:
     """Milliseconds from sending a request until its complete answer has arrived."""
     requests = [
         question.variants[i % len(question.variants)] for i in range(NUM_WARM_UPS + num_requests)

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from server.api.schemas import JobPublic
-from server.cli.reporting import reported
+from server.cli.reporting import report_errors
 from server.cli.views import comparison_view, job_view, jobs_table, welcome_text
 from server.client import RequestError
 from server.models.columns import utc_now
@@ -66,7 +66,7 @@ def test_each_job_of_a_list_is_one_line_whatever_its_name(name: str | None) -> N
 
 
 def test_refused_token_tells_where_to_set_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit), reported():
+    with pytest.raises(typer.Exit), report_errors():
         raise RequestError(401, {"title": "Unauthorized", "detail": "send a token"})
     assert "send a token; set LOSSLAB_API_TOKEN to the token" in capsys.readouterr().err
 

@@ -73,7 +73,7 @@ class EventFeed:
             if not positions:
                 continue
             try:
-                self._hand_out(await asyncio.to_thread(self._read_new, positions))
+                self._distribute(await asyncio.to_thread(self._read_new, positions))
             except SQLAlchemyError as error:
                 _logger.warning("events cannot be read and will be tried again: %s", error)
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -138,7 +138,7 @@ class EventFeed:
             if not tail.num_streams:
                 del self._tails[job_id]
 
-    def _hand_out(self, events: list[Event]) -> None:
+    def _distribute(self, events: list[Event]) -> None:
         for event in events:
             tail = self._tails.get(event.job_id)
             if tail is not None and event.id > tail.last_id:

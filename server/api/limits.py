@@ -49,14 +49,14 @@ class HttpProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _start_header_timer(self) -> None:
-        self._header_timer = self.loop.call_later(_HEADER_SECONDS, self._close_late)
+        self._header_timer = self.loop.call_later(_HEADER_SECONDS, self._close_on_timeout)
 
     def _stop_header_timer(self) -> None:
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
 
-    def _close_late(self) -> None:
+    def _close_on_timeout(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
 
@@ -101,7 +101,7 @@ class Deadlines:
             return
         has_body = has_begun = False
 
-        async def receive_noting() -> Message:
+        async def receive_and_track() -> Message:
             nonlocal has_body
             message = await receive()
             has_body = not message.get("more_body", False)
@@ -117,7 +117,7 @@ class Deadlines:
         try:
             async with asyncio.timeout(self._request_seconds) as deadline:
                 Request(scope).state.deadline = deadline
-                await self._app(scope, receive_noting, send_in_time)
+                await self._app(scope, receive_and_track, send_in_time)
         except TimeoutError:
             if not deadline.expired():
                 raise

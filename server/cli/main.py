@@ -17,7 +17,7 @@ from rich.text import Text
 
 from server.cli import arguments as arg
 from server.cli import local, processes, views
-from server.cli.reporting import INTERRUPTED, print_error, reported
+from server.cli.reporting import INTERRUPTED, print_error, report_errors
 from server.models.options import Option
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def worker(
 ) -> None:
     """Run one worker until Ctrl-C; its job then returns to the queue."""
     if check:
-        with reported():
+        with report_errors():
             raise typer.Exit(not processes.count_live_workers(_settings(data_dir=data_dir)))
     with reported():
         processes.become_worker(_settings(data_dir=data_dir), *(["--drain"] if drain else []))
@@ -102,7 +102,7 @@ def train(
         learning_rate=learning_rate, latent_dim=latent_dim, beta=beta, seed=seed,
     )  # fmt: skip
     settings = _settings(data_dir=data_dir, wandb_project="" if no_wandb else wandb_project)
-    with reported(), views.JobProgress(_error_console) as progress:
+    with report_errors(), views.JobProgress(_error_console) as progress:
         answer = local.train(settings, request, log=log, on_update=progress.update)
     if as_json:
         _print_json(answer)
@@ -240,7 +240,7 @@ def token(
     from server.tokens import ApiToken, TokenScope, new_secret  # noqa: PLC0415
 
     secret, scope = new_secret(), TokenScope.read if read_only else TokenScope.full
-    with reported():
+    with report_errors():
         entry = ApiToken.of(secret, name=name, scope=scope)
     _console.print(f"client  LOSSLAB_API_TOKEN={secret}", soft_wrap=True, highlight=False)
     _console.print(f"server  LOSSLAB_API_TOKENS={entry}", soft_wrap=True, highlight=False)
@@ -263,7 +263,7 @@ def quickstart(
     if num_samples is None and not has_gpu:
         num_samples = QUICKSTART_CPU_SAMPLES
     with (
-        reported(),
+        report_errors(),
         processes.StopSignal() as stop,
         local.quickstart_service(settings, has_gpu=has_gpu, stop=stop) as service,
         _client(service.url) as client,
@@ -285,7 +285,7 @@ def _run_service(settings: "Settings", *, num_workers: int) -> None:
 
     configure_logging(as_json=settings.json_logs)
     with (
-        reported(),
+        report_errors(),
         processes.StopSignal() as stop,
         processes.Service(settings, num_workers=num_workers, stop=stop) as service,
     ):
@@ -313,7 +313,7 @@ def _settings(**changes: Any) -> "Settings":
     """The environment's settings, overridden by the command line's."""
     from server.settings import Settings  # noqa: PLC0415
 
-    with reported():
+    with report_errors():
         return Settings(**{key: value for key, value in changes.items() if value is not None})
 
 
@@ -323,7 +323,7 @@ def _client(url: str | None = None) -> "Iterator[LosslabClient]":
 
     url = url or os.environ.get("LOSSLAB_URL") or DEFAULT_URL
     with (
-        reported(),
+        report_errors(),
         LosslabClient(url, token=os.environ.get("LOSSLAB_API_TOKEN")) as client,
     ):
         yield client

@@ -24,7 +24,7 @@ _error_console = Console(stderr=True)
 
 
 @contextmanager
-def reported() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """Print an error that the user can fix as one line on stderr, and exit with its code.
 
     Any other error is a bug and keeps its traceback.

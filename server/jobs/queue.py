@@ -179,9 +179,9 @@ def cancel(engine: Engine, job_id: str) -> Job:
         if job.status in (JobStatus.succeeded, JobStatus.failed):
             raise JobStateError(f"job {job.id} has {job.status}; only a live job can be cancelled")
         if job.status != JobStatus.cancelled:
-            is_asked = job.cancel_requested_at is not None
+            is_requested = job.cancel_requested_at is not None
             job.cancel_requested_at = job.cancel_requested_at or database_now(session)
-            _stop_or_ask(session, job, EventKind.cancel_requested, is_asked=is_asked)
+            _stop_or_request(session, job, EventKind.cancel_requested, is_requested=is_requested)
     return job
 
 
@@ -197,9 +197,9 @@ def pause(engine: Engine, job_id: str) -> Job:
             state = f"is {job.status}" if job.status.is_terminal else "is being cancelled"
             raise JobStateError(f"job {job.id} {state}; only a queued or running job can pause")
         if job.status != JobStatus.paused:
-            is_asked = job.pause_requested_at is not None
+            is_requested = job.pause_requested_at is not None
             job.pause_requested_at = job.pause_requested_at or database_now(session)
-            _stop_or_ask(session, job, EventKind.pause_requested, is_asked=is_asked)
+            _stop_or_request(session, job, EventKind.pause_requested, is_requested=is_requested)
     return job
 
 
@@ -256,12 +256,12 @@ def _lock(session: Session, job_id: str) -> Job:
     return job
 
 
-def _stop_or_ask(session: Session, job: Job, request: EventKind, *, is_asked: bool) -> None:
+def _stop_or_request(session: Session, job: Job, request: EventKind, *, is_requested: bool) -> None:
     """Stop the job at once if no worker holds its lease, else leave the request to the worker."""
     expires_at = job.lease_expires_at  # only running jobs have one
     if expires_at is None or expires_at < database_now(session):
         _settle_as_requested(session, job)
-    elif not is_asked:
+    elif not is_requested:
         add_event(session, job, request, message=request.replace("_", " "))
 
 

@@ -83,7 +83,7 @@ def change_job(
             check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
             queue.resume(engine, job.id, num_epochs=_read_num_epochs(form))
         case _:
-            raise NotFoundError(f"there is no action {action!r}")
+            raise NotFoundError(f"a job has no action {action!r}")
     target = make_local_path(form.get("next", f"/ui/jobs/{job.id}"))
     return RedirectResponse(target, status_code=303)
 
