@@ -68,7 +68,7 @@ def test_each_job_of_a_list_is_one_line_whatever_its_name(name: str | None) -> N
 def test_refused_token_tells_where_to_set_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit), report_errors():
         raise RequestError(401, {"title": "Unauthorized", "detail": "send a token"})
-    assert "send a token; set LOSSLAB_API_TOKEN to the token" in capsys.readouterr().err
+    assert "send a token; set LOSSLAB_API_TOKEN to a valid one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("needs_token", [False, True])

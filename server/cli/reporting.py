@@ -48,7 +48,7 @@ def describe_error(error: Exception) -> str:
         return "; ".join(_describe_item(item, is_setting=is_setting) for item in error.errors())
     message = str(error).partition("\n")[0]
     if isinstance(error, LosslabError) and error.status == HTTPStatus.UNAUTHORIZED:
-        return f"{message}; set LOSSLAB_API_TOKEN to the token"
+        return f"{message}; set LOSSLAB_API_TOKEN to a valid one"
     return message
 
 

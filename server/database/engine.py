@@ -58,7 +58,7 @@ def open_database(settings: Settings) -> Engine:
         _configure_sqlite(engine)
     else:
         # If a worker freezes or its machine is lost inside a transaction, the job's row stays
-        # locked, and no other worker could take the job over. The server ends such a transaction.
+        # locked, and no other worker could take the job over. So PostgreSQL ends idle transactions.
         idle = f"-c idle_in_transaction_session_timeout={_IDLE_TRANSACTION_SECONDS}s"
         arguments = _CONNECTION | {"options": idle}
         engine = create_engine(

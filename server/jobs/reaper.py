@@ -26,7 +26,7 @@ class Reaper:
         self._waits_until = 0.0
 
     def reap(self) -> int:
-        """Requeue lost jobs; to be called every few seconds.
+        """Requeue lost jobs. Call this every few seconds.
 
         A worker calls it right after each heartbeat that the database accepted. Returns the number
         of lost jobs. Raises SQLAlchemyError during an outage.
