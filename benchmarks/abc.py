@@ -1,8 +1,8 @@
 """The main experiment: options a, b and c on the full default corpus, three seeds each.
 
 Runs the jobs through the real queue and worker processes, writes `results/abc.json`, and puts a row
-per job into `docs/results.md` and a row per option into the README. About two minutes per option and
-seed on two cores with bf16:
+per job into `docs/results.md` and a row per option into the README. About two minutes per option
+and seed on two cores with bf16:
 
     python -m benchmarks.abc
 

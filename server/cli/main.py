@@ -72,7 +72,7 @@ def worker(
     if check:
         with report_errors():
             raise typer.Exit(not processes.count_live_workers(_settings(data_dir=data_dir)))
-    with reported():
+    with report_errors():
         processes.become_worker(_settings(data_dir=data_dir), *(["--drain"] if drain else []))
 
 
