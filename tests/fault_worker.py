@@ -1,14 +1,13 @@
 """Real worker processes for the tests, with faults.
 
-As a script, `fault_worker.py POINT ...` is `python -m worker ...` with one fault in it: it is
-killed, slowed down, frozen or given a real error where POINT says.
+The program `fault_worker POINT ...` is `python -m worker ...` with one fault in it: it is killed,
+slowed down, frozen or given a real error where POINT says.
 """
 
 import logging
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
+import forks
 import psycopg
 import torch
 
@@ -63,14 +63,14 @@ class WorkerProcess:
         self._settings = settings
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._log_path = settings.data_dir / f"worker-{time.monotonic_ns()}.log"
-        program = ["-m", "worker"] if point is None else [__file__, point]
+        program = ["worker"] if point is None else ["fault_worker", point]
         with self._log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, *program, *arguments],
-                env=_make_environment(settings),
-                cwd=Path(__file__).parent.parent,
+            self._process = forks.start(
+                *program,
+                *arguments,
+                environment=_make_environment(settings),
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=log,
             )
 
     def __enter__(self) -> Self:
@@ -235,6 +235,6 @@ def _install(point: str) -> None:
             raise ValueError(f"there is no point {point!r}")
 
 
-if __name__ == "__main__":
+def main() -> None:
     _install(sys.argv.pop(1))
     worker.main.main()

@@ -1,0 +1,203 @@
+"""Real processes that start at once, as forks of one that has imported everything.
+
+Importing PyTorch and the rest takes seconds of a core, and the tests start some two hundred
+processes. Run as a script, this is the process from which the others are forked. A fork runs
+`main` of a program with arguments, environment and files of its own. It is a child of the
+process of the tests, takes signals and ends as any other.
+"""
+
+import atexit
+import ctypes
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+ROOT = Path(__file__).parent.parent
+#: Programs by name: a module, and what is called in it.
+PROGRAMS = {
+    "losslab": ("server.cli.main", "app"),
+    "worker": ("worker.main", "main"),
+    "fault_worker": ("fault_worker", "main"),
+    "claimant": ("claimant", "main"),
+}
+#: What these import only once it is needed.
+LATE_MODULES = ("server.main", "server.client", "matplotlib.pyplot", "uvicorn", "alembic.command")
+#: From Linux's <sys/prctl.h>: orphans become children of this process.
+_PR_SET_CHILD_SUBREAPER = 36
+_MAX_REQUEST_BYTES = 128 * 1024
+
+File = IO[Any] | int
+
+
+class Fork:
+    """A process, used like a `subprocess.Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.wait()
+
+    def poll(self) -> int | None:
+        """The exit code, minus the signal's number if one killed it; None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            descriptor = os.pidfd_open(self.pid)
+            try:
+                ended, _, _ = select.select([descriptor], [], [], timeout)
+            finally:
+                os.close(descriptor)
+            if not ended:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start(
+    program: str,
+    *arguments: str,
+    environment: Mapping[str, str],
+    stdin: File | None = None,
+    stdout: File,
+    stderr: File,
+) -> Fork:
+    request = {"program": program, "arguments": arguments, "environment": dict(environment)}
+    with open(os.devnull) as nothing:
+        files = [nothing if stdin is None else stdin, stdout, stderr]
+        numbers = [file if isinstance(file, int) else file.fileno() for file in files]
+        connection = _connect()
+        socket.send_fds(connection, [json.dumps(request).encode()], numbers)
+        return Fork(int(connection.recv(32)))
+
+
+def run(
+    program: str, *arguments: str, environment: Mapping[str, str], timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Let it run to its end, and return what it said."""
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        process = start(program, *arguments, environment=environment, stdout=stdout, stderr=stderr)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(
+            [program, *arguments], code, stdout=stdout.read(), stderr=stderr.read()
+        )
+
+
+@cache
+def _connect() -> socket.socket:
+    """Start the process from which the others are forked."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # With threads it could be forked while one of them holds a lock.
+    changes = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "COLUMNS": "200"}
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, __file__, str(theirs.fileno())],
+            env=os.environ | changes,
+            cwd=ROOT,
+            pass_fds=[theirs.fileno()],
+        )
+
+    def stop() -> None:
+        ours.close()
+        process.wait(timeout=60)
+
+    atexit.register(stop)
+    return ours
+
+
+def _import_programs() -> None:
+    gc.disable()
+    sys.path.insert(0, str(ROOT))
+    for module in (*LATE_MODULES, *(module for module, _ in PROGRAMS.values())):
+        import_module(module)
+    gc.freeze()
+    gc.enable()
+
+
+def _serve(requests: socket.socket) -> Callable[[], object]:
+    """Fork for each request until no more can come; in a fork, return what it shall run."""
+    while True:
+        request, files, _, _ = socket.recv_fds(requests, _MAX_REQUEST_BYTES, 3)
+        if not request:
+            sys.exit()
+        read_end, write_end = os.pipe()
+        between = os.fork()
+        if between == 0:
+            break
+        os.waitpid(between, 0)
+        requests.send(os.read(read_end, 32))
+        for number in (read_end, write_end, *files):
+            os.close(number)
+    # The process in between ends, so that the one of the tests becomes the parent.
+    between = os.getpid()
+    if pid := os.fork():
+        os.write(write_end, str(pid).encode())
+        os._exit(0)
+    while os.getppid() == between:
+        time.sleep(0.001)
+    requests.close()
+    for target, number in enumerate(files):
+        os.dup2(number, target)
+    for number in (read_end, write_end, *files):
+        os.close(number)
+    return _prepare(**json.loads(request))
+
+
+def _prepare(
+    *, program: str, arguments: list[str], environment: dict[str, str]
+) -> Callable[[], object]:
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [program, *arguments]
+    module, name = PROGRAMS[program]
+    main: Callable[[], object] = getattr(import_module(module), name)
+    return main
+
+
+if __name__ == "__main__":
+    _import_programs()
+    _serve(socket.socket(fileno=int(sys.argv[1])))()
