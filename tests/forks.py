@@ -33,8 +33,13 @@ PROGRAMS = {
     "fault_worker": ("fault_worker", "main"),
     "claimant": ("claimant", "main"),
 }
-#: What these import only once it is needed.
-LATE_MODULES = ("server.main", "server.client", "matplotlib.pyplot", "uvicorn", "alembic.command")
+#: What a program imports only once it is needed.
+LATE_MODULES = {
+    "losslab": ("server.main", "server.client", "uvicorn"),
+    "worker": ("matplotlib.pyplot",),
+    "fault_worker": ("matplotlib.pyplot",),
+    "claimant": (),
+}
 #: From Linux's <sys/prctl.h>: orphans become children of this process.
 _PR_SET_CHILD_SUBREAPER = 36
 _MAX_REQUEST_BYTES = 128 * 1024
@@ -149,21 +154,55 @@ def _connect() -> socket.socket:
     return ours
 
 
-def _import_programs() -> None:
+class _Main:
+    """What a fork runs. It leaves once all has been done that is done at an exit, and does not
+    take apart what was imported, which would take longer than most programs run."""
+
+    def __init__(self) -> None:
+        self._code = 1
+        atexit.register(self._leave)  # the first is called last
+        self._call: Callable[[], object] = sys.exit
+
+    def prepare(self, program: str, arguments: list[str], environment: dict[str, str]) -> None:
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = [program, *arguments]
+        module, name = PROGRAMS[program]
+        self._call = getattr(import_module(module), name)
+
+    def run(self) -> None:
+        try:
+            self._call()
+            self._code = 0
+        except SystemExit as ending:
+            is_message = not isinstance(ending.code, int | None)
+            self._code = 1 if is_message else int(ending.code or 0)
+            raise
+
+    def _leave(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self._code)
+
+
+@cache
+def _import_program(program: str) -> None:
     gc.disable()
-    sys.path.insert(0, str(ROOT))
-    for module in (*LATE_MODULES, *(module for module, _ in PROGRAMS.values())):
-        import_module(module)
+    module, _ = PROGRAMS[program]
+    for name in (module, *LATE_MODULES[program]):
+        import_module(name)
     gc.freeze()
     gc.enable()
 
 
-def _serve(requests: socket.socket) -> Callable[[], object]:
-    """Fork for each request until no more can come; in a fork, return what it shall run."""
+def _serve(requests: socket.socket, main: _Main) -> None:
+    """Fork for each request until no more can come; returns in each fork, which shall run it."""
     while True:
-        request, files, _, _ = socket.recv_fds(requests, _MAX_REQUEST_BYTES, 3)
-        if not request:
-            sys.exit()
+        message, files, _, _ = socket.recv_fds(requests, _MAX_REQUEST_BYTES, 3)
+        if not message:
+            os._exit(0)
+        request = json.loads(message)
+        _import_program(request["program"])
         read_end, write_end = os.pipe()
         between = os.fork()
         if between == 0:
@@ -184,20 +223,11 @@ def _serve(requests: socket.socket) -> Callable[[], object]:
         os.dup2(number, target)
     for number in (read_end, write_end, *files):
         os.close(number)
-    return _prepare(**json.loads(request))
-
-
-def _prepare(
-    *, program: str, arguments: list[str], environment: dict[str, str]
-) -> Callable[[], object]:
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = [program, *arguments]
-    module, name = PROGRAMS[program]
-    main: Callable[[], object] = getattr(import_module(module), name)
-    return main
+    main.prepare(**request)
 
 
 if __name__ == "__main__":
-    _import_programs()
-    _serve(socket.socket(fileno=int(sys.argv[1])))()
+    sys.path.insert(0, str(ROOT))
+    forked = _Main()
+    _serve(socket.socket(fileno=int(sys.argv[1])), forked)
+    forked.run()

@@ -2,18 +2,16 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import forks
 import httpx
 from conftest import TINY
+from forks import Fork
 from test_events import find_free_port, wait_until_it_answers
-
-LOSSLAB = str(Path(sys.executable).with_name("losslab"))
 
 
 @dataclass
@@ -25,7 +23,7 @@ class Service:
     port: int = field(default_factory=find_free_port)
     environment: dict[str, str] = field(default_factory=dict)
     log_path: Path | None = None
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: dict[str, Fork] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -36,7 +34,7 @@ class Service:
         return self.data_dir / "datasets"
 
     def start(self, *names: str) -> None:
-        commands = {"server": ["serve", "--port", str(self.port)], "worker": ["worker"]}
+        commands = {"server": ["losslab", "serve", "--port", str(self.port)], "worker": ["worker"]}
         environment = os.environ | {
             "LOSSLAB_DATA_DIR": str(self.data_dir),
             "LOSSLAB_API_TOKEN": self.token,
@@ -47,11 +45,8 @@ class Service:
         environment |= self.environment
         for name in names:
             with open(self.log_path or os.devnull, "ab") as log:
-                self.processes[name] = subprocess.Popen(
-                    [LOSSLAB, *commands[name]],
-                    env=environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
+                self.processes[name] = forks.start(
+                    *commands[name], environment=environment, stdout=log, stderr=log
                 )
         wait_until_it_answers(f"{self.url}/healthz")
 

@@ -7,20 +7,21 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import forks
 import pytest
+from forks import Fork
 from typer.testing import CliRunner
 
 from server.cli.main import app
 from server.models.options import Option
 
-LOSSLAB = str(Path(sys.executable).with_name("losslab"))
 COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
 TINY = ["--num-samples", "300", "--epochs", "1"]
 EXAMPLE = Path(__file__).parent.parent / "examples" / "compare_options.py"
@@ -39,14 +40,7 @@ def make_environment(**changes: str) -> dict[str, str]:
 
 
 def run(*arguments: str, **environment: str) -> Finished:
-    return subprocess.run(
-        [LOSSLAB, *arguments],
-        env=make_environment(**environment),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return forks.run("losslab", *arguments, environment=make_environment(**environment))
 
 
 @pytest.fixture
@@ -59,24 +53,21 @@ def run_here(tmp_path: Path) -> RunCommand:
     return run_command
 
 
+@dataclass(frozen=True)
 class Up:
-    """A running `losslab up`; its output is read as it comes."""
+    """A running `losslab up`."""
 
-    def __init__(self, process: subprocess.Popen[str], data_dir: Path) -> None:
-        self.process = process
-        self.data_dir = data_dir
-        self._lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self.url = wait_for(lambda: re.search(r"http://127.0.0.1:\d+", self.output))[0]
+    process: Fork
+    data_dir: Path
+    log_path: Path
 
     @property
     def output(self) -> str:
-        return "".join(self._lines)
+        return self.log_path.read_text()
 
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            self._lines.append(line)
+    @property
+    def url(self) -> str:
+        return wait_for(lambda: re.search(r"http://127.0.0.1:\d+", self.output))[0]
 
     def run(self, *arguments: str) -> Finished:
         return run(*arguments, LOSSLAB_URL=self.url)
@@ -84,18 +75,17 @@ class Up:
 
 @contextmanager
 def running_up(data_dir: Path) -> Iterator[Up]:
-    with subprocess.Popen(
-        [LOSSLAB, "up", "--port", "0"],
-        env=make_environment(LOSSLAB_DATA_DIR=str(data_dir)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        try:
-            yield Up(process, data_dir)
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=40)
+    log_path = data_dir / "up.log"
+    environment = make_environment(LOSSLAB_DATA_DIR=str(data_dir))
+    with log_path.open("w") as log:
+        process = forks.start(
+            "losslab", "up", "--port", "0", environment=environment, stdout=log, stderr=log
+        )
+    try:
+        yield Up(process, data_dir, log_path)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=40)
 
 
 @pytest.fixture(scope="module")
@@ -196,18 +186,20 @@ def test_train_prints_json_alone(run_here: RunCommand) -> None:
 
 
 def test_interrupted_train_cancels_its_job(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [LOSSLAB, "train", "--option", "b", "--num-samples", "1000", "--epochs", "1000", "--json"],
-        env=make_environment(LOSSLAB_DATA_DIR=str(tmp_path)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        while "epoch 1/1000" not in process.stderr.readline():
-            assert process.poll() is None
+    stdout, stderr = tmp_path / "stdout", tmp_path / "stderr"
+    arguments = ["--option", "b", "--num-samples", "1000", "--epochs", "1000", "--json"]
+    environment = make_environment(LOSSLAB_DATA_DIR=str(tmp_path))
+    with (
+        stdout.open("w") as output,
+        stderr.open("w") as log,
+        forks.start(
+            "losslab", "train", *arguments, environment=environment, stdout=output, stderr=log
+        ) as process,
+    ):
+        wait_for(lambda: "epoch 1/1000" in stderr.read_text() or process.poll() is not None)
         process.send_signal(signal.SIGINT)
-        answer = json.loads(process.communicate(timeout=40)[0])
-    assert process.returncode == 1
+        assert process.wait(timeout=40) == 1
+    answer = json.loads(stdout.read_text())
     assert answer["job"]["status"] == "cancelled"
     assert find_processes(tmp_path) == []
 

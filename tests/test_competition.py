@@ -1,17 +1,24 @@
 """Many processes that claim from one queue, on both databases."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import IO
 
-from conftest import BOTH_DATABASES, SubmitJob
+import forks
+from conftest import BOTH_DATABASES
+from fault_worker import wait_for
+from forks import Fork
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
+from server.database.engine import write_transaction
+from server.jobs.submission import new_job, submit_job
+from server.models.configuration import resolve_config
+from server.models.options import Option
 from server.models.tables import Job, JobEvent, JobStatus
 from server.settings import Settings
 
@@ -20,46 +27,56 @@ pytestmark = BOTH_DATABASES
 NUM_PROCESSES = 8
 NUM_JOBS = 1000
 LONGEST_WAIT_SECONDS = 120
-CLAIMANT = Path(__file__).with_name("claimant.py")
 
-Claimant = subprocess.Popen[str]
+
+@dataclass(frozen=True)
+class Claimant:
+    """A process that competes once its standard input ends."""
+
+    process: Fork
+    stdin: IO[str]
+    output: Path
 
 
 @contextmanager
-def claimant(settings: Settings) -> Iterator[Claimant]:
-    """A process that competes; it does not outlive its block."""
+def claimant(settings: Settings, *, output: Path) -> Iterator[Claimant]:
+    """The process does not outlive its block."""
     environment = os.environ | {
         "LOSSLAB_DATA_DIR": str(settings.data_dir),
         "LOSSLAB_DATABASE_URL": settings.database_url,
     }
-    process = subprocess.Popen(
-        [sys.executable, str(CLAIMANT)],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
+    read_end, write_end = os.pipe()
+    with open(write_end, "w") as stdin, output.open("w") as log:
+        with open(read_end) as theirs:
+            process = forks.start(
+                "claimant", environment=environment, stdin=theirs, stdout=log, stderr=log
+            )
         try:
-            yield process
+            yield Claimant(process, stdin, output)
         finally:
             process.kill()
+            process.wait()
+
+
+def submit_jobs(engine: Engine) -> list[str]:
+    """In one transaction; returns their ids in order."""
+    config = resolve_config(Option.b, quick_test=False, overrides={})
+    with write_transaction(engine) as session:
+        jobs = [submit_job(session, new_job(config, option=Option.b)) for _ in range(NUM_JOBS)]
+        return sorted(job.id for job in jobs)
 
 
 def start_together(claimants: list[Claimant]) -> None:
-    for process in claimants:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in claimants:
-        assert process.stdin is not None
-        process.stdin.close()
+    for each in claimants:
+        wait_for(lambda each=each: each.output.read_text() == "ready\n")
+    for each in claimants:
+        each.stdin.close()
 
 
-def read_claims(process: Claimant) -> list[tuple[str, int]]:
+def read_claims(claimant: Claimant) -> list[tuple[str, int]]:
     """The id and the attempt of each job that it claimed, once it has ended."""
-    assert process.stdout is not None
-    lines = process.stdout.read().splitlines()
-    assert process.wait(timeout=LONGEST_WAIT_SECONDS) == 0
+    assert claimant.process.wait(timeout=LONGEST_WAIT_SECONDS) == 0, claimant.output.read_text()
+    _, *lines = claimant.output.read_text().splitlines()
     return [(job_id, int(attempt)) for job_id, attempt in map(str.split, lines)]
 
 
@@ -73,11 +90,14 @@ def read_events(engine: Engine) -> dict[str, list[str]]:
 
 
 def test_competing_processes_run_every_job_exactly_once(
-    settings: Settings, engine: Engine, submit_job: SubmitJob
+    settings: Settings, engine: Engine, tmp_path: Path
 ) -> None:
-    submitted = sorted(submit_job().id for _ in range(NUM_JOBS))
+    submitted = submit_jobs(engine)
     with ExitStack() as stack:
-        claimants = [stack.enter_context(claimant(settings)) for _ in range(NUM_PROCESSES)]
+        claimants = [
+            stack.enter_context(claimant(settings, output=tmp_path / str(number)))
+            for number in range(NUM_PROCESSES)
+        ]
         start_together(claimants)
         claims = [read_claims(process) for process in claimants]
     assert sum(bool(claimed) for claimed in claims) > 1, "nobody competed"

@@ -5,19 +5,18 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
+import forks
 import httpx
 import pytest
 from conftest import BOTH_DATABASES, SubmitJob, drain
 from fastapi.testclient import TestClient
+from forks import Fork
 from sqlalchemy import Engine
 
 from server.api.event_feed import EventFeed
@@ -28,7 +27,6 @@ from server.settings import Settings
 
 pytestmark = BOTH_DATABASES
 
-LOSSLAB = str(Path(sys.executable).with_name("losslab"))
 STREAM = {"Accept": "text/event-stream"}
 
 
@@ -175,13 +173,13 @@ def test_stream_survives_a_killed_server_with_no_event_lost_or_doubled(
     url = f"http://127.0.0.1:{port}/jobs/{job.id}/events"
     seen: list[Message] = []
     with running(settings, "worker", "--drain"):
-        with running(settings, "serve", "--port", str(port)) as server:
+        with running(settings, "losslab", "serve", "--port", str(port)) as server:
             wait_until_it_answers(url)
             seen += follow(url, seen, until=10)
             server.send_signal(signal.SIGKILL)
             server.wait()
         assert seen[-1].event != "end"
-        with running(settings, "serve", "--port", str(port)):
+        with running(settings, "losslab", "serve", "--port", str(port)):
             wait_until_it_answers(url)
             seen += follow(url, seen)
             page = httpx.get(url, params={"limit": 1000}).json()["data"]
@@ -204,14 +202,15 @@ def follow(url: str, seen: list[Message], *, until: int | None = None) -> list[M
 
 
 @contextmanager
-def running(settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(settings: Settings, program: str, *arguments: str) -> Iterator[Fork]:
     """A process of Losslab, which ends with the block."""
     environment = os.environ | {
         "LOSSLAB_DATA_DIR": str(settings.data_dir),
         "LOSSLAB_DATABASE_URL": settings.database_url,
         "LOSSLAB_NUM_WORKERS": "2",  # one thread: two would wait for each other on busy cores
     }
-    process = subprocess.Popen([LOSSLAB, *arguments], env=environment, stderr=subprocess.DEVNULL)
+    with open(os.devnull, "w") as log:
+        process = forks.start(program, *arguments, environment=environment, stdout=log, stderr=log)
     try:
         yield process
     finally:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import forks
 import httpx
 import pytest
 from conftest import BOTH_DATABASES, TINY, SubmitJob, open_client
@@ -22,7 +23,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
-from service import LOSSLAB, Service
+from service import Service
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session
@@ -314,9 +315,7 @@ def test_empty_variable_does_not_hide_a_secret_file(
 
 
 def test_token_that_was_made_opens_the_service(settings: Settings) -> None:
-    done = subprocess.run(
-        [LOSSLAB, "token", "alice", "--read-only"], capture_output=True, text=True, check=True
-    )
+    done = forks.run("losslab", "token", "alice", "--read-only", environment=os.environ)
     secret, entry = re.findall(r"=(\S+)", done.stdout)
     assert secret not in entry
     made = Settings(data_dir=settings.data_dir, api_tokens=entry)
@@ -329,7 +328,7 @@ def test_token_that_was_made_opens_the_service(settings: Settings) -> None:
 
 
 def test_token_of_an_odd_name_is_refused() -> None:
-    done = subprocess.run([LOSSLAB, "token", "a:b"], capture_output=True, text=True)
+    done = forks.run("losslab", "token", "a:b", environment=os.environ)
     assert done.returncode != 0
     assert "'a:b'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -365,7 +364,8 @@ def test_worker_is_told_how_many_share_its_cores(set_in_all: int, started: int, 
 @pytest.mark.parametrize(
     "start",
     [
-        "from server import settings\nfrom server.cli import processes\n"
+        "from server import settings\n"
+        "from server.cli import processes\n"
         "processes.ServerThread(settings.Settings(port=0), log_level='info')",
         "import contextlib, runpy, sys\n"
         "sys.argv[1:] = ['--help']\n"
