@@ -97,7 +97,11 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
         Middleware(RequestLog, registry=registry),
         Middleware(SameOrigin, allowed_hosts=hosts),
         Middleware(HeaderLimit),
-        Middleware(Deadlines, request_seconds=settings.request_seconds),
+        Middleware(
+            Deadlines,
+            request_seconds=settings.request_seconds,
+            send_seconds=settings.send_seconds,
+        ),
         *([authentication] if settings.tokens else []),
         Middleware(RateLimit, limit=limit),
         Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5),

@@ -68,6 +68,12 @@ class Settings(BaseSettings):
     max_streams: int = Field(
         default=512, ge=1, description="live event streams that may be open at the same time"
     )
+    header_seconds: float = Field(
+        default=10.0, gt=0, description="seconds in which the headers of a request must arrive"
+    )
+    send_seconds: float = Field(
+        default=30.0, gt=0, description="seconds in which a client must read a piece of an answer"
+    )
     published_host: str = Field(
         default="",
         description="in a container: the address on which its port is published outside",
@@ -87,6 +93,11 @@ class Settings(BaseSettings):
         default=10_000,
         ge=1,
         description="jobs that may wait at the same time; further ones are answered 429",
+    )
+    idle_transaction_seconds: float = Field(
+        default=10.0,
+        ge=0.001,
+        description="seconds without a statement after which PostgreSQL ends a transaction",
     )
     max_job_seconds: float = Field(
         default=0.0,

@@ -1,6 +1,7 @@
 """Real databases, tiny real trainings, a real server; no mocks of our own code."""
 
 import gc
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +59,14 @@ def migrated_url(postgres: Postgres) -> str:
 
 
 @pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite database with the schema, to be copied."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("migrated"), database_url="")
+    open_database(settings).dispose()
+    return settings.data_dir / "losslab.db"
+
+
+@pytest.fixture(scope="session")
 def database(request: pytest.FixtureRequest) -> str:
     """Which database the tests run on; SQLite unless the module says otherwise."""
     return getattr(request, "param", "sqlite")
@@ -72,6 +81,9 @@ def make_settings(request: pytest.FixtureRequest, database: str) -> MakeSettings
         if database == "postgresql":
             postgres: Postgres = request.getfixturevalue("postgres")
             url = postgres.create_database(template=request.getfixturevalue("migrated_url"))
+        else:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            shutil.copy(request.getfixturevalue("migrated_file"), data_dir / "losslab.db")
         return Settings(data_dir=data_dir, database_url=url, **{"poll_seconds": 0.02} | overrides)
 
     return make

@@ -40,9 +40,10 @@ QUICK: dict[str, Any] = {
     "checkpoint_seconds": 0.05,
     "retry_seconds": 0.1,
     "poll_seconds": 0.05,
+    "idle_transaction_seconds": 2.0,
     "num_workers": 1000,
 }
-_PACE_SECONDS = 0.1
+_PACE_SECONDS = 0.07
 _LONGEST_WAIT_SECONDS = 180.0
 
 T = TypeVar("T")

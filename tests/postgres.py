@@ -40,7 +40,7 @@ class Postgres:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self.stop()
+        self.stop(signal.SIGQUIT)  # it need not put on disk what goes with it
         shutil.rmtree(self._dir, ignore_errors=True)
 
     def start(self) -> None:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from conftest import BOTH_DATABASES, SubmitJob, read, read_rows
@@ -22,18 +22,47 @@ from server.models.tables import Job, JobEvent, JobStatus
 from server.settings import Settings
 from worker.heartbeat import Heartbeat, StopReason
 
-LEASE_SECONDS = 1.0
-BEAT_SECONDS = 0.1
+LEASE_SECONDS = 100.0
+BEAT_SECONDS = 10.0
 #: Longer than the gap after which a reaper waits.
-GAP_SECONDS = 0.8
+GAP_SECONDS = 80.0
+
+
+class Clock:
+    """What a reaper takes for the time; leases run by the same."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+        with write_transaction(self._engine) as session:
+            for job in session.exec(select(Job).where(col(Job.lease_expires_at).is_not(None))):
+                assert job.lease_expires_at is not None
+                job.lease_expires_at -= timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock(engine: Engine) -> Clock:
+    return Clock(engine)
+
+
+@pytest.fixture
+def reaper(settings: Settings, engine: Engine, clock: Clock) -> Reaper:
+    settings = settings.model_copy(
+        update={"lease_seconds": LEASE_SECONDS, "heartbeat_seconds": BEAT_SECONDS}
+    )
+    return Reaper(engine, settings=settings, clock=clock)
 
 
 @pytest.fixture
 def hasty(settings: Settings) -> Settings:
     """Settings with a short lease."""
-    return settings.model_copy(
-        update={"lease_seconds": LEASE_SECONDS, "heartbeat_seconds": BEAT_SECONDS}
-    )
+    return settings.model_copy(update={"lease_seconds": 1.0, "heartbeat_seconds": 0.1})
 
 
 def claim(engine: Engine, worker_id: str, *, lease_seconds: float = LEASE_SECONDS) -> Lease:
@@ -48,14 +77,16 @@ def expire(engine: Engine, lease: Lease) -> None:
         job.lease_expires_at = database_now(session) - timedelta(seconds=1)
 
 
-def reap_for(reaper: Reaper, seconds: float, *, beat: Lease | None = None, engine: Engine) -> int:
-    """Reap like a worker, while the worker of `beat` sends heartbeats."""
-    num_lost, deadline = 0, time.monotonic() + seconds
-    while time.monotonic() < deadline:
+def reap_for(
+    reaper: Reaper, seconds: float, *, clock: Clock, beat: Lease | None = None, engine: Engine
+) -> int:
+    """Reap as a worker does, while the worker of `beat` sends heartbeats."""
+    num_lost, end = 0, clock() + seconds
+    while clock() < end:
         if beat is not None:
             leases.heartbeat(engine, beat, lease_seconds=LEASE_SECONDS, progress=0.0)
         num_lost += reaper.reap()
-        time.sleep(BEAT_SECONDS)
+        clock.advance(BEAT_SECONDS)
     return num_lost
 
 
@@ -100,51 +131,56 @@ def test_second_request_of_a_living_job_is_no_second_event(
 
 @BOTH_DATABASES
 def test_job_of_a_silent_worker_is_taken(
-    engine: Engine, hasty: Settings, submit_job: SubmitJob
+    engine: Engine, clock: Clock, reaper: Reaper, submit_job: SubmitJob
 ) -> None:
     submit_job()
     lease = claim(engine, "silent")
-    reaper = Reaper(engine, settings=hasty)
-    assert reap_for(reaper, LEASE_SECONDS + 0.5, engine=engine) == 1
+    assert reap_for(reaper, LEASE_SECONDS, clock=clock, engine=engine) == 0
+    assert reap_for(reaper, 2 * BEAT_SECONDS, clock=clock, engine=engine) == 1
     with pytest.raises(LeaseLostError):
         leases.heartbeat(engine, lease, lease_seconds=LEASE_SECONDS, progress=0.0)
 
 
 @BOTH_DATABASES
 def test_after_an_outage_the_living_keep_their_jobs_and_the_dead_lose_theirs(
-    engine: Engine, hasty: Settings, submit_job: SubmitJob
+    engine: Engine, clock: Clock, reaper: Reaper, submit_job: SubmitJob
 ) -> None:
     submit_job()
     submit_job()
     living, dead = claim(engine, "living"), claim(engine, "dead")
-    reaper = Reaper(engine, settings=hasty)
     # No worker reaches the database until both leases have expired.
-    time.sleep(LEASE_SECONDS + GAP_SECONDS)
+    clock.advance(LEASE_SECONDS + GAP_SECONDS)
     assert reaper.reap() == 0
-    assert reap_for(reaper, LEASE_SECONDS + 0.5, beat=living, engine=engine) == 1
+    seconds = LEASE_SECONDS + 2 * BEAT_SECONDS
+    assert reap_for(reaper, seconds, clock=clock, beat=living, engine=engine) == 1
     assert leases.read_stop_request(engine, living) is None
     with pytest.raises(LeaseLostError):
         leases.read_stop_request(engine, dead)
 
 
 def test_reaper_that_kept_asking_through_an_outage_takes_no_living_job(
-    engine: Engine, hasty: Settings, submit_job: SubmitJob
+    engine: Engine, clock: Clock, reaper: Reaper, submit_job: SubmitJob
 ) -> None:
     submit_job()
     living = claim(engine, "living")
-    reaper = Reaper(engine, settings=hasty)
-    rename_table(engine, "job", "away")
-    deadline, num_failures = time.monotonic() + LEASE_SECONDS + GAP_SECONDS, 0
-    while time.monotonic() < deadline:
+    num_failures = 0
+    for _ in range(round((LEASE_SECONDS + GAP_SECONDS) / BEAT_SECONDS)):
+        rename_table(engine, "job", "away")
         try:
             reaper.reap()
         except DBAPIError:
             num_failures += 1
-        time.sleep(BEAT_SECONDS)
+        rename_table(engine, "away", "job")
+        clock.advance(BEAT_SECONDS)
     assert num_failures > 0
-    rename_table(engine, "away", "job")
     assert reaper.reap() == 0
-    assert reap_for(reaper, LEASE_SECONDS + 0.5, beat=living, engine=engine) == 0
+    seconds = LEASE_SECONDS + 2 * BEAT_SECONDS
+    assert reap_for(reaper, seconds, clock=clock, beat=living, engine=engine) == 0
+
+
+def is_renewed(engine: Engine, job: Job, *, after: datetime) -> bool:
+    expires_at = read(engine, job).lease_expires_at
+    return expires_at is not None and expires_at > after
 
 
 @BOTH_DATABASES
@@ -152,17 +188,15 @@ def test_job_that_stops_keeps_its_lease_until_its_state_is_saved(
     engine: Engine, hasty: Settings, submit_job: SubmitJob
 ) -> None:
     job = submit_job()
-    lease = claim(engine, "w1")
+    lease = claim(engine, "w1", lease_seconds=hasty.lease_seconds)
     queue.cancel(engine, lease.job_id)
     with beating(lease, engine=engine, settings=hasty) as heartbeat:
         wait_for(lambda: heartbeat.stop_reason is StopReason.requested)
         heard_at = read(engine, job).lease_expires_at
         assert heard_at is not None
-        reap_for(Reaper(engine, settings=hasty), 2 * LEASE_SECONDS, engine=engine)
-        still = read(engine, job)
-        assert still.status is JobStatus.running
-        assert still.lease_expires_at is not None
-        assert still.lease_expires_at > heard_at
+        reaper = Reaper(engine, settings=hasty)
+        wait_for(lambda: reaper.reap() or is_renewed(engine, job, after=heard_at))
+        assert read(engine, job).status is JobStatus.running
     assert leases.read_stop_request(engine, lease) is StopRequest.cancel
     assert read_rows(engine, job) == []
 

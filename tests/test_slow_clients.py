@@ -16,7 +16,7 @@ from service import Service
 
 from server.api.limits import MAX_HEADER_BYTES
 
-REQUEST_SECONDS = 2.0
+REQUEST_SECONDS, HEADER_SECONDS = 1.0, 2.0
 #: For a machine that is busy with other tests.
 PATIENCE_SECONDS = 60.0
 #: Gives what came of one of SLOW_ONES.
@@ -28,7 +28,10 @@ HEAD = "Host: localhost\r\nContent-Type: application/json\r\nConnection: close\r
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     directory = tmp_path_factory.mktemp("slow")
     service = Service(directory / "experiments", log_path=directory / "server.log")
-    service.environment = {"LOSSLAB_REQUEST_SECONDS": str(REQUEST_SECONDS)}
+    service.environment = {
+        "LOSSLAB_REQUEST_SECONDS": str(REQUEST_SECONDS),
+        "LOSSLAB_HEADER_SECONDS": str(HEADER_SECONDS),
+    }
     service.start("server")
     yield service
     service.stop("server")
@@ -122,7 +125,7 @@ SLOW_ONES = (
 
 @pytest.fixture(scope="module")
 def outcome(service: Service) -> Iterator[Outcome]:
-    """What comes of each of these; they come all at once, since each takes ten seconds or more."""
+    """What comes of each of these; they come all at once, since each takes seconds."""
     with ThreadPoolExecutor(len(SLOW_ONES)) as pool:
         futures = {slow: pool.submit(slow, service) for slow in SLOW_ONES}
         yield lambda slow: futures[slow].result()

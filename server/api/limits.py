@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from typing import Final
+from typing import ClassVar, Final
 
 from limits import RateLimitItem
 from limits.aio.storage import MemoryStorage
@@ -21,8 +21,6 @@ from server.api.security import HEALTH_PATH
 MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 1000
-_HEADER_SECONDS: Final = 10.0
-_SEND_SECONDS: Final = 30.0
 
 _logger = logging.getLogger(__name__)
 
@@ -30,6 +28,7 @@ _logger = logging.getLogger(__name__)
 class HttpProtocol(H11Protocol):
     """uvicorn's protocol; it also closes a connection whose headers do not arrive in time."""
 
+    header_seconds: ClassVar[float]
     _header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -49,7 +48,7 @@ class HttpProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _start_header_timer(self) -> None:
-        self._header_timer = self.loop.call_later(_HEADER_SECONDS, self._close_on_timeout)
+        self._header_timer = self.loop.call_later(self.header_seconds, self._close_on_timeout)
 
     def _stop_header_timer(self) -> None:
         if self._header_timer is not None:
@@ -59,6 +58,11 @@ class HttpProtocol(H11Protocol):
     def _close_on_timeout(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+
+def make_protocol(*, header_seconds: float) -> type[HttpProtocol]:
+    """The protocol with that much time for headers; uvicorn makes its instances itself."""
+    return type("TimedHttpProtocol", (HttpProtocol,), {"header_seconds": header_seconds})
 
 
 class HeaderLimit:
@@ -91,9 +95,10 @@ class Deadlines:
     `extend_deadline`.
     """
 
-    def __init__(self, app: ASGIApp, *, request_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, *, request_seconds: float, send_seconds: float) -> None:
         self._app = app
         self._request_seconds = request_seconds
+        self._send_seconds = send_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -110,7 +115,7 @@ class Deadlines:
         async def send_in_time(message: Message) -> None:
             nonlocal has_begun
             has_begun = True
-            deadline.reschedule(asyncio.get_running_loop().time() + _SEND_SECONDS)
+            deadline.reschedule(asyncio.get_running_loop().time() + self._send_seconds)
             await send(message)
             deadline.reschedule(None)
 

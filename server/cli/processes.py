@@ -96,7 +96,7 @@ class ServerThread:
         with _without_garbage_collection():
             import uvicorn  # noqa: PLC0415
 
-            from server.api.limits import MAX_CONNECTIONS, MAX_HEADER_BYTES, HttpProtocol  # noqa: PLC0415
+            from server.api.limits import MAX_CONNECTIONS, MAX_HEADER_BYTES, make_protocol  # noqa: PLC0415
             from server.main import create_app  # noqa: PLC0415
 
         self._socket = _bind(settings)
@@ -113,7 +113,7 @@ class ServerThread:
             log_config=None,  # keep the logging of the process
             log_level=log_level,
             access_log=False,  # our own log line has more details
-            http=HttpProtocol,
+            http=make_protocol(header_seconds=settings.header_seconds),
             ws="none",
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             limit_concurrency=MAX_CONNECTIONS,

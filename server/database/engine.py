@@ -27,7 +27,6 @@ _MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 # An arbitrary number, the same in every Losslab process.
 _MIGRATION_LOCK = 0x1055_1AB
 _BUSY_TIMEOUT_SECONDS = 30
-_IDLE_TRANSACTION_SECONDS = 10
 # A database whose machine is lost closes no connection; these limits end the wait after about ten
 # seconds.
 _CONNECTION = {
@@ -59,7 +58,8 @@ def open_database(settings: Settings) -> Engine:
     else:
         # If a worker freezes or its machine is lost inside a transaction, the job's row stays
         # locked, and no other worker could take the job over. So PostgreSQL ends idle transactions.
-        idle = f"-c idle_in_transaction_session_timeout={_IDLE_TRANSACTION_SECONDS}s"
+        idle_ms = round(1000 * settings.idle_transaction_seconds)
+        idle = f"-c idle_in_transaction_session_timeout={idle_ms}ms"
         arguments = _CONNECTION | {"options": idle}
         engine = create_engine(
             url, pool_pre_ping=True, connect_args=arguments, hide_parameters=True

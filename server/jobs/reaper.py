@@ -2,6 +2,7 @@
 because of an outage of the database."""
 
 import time
+from collections.abc import Callable
 
 from sqlalchemy import Engine
 
@@ -16,12 +17,19 @@ class Reaper:
     could not reach the database therefore waits for one lease time before it requeues jobs.
     """
 
-    def __init__(self, engine: Engine, *, settings: Settings) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engine = engine
+        self._clock = clock
         self._max_attempts = settings.max_attempts
         self._lease_seconds = settings.lease_seconds
         self._longest_gap_seconds = max(settings.lease_seconds / 2, 2 * settings.heartbeat_seconds)
-        self._answered_at = time.monotonic()
+        self._answered_at = clock()
         self._has_failed = False
         self._waits_until = 0.0
 
@@ -31,7 +39,7 @@ class Reaper:
         A worker calls it right after each heartbeat that the database accepted. Returns the number
         of lost jobs. Raises SQLAlchemyError during an outage.
         """
-        now = time.monotonic()
+        now = self._clock()
         if self._has_failed or now - self._answered_at > self._longest_gap_seconds:
             self._waits_until = now + self._lease_seconds
         self._has_failed = True
