@@ -34,6 +34,34 @@ torch.set_num_threads(1)
 # As in a worker: imported objects are never garbage, and each job ends with a collection.
 gc.freeze()
 
+#: What takes longest, from the longest on; tests of one group run one after the other in one
+#: process, and both processes have something to do until the end.
+LONG_GROUPS = (
+    "test_browser",
+    "test_job_page",
+    "test_faults-postgresql",
+    "test_faults-sqlite",
+    "test_cli",
+    "test_outages",
+    "test_contract",
+    "test_training",
+    "test_hostile_requests",
+    "test_hostile_files",
+    "test_runner",
+    "test_comparison_page",
+    "test_competition-sqlite",
+    "test_competition-postgresql",
+    "test_operations",
+    "test_retention",
+    "test_job_states-sqlite",
+    "test_job_states-postgresql",
+    "test_events",
+    "test_api",
+    "test_security",
+)
+#: Groups with fixtures for each of the databases, which may as well run beside each other.
+DIVIDED = ("test_faults", "test_competition", "test_job_states")
+
 SubmitJob = Callable[..., Job]
 MakeSettings = Callable[..., Settings]
 
@@ -42,6 +70,21 @@ MakeSettings = Callable[..., Settings]
 BOTH_DATABASES = pytest.mark.parametrize(
     "database", ["sqlite", "postgresql"], indirect=True, scope="session"
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(find_group(item)))
+    order = {name: number for number, name in enumerate(LONG_GROUPS)}
+    items.sort(key=lambda item: order.get(find_group(item), len(order)))
+
+
+def find_group(item: pytest.Item) -> str:
+    """The tests of a file, or those of it on one database."""
+    name = item.path.stem
+    if name not in DIVIDED or not isinstance(item, pytest.Function):
+        return name
+    return f"{name}-{item.callspec.params['database']}"
 
 
 @pytest.fixture(scope="session")

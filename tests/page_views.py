@@ -16,10 +16,13 @@ from playwright.sync_api import Locator, Page
 WAIT_MS = 60_000
 HOSTILE = "<img src=x onerror=document.body.dataset.taken=1></script><script>alert(1)</script>"
 
-NEEDS_BROWSER = pytest.mark.skipif(
-    bool(os.environ.get("LOSSLAB_SKIP_BROWSER_TESTS")),
-    reason="LOSSLAB_SKIP_BROWSER_TESTS asks to leave the browser tests out",
-)
+NEEDS_BROWSER = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        bool(os.environ.get("LOSSLAB_SKIP_BROWSER_TESTS")),
+        reason="LOSSLAB_SKIP_BROWSER_TESTS asks to leave the browser tests out",
+    ),
+]
 
 #: By colour scheme.
 AXE_OPTIONS: dict[Literal["light", "dark"], dict[str, Any]] = {

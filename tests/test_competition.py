@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 import forks
+import pytest
 from conftest import BOTH_DATABASES
 from fault_worker import wait_for
 from forks import Fork
@@ -22,7 +23,7 @@ from server.models.options import Option
 from server.models.tables import Job, JobEvent, JobStatus
 from server.settings import Settings
 
-pytestmark = BOTH_DATABASES
+pytestmark = [BOTH_DATABASES, pytest.mark.slow]
 
 NUM_PROCESSES = 8
 NUM_JOBS = 1000

@@ -18,6 +18,8 @@ from service import Service
 from server.database.engine import open_database
 from server.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "a-long-and-secret-token"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 DATASET = "noise"

@@ -29,7 +29,7 @@ from server.models.options import Option
 from server.models.tables import EpochMetrics, Job, JobEvent, JobStatus, Worker
 from server.settings import Settings
 
-pytestmark = BOTH_DATABASES
+pytestmark = [BOTH_DATABASES, pytest.mark.slow]
 
 #: How often each killed job keeps a checkpoint.
 KILLED = {

@@ -46,7 +46,7 @@ from server.models.configuration import TrainingConfig
 from server.models.options import Option
 from server.models.tables import FailureKind, Job
 
-pytestmark = BOTH_DATABASES
+pytestmark = [BOTH_DATABASES, pytest.mark.slow]
 
 MAX_JOBS = 3
 MAX_EXAMPLES = {"sqlite": 150, "postgresql": 75}

@@ -27,6 +27,8 @@ from server.models.options import Option
 from server.models.tables import FailureKind, Job, JobStatus
 from server.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 OUTAGE_SECONDS = 3.0
 TRIES_AGAIN = re.compile("(Retrying|will be tried again).*database or disk is full")
 

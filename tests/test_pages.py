@@ -14,8 +14,6 @@ from server.models.options import Option
 from server.models.tables import JobStatus
 from server.settings import Settings
 
-pytestmark = BOTH_DATABASES
-
 OWN = {"Sec-Fetch-Site": "same-origin"}
 HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}"
 
@@ -36,6 +34,7 @@ def test_first_page_without_jobs_tells_how_to_post_one(client: TestClient) -> No
     assert "no worker" in page
 
 
+@BOTH_DATABASES
 def test_first_page_lists_jobs_with_what_they_reached(finished: Finished) -> None:
     client, ids = finished
     answer = client.get("/")
@@ -49,6 +48,7 @@ def test_first_page_lists_jobs_with_what_they_reached(finished: Finished) -> Non
     assert "epoch 2 of 2" in page
 
 
+@BOTH_DATABASES
 @pytest.mark.parametrize(
     ("query", "shown"),
     [
@@ -65,6 +65,7 @@ def test_jobs_are_filtered(finished: Finished, query: str, shown: str) -> None:
     assert [option for option in "abc" if f'id="job-{ids[option]}"' in page] == list(shown)
 
 
+@BOTH_DATABASES
 def test_older_jobs_are_on_further_pages(client: TestClient, submit_job: SubmitJob) -> None:
     ids = {submit_job().id for _ in range(30)}
     page = client.get("/").text
@@ -105,6 +106,7 @@ def test_refresh_of_a_live_page_has_no_curves(finished: Finished) -> None:
     assert 'id="pictures"' in again
 
 
+@BOTH_DATABASES
 def test_live_page_reads_its_epochs_once(finished: Finished) -> None:
     client, ids = finished
     engine: Engine = client.app.state.engine  # type: ignore[attr-defined]
@@ -161,6 +163,7 @@ def test_comparison_of_nothing_lets_one_choose(finished: Finished) -> None:
     assert all(f'name="job_id" value="{job_id}"' in page for job_id in ids.values())
 
 
+@BOTH_DATABASES
 def test_jobs_to_compare_are_chosen_from_several_pages(
     client: TestClient, submit_job: SubmitJob
 ) -> None:
@@ -176,6 +179,7 @@ def test_jobs_to_compare_are_chosen_from_several_pages(
     assert client.get("/ui/compare?after=000000000000").status_code == 404
 
 
+@BOTH_DATABASES
 def test_comparison_of_the_newest_of_each_option(finished: Finished) -> None:
     client, _ = finished
     assert "3 jobs compared" in client.get("/ui/compare?options=a,b,c").text

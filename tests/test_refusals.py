@@ -9,8 +9,6 @@ from fastapi.testclient import TestClient
 from server.main import create_app
 from server.settings import Settings
 
-pytestmark = BOTH_DATABASES
-
 
 @pytest.mark.parametrize(
     ("body", "field", "words"),
@@ -79,6 +77,7 @@ def test_broken_json_is_told_by_its_place(client: TestClient) -> None:
     )
 
 
+@BOTH_DATABASES
 @pytest.mark.parametrize(
     "path",
     [
@@ -116,6 +115,7 @@ def test_bad_query_is_answered_with_its_parameter(
     assert [error["field"] for error in answer["errors"]] == [field]
 
 
+@BOTH_DATABASES
 def test_full_queue_is_answered_429(settings: Settings) -> None:
     small = settings.model_copy(update={"max_queued_jobs": 1})
     with open_client(create_app(small)) as client:
