@@ -41,7 +41,7 @@ from server.jobs.leases import Lease
 from server.jobs.submission import new_job, submit_job
 from server.models.configuration import TrainingConfig
 from server.models.options import Option
-from server.models.tables import EventKind, Job, JobEvent, Worker
+from server.models.tables import EventKind, Job, JobEvent, Worker, WorkerState
 from server.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent
@@ -272,7 +272,9 @@ def submit(engine: Engine, config: TrainingConfig | None = None) -> Job:
 
 def register(engine: Engine) -> str:
     worker_id = f"benchmark/{os.getpid()}"
-    worker = Worker(id=worker_id, host="benchmark", pid=os.getpid(), device="none", state="idle")
+    worker = Worker(
+        id=worker_id, host="benchmark", pid=os.getpid(), device="none", state=WorkerState.idle
+    )
     workers.register(engine, worker)
     return worker_id
 

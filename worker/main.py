@@ -23,7 +23,7 @@ from server.database.notifications import JobListener
 from server.jobs import queue, workers
 from server.jobs.reaper import Reaper
 from server.logs import configure_logging, mark_job
-from server.models.tables import Worker
+from server.models.tables import Worker, WorkerState
 from server.settings import Settings
 from worker.attempt import outlast_outages
 from worker.device import (
@@ -146,7 +146,7 @@ def _register(engine: Engine) -> Worker:
         device=describe_device(choose_device()),
         version=version("losslab"),
         torch_version=torch.__version__,
-        state="idle",
+        state=WorkerState.idle,
     )
     workers.register(engine, worker)
     _logger.info("worker %s waits for jobs on %s", worker.id, worker.device)

@@ -79,7 +79,7 @@ def describe_state(
     progress_at = job.progress_at if job is not None else None
     if progress_at and (now - progress_at).total_seconds() > settings.stall_seconds:
         return WorkerState.stalled
-    return WorkerState(worker.state)
+    return worker.state
 
 
 @dataclass(frozen=True, slots=True)

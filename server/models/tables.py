@@ -17,7 +17,7 @@ from sqlalchemy import (
 from sqlmodel import Field as Col
 from sqlmodel import SQLModel
 
-from server.models.columns import UTCDateTime, job_id_column, text_column, utc_now
+from server.models.columns import EnumText, UTCDateTime, job_id_column, text_column, utc_now
 from server.models.configuration import TrainingConfig
 from server.models.options import Option
 
@@ -303,7 +303,7 @@ class Worker(SQLModel, table=True):
     device: str
     version: str = ""  # of Losslab
     torch_version: str = ""
-    state: str  # idle, busy or stopped, as the worker last reported
+    state: WorkerState = Col(sa_column=Column(EnumText(WorkerState), nullable=False))  # reported
     job_id: str | None = None
     started_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
     heartbeat_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
