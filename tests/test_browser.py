@@ -64,9 +64,9 @@ def test_preview_that_fails_comes_back_by_itself(open_page: OpenPage) -> None:
     page.route("**/ui/jobs/new?*", lambda route: route.abort(), times=1)
     page.get_by_label("c fallback").check()
     preview = page.locator("#preview")
-    expect(preview).to_contain_text("does not say")
+    expect(preview).to_contain_text("does not send")
     expect(preview).to_contain_text("inverse")
-    expect(preview).not_to_contain_text("does not say")
+    expect(preview).not_to_contain_text("does not send")
     expect(page.locator("#connection")).to_be_empty()
 
 
