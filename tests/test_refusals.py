@@ -73,7 +73,7 @@ def test_broken_json_is_told_by_its_place(client: TestClient) -> None:
     (error,) = problem(answer, 422)["errors"]
     assert (error["field"], error["message"]) == (
         "body",
-        "invalid JSON: Expecting value (character 11)",
+        "no JSON: Expecting value (character 11)",
     )
 
 

@@ -203,7 +203,7 @@ def _explain_error(
 ) -> FieldError:
     location = error["loc"]
     if error["type"] == "json_invalid":
-        message = f"invalid JSON: {error['ctx']['error']} (character {location[-1]})"
+        message = f"no JSON: {error['ctx']['error']} (character {location[-1]})"
         return FieldError(field="body", message=message)
     message = _explain(error, known_fields=known_fields)
     return FieldError(field=_name_field(location, num_outer=num_outer), message=message)
