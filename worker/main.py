@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import uuid
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -82,46 +81,83 @@ def work(
     With `job_id` only that job is run. Raises DeviceBrokenError.
     """
     worker = outlast_outages(shutdown)(_register, engine)
-    listener, reaper = JobListener(engine), Reaper(engine, settings=settings)
-    claim = partial(
-        queue.claim,
-        engine,
-        worker_id=worker.id,
-        lease_seconds=settings.lease_seconds,
-        job_id=job_id,
+    loop = _ClaimLoop(
+        settings, engine=engine, shutdown=shutdown, worker_id=worker.id, job_id=job_id
     )
-    beat_at = 0.0
     try:
         while not shutdown.is_set():
             try:
-                if time.monotonic() >= beat_at:
-                    # An idle worker sends its heartbeat, and requeues the jobs of dead workers.
-                    workers.report_idle(engine, worker.id)
-                    reaper.reap()
-                    beat_at = time.monotonic() + settings.heartbeat_seconds
-                job = claim()
-                if job is not None:
-                    with mark_job(job.id):
-                        run_job(
-                            job,
-                            settings=settings,
-                            engine=engine,
-                            shutdown=shutdown,
-                            reaper=reaper,
-                        )
-                    beat_at = 0.0
-                elif is_drain and not _is_any_queued(engine, job_id=job_id):
+                if loop.run_next():
+                    continue
+                if is_drain and not _is_any_queued(engine, job_id=job_id):
                     break
-                else:
-                    listener.wait(shutdown, poll_seconds=settings.poll_seconds)
+                loop.wait()
             except SQLAlchemyError as error:
                 if not is_outage(error):
                     raise
                 _logger.warning("the database does not answer; trying again: %s", error)
                 shutdown.wait(settings.heartbeat_seconds)
     finally:
-        listener.close()
+        loop.close()
         _report_stopped(engine, worker.id)
+
+
+class _ClaimLoop:
+    """What a worker does again and again: a heartbeat, a claim, a job, or a wait for one."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        engine: Engine,
+        shutdown: threading.Event,
+        worker_id: str,
+        job_id: str | None,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._shutdown = shutdown
+        self._worker_id = worker_id
+        self._job_id = job_id
+        self._listener = JobListener(engine)
+        self._reaper = Reaper(engine, settings=settings)
+        self._beat_at = 0.0
+
+    def run_next(self) -> bool:
+        """Run the next job; returns whether there was one. Raises DeviceBrokenError."""
+        self._beat_if_due()
+        job = queue.claim(
+            self._engine,
+            worker_id=self._worker_id,
+            lease_seconds=self._settings.lease_seconds,
+            job_id=self._job_id,
+        )
+        if job is None:
+            return False
+        with mark_job(job.id):
+            run_job(
+                job,
+                settings=self._settings,
+                engine=self._engine,
+                shutdown=self._shutdown,
+                reaper=self._reaper,
+            )
+        self._beat_at = 0.0
+        return True
+
+    def wait(self) -> None:
+        """Wait for a job, for at most `poll_seconds`."""
+        self._listener.wait(self._shutdown, poll_seconds=self._settings.poll_seconds)
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _beat_if_due(self) -> None:
+        """Send an idle worker's heartbeat, and requeue the jobs of dead workers."""
+        if time.monotonic() >= self._beat_at:
+            workers.report_idle(self._engine, self._worker_id)
+            self._reaper.reap()
+            self._beat_at = time.monotonic() + self._settings.heartbeat_seconds
 
 
 def _is_any_queued(engine: Engine, *, job_id: str | None) -> bool:

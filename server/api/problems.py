@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from server.api.schemas import JobRequest
+from server.api.requests import JobRequest
 from server.database.engine import OUTAGES
 from server.errors import LosslabError
 

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import Field, TypeAdapter, ValidationError
 from sqlmodel import Session
 
-from server.api.schemas import Labels
+from server.api.requests import Labels
 from server.jobs.listing import find_jobs, find_newest_succeeded
 from server.judging.comparisons import MAX_COMPARED_JOBS, Comparison, compare
 from server.judging.criteria import Thresholds

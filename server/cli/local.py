@@ -28,7 +28,7 @@ from server.models.options import Option
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from server.api.schemas import JobRequest
+    from server.api.requests import JobRequest
     from server.client import LosslabClient
     from server.settings import Settings
 
@@ -50,7 +50,7 @@ def train(settings: "Settings", request: Json, *, log: Path | None, on_update: O
     A signal to stop cancels the job. Raises pydantic.ValidationError and InvalidInputError
     for invalid input, StartError if the worker died.
     """
-    from server.api.schemas import JobRequest  # noqa: PLC0415
+    from server.api.requests import JobRequest  # noqa: PLC0415
     from server.database.engine import open_database  # noqa: PLC0415
     from server.files.datasets import check_dataset  # noqa: PLC0415
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from server.api.problems import explain_errors
-from server.api.schemas import FORM, JobRequest
+from server.api.requests import FORM, JobRequest
 from server.models.configuration import TrainingConfig
 from server.models.options import OPTIONS, Option
 

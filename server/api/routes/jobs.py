@@ -30,18 +30,15 @@ from server.api.queries import (
     LabelsDep,
     refuse_unknown_parameters,
 )
+from server.api.requests import JobChange, JobRequest, PlainText, ResumeRequest
 from server.api.schemas import (
     CheckpointList,
     Event,
     EventList,
-    JobChange,
     JobList,
     JobPublic,
-    JobRequest,
     MetricsList,
-    PlainText,
     ReconstructionList,
-    ResumeRequest,
     describe_checkpoints,
     describe_reconstructions,
 )

@@ -14,14 +14,7 @@ from sqlmodel import Session
 from server.api.dependencies import EngineDep, SessionDep, SettingsDep
 from server.api.problems import PROBLEM_RESPONSES
 from server.api.queries import MAX_PAGE_SIZE
-from server.api.schemas import (
-    Health,
-    OptionList,
-    OptionPublic,
-    Readiness,
-    WorkerList,
-    WorkerPublic,
-)
+from server.api.schemas import Health, OptionList, OptionPublic, Readiness, WorkerList, WorkerPublic
 from server.database.engine import OUTAGES
 from server.jobs import workers
 from server.models.options import Option

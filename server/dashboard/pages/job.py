@@ -8,13 +8,8 @@ from fastapi.responses import RedirectResponse
 from sqlmodel import Session
 
 from server.api.dependencies import EngineDep, JobDep, JobFilesDep, SessionDep, SettingsDep
-from server.api.schemas import (
-    FORM,
-    JobPublic,
-    ResumeRequest,
-    describe_checkpoints,
-    describe_reconstructions,
-)
+from server.api.requests import FORM, ResumeRequest
+from server.api.schemas import JobPublic, describe_checkpoints, describe_reconstructions
 from server.dashboard.curves import draw_job
 from server.dashboard.pages.login import FormDep, make_local_path
 from server.dashboard.rendering import is_refresh, render_page

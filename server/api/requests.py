@@ -1,0 +1,108 @@
+"""What the API takes: the bodies of requests."""
+
+from typing import Annotated, Any, Final, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
+
+from server.jobs.submission import new_job
+from server.models.configuration import TrainingConfig, resolve_config
+from server.models.options import Option
+from server.models.tables import Job
+
+MAX_METADATA_PAIRS = 16
+
+_JOB_EXAMPLES: list[JsonValue] = [
+    {"option": "b", "quick_test": True},
+    {"option": "a", "name": "baseline", "epochs": 2, "num_samples": 1000, "seed": 7},
+    {"option": "c", "dataset": "arc", "quick_test": True, "metadata": {"study": "arc"}},
+]
+
+#: PostgreSQL cannot store a text with a NUL.
+PlainText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+#: One line: names are shown in tables, titles and legends.
+Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", min_length=1, max_length=200)]
+Label = Annotated[PlainText, Field(max_length=512)]
+LabelKey = Annotated[PlainText, Field(min_length=1, max_length=64)]
+Labels = Annotated[
+    dict[LabelKey, Label],
+    Field(
+        max_length=MAX_METADATA_PAIRS,
+        # Without this, Pydantic's own schema would allow keys that do not match the pattern.
+        json_schema_extra={"additionalProperties": False},
+    ),
+]
+
+
+#: The validation context of an HTML form, which sends everything as text.
+FORM: Final = {"is_form": True}
+
+
+class JsonBody(BaseModel):
+    """A JSON body with strict types: no text for a number, no number for a boolean."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_other_types(cls, value: Any, info: ValidationInfo) -> Any:
+        if info.context == FORM or info.field_name is None:
+            return value
+        kinds = _list_types(cls.model_fields[info.field_name].annotation)
+        if bool in kinds and not isinstance(value, bool):
+            raise ValueError("must be true or false")
+        if kinds & {int, float} and isinstance(value, str | bool):
+            raise ValueError("must be a number")
+        return value
+
+
+def _list_types(annotation: Any) -> set[Any]:
+    return set(get_args(annotation)) or {annotation}
+
+
+class JobRequest(TrainingConfig, JsonBody):
+    """A loss configuration to train. A setting in the request overrides the option's preset and
+    `quick_test`; a setting that is left out follows them."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": _JOB_EXAMPLES})
+
+    option: Option
+    quick_test: bool = Field(default=False, description="5 epochs, a checkpoint each epoch")
+    name: Name | None = None
+    metadata: Labels = Field(default_factory=dict, description="your own labels, to filter by")
+    priority: int = Field(default=0, ge=-100, le=100, description="higher runs first")
+
+    def resolve_config(self) -> TrainingConfig:
+        sent = self.model_fields_set & TrainingConfig.model_fields.keys()
+        overrides = self.model_dump(include=sent)
+        return resolve_config(self.option, quick_test=self.quick_test, overrides=overrides)
+
+    def make_job(self) -> Job:
+        """The requested job with its whole configuration, not stored yet."""
+        return new_job(
+            self.resolve_config(),
+            option=self.option,
+            quick_test=self.quick_test,
+            name=self.name,
+            labels=self.metadata,
+            priority=self.priority,
+        )
+
+
+class ResumeRequest(JsonBody):
+    """Options for resuming a job."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"epochs": 100}]})
+
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="train up to this epoch; β and the learning rate then follow the longer "
+        "schedule. A succeeded job needs it.",
+    )
+
+
+class JobChange(JsonBody):
+    """The part of a job that can be changed in any status."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"is_pinned": True}]})
+
+    is_pinned: bool = Field(description="whether its checkpoints stay when space is needed")
