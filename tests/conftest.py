@@ -14,8 +14,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from httpx2 import Response
 from postgres import Postgres
+from schedule import GroupScheduling, sort_groups
 from sqlalchemy import Engine
 from sqlmodel import Session, col, select
+from xdist.remote import Producer
 
 from server.database.engine import open_database, write_transaction
 from server.jobs.submission import new_job
@@ -34,34 +36,6 @@ torch.set_num_threads(1)
 # As in a worker: imported objects are never garbage, and each job ends with a collection.
 gc.freeze()
 
-#: What takes longest, from the longest on; tests of one group run one after the other in one
-#: process, and both processes have something to do until the end.
-LONG_GROUPS = (
-    "test_browser",
-    "test_job_page",
-    "test_faults-postgresql",
-    "test_faults-sqlite",
-    "test_cli",
-    "test_outages",
-    "test_contract",
-    "test_training",
-    "test_hostile_requests",
-    "test_hostile_files",
-    "test_runner",
-    "test_comparison_page",
-    "test_competition-sqlite",
-    "test_competition-postgresql",
-    "test_operations",
-    "test_retention",
-    "test_job_states-sqlite",
-    "test_job_states-postgresql",
-    "test_events",
-    "test_api",
-    "test_security",
-)
-#: Groups with fixtures for each of the databases, which may as well run beside each other.
-DIVIDED = ("test_faults", "test_competition", "test_job_states")
-
 SubmitJob = Callable[..., Job]
 MakeSettings = Callable[..., Settings]
 
@@ -72,19 +46,15 @@ BOTH_DATABASES = pytest.mark.parametrize(
 )
 
 
+@pytest.hookimpl(trylast=True)  # pytest itself puts together what runs on one database
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(find_group(item)))
-    order = {name: number for number, name in enumerate(LONG_GROUPS)}
-    items.sort(key=lambda item: order.get(find_group(item), len(order)))
+    sort_groups(items)
 
 
-def find_group(item: pytest.Item) -> str:
-    """The tests of a file, or those of it on one database."""
-    name = item.path.stem
-    if name not in DIVIDED or not isinstance(item, pytest.Function):
-        return name
-    return f"{name}-{item.callspec.params['database']}"
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
+    config.option.loadscopereorder = False
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

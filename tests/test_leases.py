@@ -195,7 +195,9 @@ def test_job_that_stops_keeps_its_lease_until_its_state_is_saved(
         heard_at = read(engine, job).lease_expires_at
         assert heard_at is not None
         reaper = Reaper(engine, settings=hasty)
-        wait_for(lambda: reaper.reap() or is_renewed(engine, job, after=heard_at))
+        # By then the lease that it had would be over.
+        lease_ends = heard_at + timedelta(seconds=hasty.lease_seconds)
+        wait_for(lambda: reaper.reap() or is_renewed(engine, job, after=lease_ends))
         assert read(engine, job).status is JobStatus.running
     assert leases.read_stop_request(engine, lease) is StopRequest.cancel
     assert read_rows(engine, job) == []
