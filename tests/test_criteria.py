@@ -285,6 +285,17 @@ def test_rank_is_by_criteria_then_iou_then_age_and_recommends_the_first_success(
     assert result.recommendation is not None
     assert (result.recommendation.job_id, result.recommendation.option) == (better.id, "b")
     assert "passed all 6 criteria" in result.reason
+    assert result.reason.endswith("ahead of 2 other jobs that passed all of them")
+
+
+@pytest.mark.parametrize(
+    ("num_jobs", "words"),
+    [(1, "the only one to do so"), (2, "ahead of 1 other job that passed all of them")],
+)
+def test_recommendation_counts_the_others_that_passed(num_jobs: int, words: str) -> None:
+    healthy = history(train_recon_loss=[1.0, 0.9, 0.8])
+    jobs = [make_job(id=letter * 12) for letter in "ab"[:num_jobs]]
+    assert rank([(job, judge(job, healthy)) for job in jobs]).reason.endswith(words)
 
 
 def test_without_a_success_the_reason_says_what_the_best_missed() -> None:

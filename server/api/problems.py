@@ -103,10 +103,12 @@ def _install_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(LosslabError)
     def on_error(request: Request, error: LosslabError) -> Response:
-        if error.field is None:
-            return respond(request, error.status, str(error))
-        errors = [FieldError(field=error.field, message=str(error))]
-        return respond(request, error.status, _list_errors(errors), errors=errors)
+        if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            # None of these is meant for a client, so it is a bug.
+            raise error
+        errors = [FieldError(field=error.field, message=str(error))] if error.field else None
+        detail = _list_errors(errors) if errors else str(error)
+        return respond(request, error.status, detail, title=error.title, errors=errors)
 
     @app.exception_handler(ClientDisconnect)
     def on_disconnect(request: Request, _error: ClientDisconnect) -> Response:
@@ -164,12 +166,13 @@ def respond(
     status: int,
     detail: str,
     *,
+    title: str | None = None,
     errors: list[FieldError] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
     """An error answer with the request's id: a problem document, or a page for people."""
     problem = Problem(
-        title=HTTPStatus(status).phrase,
+        title=title or HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         instance=request.scope["path"],
