@@ -196,7 +196,7 @@ def _import_program(program: str) -> None:
 
 
 def _serve(requests: socket.socket, main: _Main) -> None:
-    """Fork for each request until no more can come; returns in each fork, which shall run it."""
+    """Fork for each request until no more can come; returns in each fork, which should run it."""
     while True:
         message, files, _, _ = socket.recv_fds(requests, _MAX_REQUEST_BYTES, 3)
         if not message:

@@ -202,7 +202,8 @@ def _resume(trainer: Trainer, attempt: Attempt) -> None:
             attempt.warn("none of the job's checkpoints can be loaded; it starts over")
         return
     if not trainer.load_state(state):
-        attempt.warn("saved on another kind of device: this epoch's random numbers are drawn anew")
+        message = "saved on another kind of device: the rest of this epoch has other random numbers"
+        attempt.warn(message)
     message = f"resumed after epoch {state.epoch}"
     if state.step:
         message += f", step {state.step} of {trainer.steps_per_epoch}"
