@@ -126,7 +126,7 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(
         default=0.2,
         gt=0,
-        description="seconds between two looks of an idle worker for a job; PostgreSQL also "
+        description="seconds between two polls of an idle worker for a job; PostgreSQL also "
         "notifies workers",
     )
     max_attempts: int = Field(
@@ -157,7 +157,7 @@ class Settings(BaseSettings):
         description="workers that share this machine's cores; each uses its share of them",
     )
     wandb_project: str = Field(
-        default="", description="Weights & Biases project that each run is also logged to"
+        default="", description="Weights & Biases project that each job is also logged to"
     )
     json_logs: bool = Field(default=False, description="log one JSON object per line")
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from server.judging.criteria import Criterion, CriterionStatus, Thresholds
+from server.judging.criteria import Criterion, CriterionStatus, Diagnosis, Thresholds
 from server.judging.ranking import find_differences, rank
-from server.judging.verdicts import Diagnosis, Outcome, judge
+from server.judging.verdicts import Outcome, judge
 from server.models.columns import utc_now
 from server.models.options import Option
 from server.models.tables import EpochMetrics, FailureKind, Job, JobStatus

@@ -1,8 +1,9 @@
 """A repeated request is executed once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from conftest import BOTH_DATABASES, open_client
 from fastapi.testclient import TestClient
@@ -10,6 +11,7 @@ from httpx2 import Response
 from sqlalchemy import Engine, func, select, update
 
 from server.api.idempotency import REMEMBER_FOR
+from server.database.engine import write_transaction
 from server.main import create_app
 from server.models.columns import utc_now
 from server.models.tables import IdempotencyKey, Job
@@ -105,3 +107,15 @@ def test_tokens_do_not_see_each_others_keys(guarded: TestClient, engine: Engine)
     ids = [post(guarded, "run-1", token=f"{name}-secret").json()["id"] for name in ("alice", "bob")]
     assert len(set(ids)) == count_jobs(engine) == 2
     assert post(guarded, "run-1", token="bob-secret", option="c").status_code == 422
+
+
+def test_request_is_answered_again_though_its_data_set_has_gone_and_the_database_is_busy(
+    client: TestClient, settings: Settings, write_npz: Callable[..., str]
+) -> None:
+    name = write_npz(images=np.zeros((20, 8, 8), dtype=np.uint8))
+    first = post(client, "run-1", dataset=name)
+    (settings.datasets_dir / f"{name}.npz").unlink()
+    engine: Engine = client.app.state.engine  # type: ignore[attr-defined]
+    with write_transaction(engine):
+        again = post(client, "run-1", dataset=name)
+    assert (again.status_code, again.content) == (201, first.content)

@@ -1,9 +1,11 @@
 """Losslab as it is installed: from a wheel without the repository, and editable, in any folder."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from fault_worker import wait_for
+
+from server.cli.processes import WORKER_EXTRA
 
 ROOT = Path(__file__).parent.parent
 #: What a build needs; `server/dashboard/static/library` among it, so that npm is not asked.
@@ -148,6 +152,12 @@ def test_service_from_the_wheel_has_pages_reports_and_a_worker(service: str) -> 
 def read_ended(http: httpx.Client, job_id: str) -> dict[str, Any] | None:
     job: dict[str, Any] = http.get(f"/jobs/{job_id}").json()
     return job if job["status"] in ("succeeded", "failed", "cancelled") else None
+
+
+def test_check_before_a_worker_starts_knows_all_of_its_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = project["optional-dependencies"]["worker"]
+    assert {re.match("[a-z]+", requirement)[0] for requirement in extra} == set(WORKER_EXTRA)  # type: ignore[index]
 
 
 def test_editable_installation_runs_in_a_folder_with_a_users_own_modules(tmp_path: Path) -> None:

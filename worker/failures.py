@@ -1,4 +1,4 @@
-"""Failures: what an error that ended an attempt means, in a researcher's words."""
+"""Failures: what an error that ended an attempt means, as a message for the user."""
 
 import errno
 from typing import Final, NamedTuple
@@ -69,7 +69,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _is_device_failure(error: Exception) -> bool:
-    # Nor have the other errors of CUDA's libraries.
+    # The other errors of CUDA's libraries have no exception type either.
     return isinstance(error, torch.AcceleratorError) or _mentions(
         error, "CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS"
     )

@@ -103,7 +103,7 @@ def work(
 
 
 class _ClaimLoop:
-    """What a worker does again and again: a heartbeat, a claim, a job, or a wait for one."""
+    """One round of a worker: a heartbeat, a claim, then a job or a wait for one."""
 
     def __init__(
         self,

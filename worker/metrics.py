@@ -171,7 +171,6 @@ class MetricSums:
     """Sums over the grids of a split, kept on the device and read once."""
 
     def __init__(self, *, latent_dim: int, device: torch.device) -> None:
-        self._device = device
         self.losses = torch.zeros(3, dtype=torch.float64, device=device)
         self.kl_per_dimension = torch.zeros(latent_dim, dtype=torch.float64, device=device)
         # [true colour, predicted colour] -> cells; grids: all, all black, exact.

@@ -96,7 +96,8 @@ def take_reconstructions(
     )
 
 
-#: The pictures of each kept epoch. A new one is a function here and a name in `files.artifacts`.
+#: The pictures of each kept epoch. A new one is a function and an entry here, with a member of
+#: `ArtifactKind` and its file name in `server.files.artifacts`.
 PICTURES: Final[dict[ArtifactKind, TakePicture]] = {
     ArtifactKind.reconstruction: take_reconstructions
 }

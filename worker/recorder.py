@@ -22,7 +22,7 @@ from worker.trackers import TrackerGroup
 from worker.training import EpochResult, Trainer, TrainingState
 
 NUM_RECONSTRUCTIONS: Final = 10
-#: Epochs that training may be ahead of the database, as while it is away.
+#: Epochs that training may be ahead of the database, for example during an outage.
 MAX_PENDING: Final = 8
 
 _logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class _KeptEpoch:
 
 
 @dataclass(frozen=True, slots=True)
-class _PassingEpoch:
+class _InterimEpoch:
     """An epoch without a checkpoint: its state is the point to resume from until the next one."""
 
     result: EpochResult
@@ -79,8 +79,8 @@ class EpochRecorder:
             kept = _KeptEpoch(result, state, self._take_pictures(trainer), is_best)
             self._submit(lambda: self._store_kept(kept))
         else:
-            passing = _PassingEpoch(result, state)
-            self._submit(lambda: self._store_passing(passing))
+            interim = _InterimEpoch(result, state)
+            self._submit(lambda: self._store_interim(interim))
 
     def save(self, trainer: Trainer) -> None:
         """Let a later attempt continue from here, inside an epoch."""
@@ -140,7 +140,7 @@ class EpochRecorder:
             is_best=epoch.is_best,
         )
 
-    def _store_passing(self, epoch: _PassingEpoch) -> None:
+    def _store_interim(self, epoch: _InterimEpoch) -> None:
         file = self._write_resume_point(epoch.state)
 
         def publish() -> list[Artifact]:

@@ -67,7 +67,9 @@ def run_job(
         except Exception as error:
             if not is_outage(error):
                 raise
-            _logger.error("the database is away; job %s is left to its lease: %s", job.id, error)
+            _logger.error(
+                "the database is away; job %s is requeued when its lease expires: %s", job.id, error
+            )
     # A trainer refers to itself, and exceptions refer to their frames: without this, the device's
     # memory would still be in use when the next job needs it.
     gc.collect()
@@ -249,8 +251,8 @@ def _check_same_data(job: Job, summary: dict[str, object]) -> None:
     if known != summary["sha256"]:
         name = job.config["dataset"]
         raise DatasetError(
-            f"the data set {name!r} is not the one that this job began with; bring that one back "
-            "and resume the job, or post a new one"
+            f"the data set {name!r} is not the one that this job began with; restore the original "
+            "data set and resume the job, or post a new one"
         )
 
 

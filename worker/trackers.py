@@ -18,7 +18,7 @@ Warn = Callable[[str], None]
 
 
 class Tracker(Protocol):
-    """Is told of every epoch, and of the end."""
+    """Receives every epoch, and the end."""
 
     def log_epoch(self, result: EpochResult) -> None: ...
 
@@ -77,10 +77,10 @@ class TrackerGroup:
                 self._open(kind, job=job, settings=settings)
 
     def log_epoch(self, result: EpochResult) -> None:
-        self._tell_all(lambda tracker: tracker.log_epoch(result))
+        self._call_all(lambda tracker: tracker.log_epoch(result))
 
     def close(self) -> None:
-        self._tell_all(lambda tracker: tracker.close())
+        self._call_all(lambda tracker: tracker.close())
 
     def _open(self, kind: TrackerKind, *, job: Job, settings: Settings) -> None:
         try:
@@ -88,10 +88,10 @@ class TrackerGroup:
         except Exception as error:
             self._give_up(kind.label, error)
 
-    def _tell_all(self, tell: Callable[[Tracker], None]) -> None:
+    def _call_all(self, call: Callable[[Tracker], None]) -> None:
         for label, tracker in list(self._trackers.items()):
             try:
-                tell(tracker)
+                call(tracker)
             except Exception as error:
                 del self._trackers[label]
                 self._give_up(label, error)

@@ -1,7 +1,7 @@
 """`Idempotency-Key`: a repeated request gets the first answer and is not executed again.
 
-Both functions run in the transaction that executes the request: its answer is stored if and only
-if the request took effect.
+The answer is kept in the transaction that executes the request, so it is stored if and only if the
+request took effect.
 """
 
 import hashlib

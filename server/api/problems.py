@@ -67,8 +67,9 @@ class Presentation(Protocol):
 
 def find_presentation(request: Request) -> Presentation | None:
     """The presentation if the path is one for people; None if it is one for programs."""
-    presentation: Presentation = request.app.state.presentation
-    return presentation if presentation.is_page(request.scope["path"]) else None
+    presentation: Presentation | None = request.app.state.presentation
+    is_for_people = presentation is not None and presentation.is_page(request.scope["path"])
+    return presentation if is_for_people else None
 
 
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -81,6 +82,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def install_problem_handlers(app: FastAPI) -> None:
+    app.state.presentation = None  # for programs alone, until a dashboard is installed
     _install_refusals(app)
     _install_failures(app)
 

@@ -76,7 +76,7 @@ class ComparisonQuery(Thresholds):
     job_id: list[str] = Field(default_factory=list, max_length=MAX_COMPARED_JOBS)
     options: str = Field(
         default="",
-        max_length=20,
+        max_length=1000,
         description="`a,b,c` takes the newest succeeded job of each",
         examples=["a,b,c"],
         json_schema_extra={"pattern": _OPTIONS_PATTERN},

@@ -164,8 +164,9 @@ def _add_headers(send: Send) -> Send:
 
 
 def _is_open(scope: Scope) -> bool:
-    presentation: Presentation = scope["app"].state.presentation
-    return scope["path"] == HEALTH_PATH or presentation.is_open(scope["path"])
+    presentation: Presentation | None = scope["app"].state.presentation
+    is_open_page = presentation is not None and presentation.is_open(scope["path"])
+    return scope["path"] == HEALTH_PATH or is_open_page
 
 
 async def ask_for_token(scope: Scope, receive: Receive, send: Send) -> None:

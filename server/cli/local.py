@@ -22,7 +22,7 @@ from server.cli.processes import (
     start_worker,
     stop_processes,
 )
-from server.errors import InvalidInputError
+from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.models.options import Option
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def quickstart_service(
 
     # On a CPU, one worker per option with a share of the cores is faster than one worker with all
     # cores. A GPU is used best by a single worker.
-    num_workers = 3 if not has_gpu and count_cores() >= 2 else 1
+    num_workers = len(Option) if not has_gpu and count_cores() >= 2 else 1
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with (
         (settings.data_dir / "quickstart.log").open("ab") as output,
@@ -179,7 +179,7 @@ def _follow(
     while process.poll() is None and not stop.wait(_POLL_SECONDS):
         on_update(_read_job(engine, job_id))
     if process.poll() is None:
-        with suppress(queue.JobStateError):  # the job has just ended
+        with suppress(ConflictError, NotFoundError):  # the job has just ended
             queue.cancel(engine, job_id)
         _wait_for_exit(process, stop=stop)
     on_update(_read_job(engine, job_id))

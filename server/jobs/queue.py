@@ -135,7 +135,7 @@ def stop(engine: Engine, lease: Lease) -> None:
     with holding(engine, lease) as (session, job):
         if not _settle_as_requested(session, job):
             # The request was withdrawn after the worker had read it.
-            _requeue(session, job, reason="asked to stop, and then to go on")
+            _requeue(session, job, reason="the request to stop was withdrawn")
 
 
 def hand_back(engine: Engine, lease: Lease, *, reason: str) -> None:

@@ -1,7 +1,8 @@
 """The criteria of a verdict: one pure function per criterion, over stored metrics.
 
 A new criterion needs a member of `CriterionName` and a function registered under it; verdicts, the
-API, reports, pages and the command line show all registered criteria, in this order.
+API, reports, pages and the command line show all registered criteria, in this order. Its finding
+says which diagnosis a failure means. A column that `EpochSummary` lacks has to be added there.
 
 Losses of different epochs are compared after re-weighting them to the final β: while β warms up,
 the loss as trained is expected to rise. "Final" is the last recorded epoch.
@@ -35,6 +36,19 @@ class CriterionStatus(StrEnum):
     passed = "passed"
     failed = "failed"
     no_data = "no_data"
+
+
+class Diagnosis(StrEnum):
+    """What happened to the model, most serious first."""
+
+    undecided = "undecided"
+    diverged = "diverged"
+    mode_collapse = "mode_collapse"
+    posterior_collapse = "posterior_collapse"
+    over_painted = "over_painted"
+    out_of_range = "out_of_range"
+    unstable = "unstable"
+    healthy = "healthy"
 
 
 class Thresholds(BaseModel):
@@ -84,10 +98,18 @@ class Finding:
     """The output of a criterion's function; `has_passed` None means no data."""
 
     target: str
+    #: What happened to the model if this failed; None says nothing about the model.
+    diagnosis: Diagnosis | None = None
     has_passed: bool | None = None
     value: float = math.nan
     epochs: list[int] | None = None
     explanation: str = "no data yet"
+
+    @property
+    def status(self) -> CriterionStatus:
+        if self.has_passed is None:
+            return CriterionStatus.no_data
+        return CriterionStatus.passed if self.has_passed else CriterionStatus.failed
 
 
 Rule = Callable[[Evidence], Finding]
@@ -106,20 +128,16 @@ def criterion(name: CriterionName) -> Callable[[Rule], Rule]:
     return register
 
 
-def judge_criteria(evidence: Evidence) -> list[Criterion]:
-    """The results of all registered criteria."""
-    return [_describe(name, rule(evidence)) for name, rule in CRITERIA.items()]
+def judge_criteria(evidence: Evidence) -> dict[CriterionName, Finding]:
+    """The answer of every registered criterion."""
+    return {name: rule(evidence) for name, rule in CRITERIA.items()}
 
 
-def _describe(name: CriterionName, finding: Finding) -> Criterion:
-    status = {
-        True: CriterionStatus.passed,
-        False: CriterionStatus.failed,
-        None: CriterionStatus.no_data,
-    }[finding.has_passed]
+def describe_criterion(name: CriterionName, finding: Finding) -> Criterion:
+    """The answer as it is shown."""
     return Criterion(
         name=name,
-        status=status,
+        status=finding.status,
         value=finding.value if math.isfinite(finding.value) else None,
         target=finding.target,
         epochs=finding.epochs or [],
@@ -136,8 +154,10 @@ def judge_accuracy(evidence: Evidence) -> Finding:
         return Finding(target=target)
     final = evidence.epochs[-1]
     accuracy = final.train_pixel_accuracy
+    is_below = accuracy < limits.min_accuracy
     return Finding(
         target=target,
+        diagnosis=Diagnosis.over_painted if is_below else Diagnosis.out_of_range,
         has_passed=limits.min_accuracy <= accuracy <= limits.max_accuracy,
         value=accuracy,
         epochs=[final.epoch],
@@ -156,6 +176,7 @@ def judge_mode_collapse(evidence: Evidence) -> Finding:
     recall, black = final.val_foreground_recall, final.val_all_black_share
     return Finding(
         target=target,
+        diagnosis=Diagnosis.mode_collapse,
         has_passed=recall >= limits.min_foreground_recall and black < limits.max_all_black_share,
         value=recall,
         epochs=[final.epoch],
@@ -188,6 +209,7 @@ def judge_kl(evidence: Evidence) -> Finding:
     num_active = sum(value > limits.min_kl_per_dimension for value in kl)
     return Finding(
         target=target,
+        diagnosis=Diagnosis.posterior_collapse,
         has_passed=num_active == len(kl),
         value=min(kl),
         epochs=[final.epoch],
@@ -215,6 +237,7 @@ def judge_loss(evidence: Evidence) -> Finding:
     ]
     return Finding(
         target=target,
+        diagnosis=Diagnosis.unstable,
         has_passed=not broken,
         value=max(rises, default=math.nan),
         epochs=broken or [row.epoch for row in epochs],
@@ -251,6 +274,7 @@ def judge_stability(evidence: Evidence) -> Finding:
     spike_text = "too few steps for spikes" if spike is None else f"largest spike {spike:.2f}x"
     return Finding(
         target=target,
+        diagnosis=Diagnosis.unstable,
         has_passed=not jumps and not is_spiky,
         value=max(changes),
         epochs=jumps or [row.epoch for row in epochs],

@@ -17,7 +17,10 @@ from server.models.tables import EpochMetrics
 
 
 class EpochSummary(NamedTuple):
-    """The columns of `EpochMetrics` that verdicts and curves use."""
+    """The columns of `EpochMetrics` that verdicts and curves use.
+
+    A criterion that needs another column adds it here, before the KL, which is read as text.
+    """
 
     epoch: int
     beta: float

@@ -1,7 +1,7 @@
 """Verdicts: the overall result of a job's criteria. Computed on request and never stored."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -12,8 +12,11 @@ from server.judging.criteria import (
     Criterion,
     CriterionName,
     CriterionStatus,
+    Diagnosis,
     Evidence,
+    Finding,
     Thresholds,
+    describe_criterion,
     judge_criteria,
     reweigh,
 )
@@ -29,23 +32,10 @@ class Outcome(StrEnum):
     undecided = "undecided"
 
 
-class Diagnosis(StrEnum):
-    """What happened to the model, most serious first."""
-
-    undecided = "undecided"
-    diverged = "diverged"
-    mode_collapse = "mode_collapse"
-    posterior_collapse = "posterior_collapse"
-    over_painted = "over_painted"
-    out_of_range = "out_of_range"
-    unstable = "unstable"
-    healthy = "healthy"
-
-
 _SUMMARIES = {
     Diagnosis.undecided: "There is not enough to judge yet.",
     Diagnosis.diverged: "The loss grew or stopped being a number: training diverged.",
-    Diagnosis.mode_collapse: "The model does not tell the objects from the background: "
+    Diagnosis.mode_collapse: "The model does not distinguish objects from the background: "
     "mode collapse.",
     Diagnosis.posterior_collapse: "Some latent dimensions carry no information: "
     "posterior collapse.",
@@ -73,15 +63,14 @@ class Verdict(BaseModel):
 def judge(job: Job, epochs: History, thresholds: Thresholds | None = None) -> Verdict:
     """Judge a job by its epochs, oldest first."""
     evidence = Evidence(job, epochs, thresholds or Thresholds())
-    criteria = judge_criteria(evidence)
-    statuses = {criterion.name: criterion.status for criterion in criteria}
-    diagnosis = _diagnose(evidence, statuses)
+    findings = judge_criteria(evidence)
+    diagnosis = _diagnose(evidence, findings.values())
     return Verdict(
         job_id=job.id,
-        outcome=_decide(job, set(statuses.values())),
+        outcome=_decide(job, findings.values()),
         diagnosis=diagnosis,
         summary=_SUMMARIES[diagnosis],
-        criteria=criteria,
+        criteria=[describe_criterion(name, finding) for name, finding in findings.items()],
     )
 
 
@@ -111,33 +100,28 @@ class VerdictCache:
         return verdicts
 
 
-def _decide(job: Job, statuses: set[CriterionStatus]) -> Outcome:
+def _decide(job: Job, findings: Iterable[Finding]) -> Outcome:
+    statuses = {finding.status for finding in findings}
     if not job.status.is_terminal:
         return Outcome.undecided
     if job.status != JobStatus.succeeded or CriterionStatus.failed in statuses:
         return Outcome.failure
-    # A single epoch, for example, does not show whether the loss falls.
+    # One epoch, for example, does not show whether the loss falls.
     return Outcome.undecided if CriterionStatus.no_data in statuses else Outcome.success
 
 
-def _diagnose(evidence: Evidence, statuses: dict[CriterionName, CriterionStatus]) -> Diagnosis:
-    failed = {name for name, status in statuses.items() if status == CriterionStatus.failed}
+def _diagnose(evidence: Evidence, findings: Iterable[Finding]) -> Diagnosis:
+    """The most serious of what the failed criteria say about the model."""
     if evidence.job.failure_kind == FailureKind.numeric:
         return Diagnosis.diverged
     if not evidence.epochs:
         return Diagnosis.undecided
     if _has_diverged(evidence):
         return Diagnosis.diverged
-    if CriterionName.not_mode_collapsed in failed:
-        return Diagnosis.mode_collapse
-    if CriterionName.kl_per_dimension in failed:
-        return Diagnosis.posterior_collapse
-    if CriterionName.accuracy_in_range in failed:
-        is_below = evidence.epochs[-1].train_pixel_accuracy < evidence.limits.min_accuracy
-        return Diagnosis.over_painted if is_below else Diagnosis.out_of_range
-    if failed & {CriterionName.stable, CriterionName.loss_decreases}:
-        return Diagnosis.unstable
-    is_open = CriterionStatus.no_data in statuses.values()
+    failed = [f.diagnosis for f in findings if f.status is CriterionStatus.failed and f.diagnosis]
+    if failed:
+        return min(failed, key=list(Diagnosis).index)
+    is_open = any(finding.status is CriterionStatus.no_data for finding in findings)
     return Diagnosis.undecided if is_open else Diagnosis.healthy
 
 

@@ -21,13 +21,13 @@ class UTCDateTime(TypeDecorator[datetime]):
 
 
 class EnumText(TypeDecorator[StrEnum]):
-    """Members of an enum as plain text, for a column that has no CHECK."""
+    """Members of an enum as text without a CHECK: it gets new members without a migration."""
 
     impl = String
     cache_ok = True
 
-    def __init__(self, values: type[StrEnum]) -> None:
-        super().__init__()
+    def __init__(self, values: type[StrEnum], *, length: int | None = None) -> None:
+        super().__init__(length)
         self.values = values
 
     def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> str | None:  # noqa: ARG002
@@ -39,6 +39,11 @@ class EnumText(TypeDecorator[StrEnum]):
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def open_text_column(values: type[StrEnum], *, length: int | None = None) -> Any:
+    """Text for an enum that grows, such as the options."""
+    return Column(EnumText(values, length=length), nullable=False)
 
 
 def text_column(values: type[StrEnum], *, nullable: bool = False) -> Any:

@@ -17,7 +17,7 @@ from sqlalchemy import (
 from sqlmodel import Field as Col
 from sqlmodel import SQLModel
 
-from server.models.columns import EnumText, UTCDateTime, job_id_column, text_column, utc_now
+from server.models.columns import UTCDateTime, job_id_column, open_text_column, text_column, utc_now
 from server.models.configuration import TrainingConfig
 from server.models.options import Option
 
@@ -87,7 +87,7 @@ class Job(SQLModel, table=True):
 
     id: str = Col(default_factory=new_job_id, primary_key=True, max_length=12)
     name: str | None = None
-    option: Option = Col(sa_column=text_column(Option))
+    option: Option = Col(sa_column=open_text_column(Option, length=20))
     quick_test: bool = False
     is_pinned: bool = False  # its checkpoints stay when space is needed
     labels: dict[str, str] = Col(
@@ -256,7 +256,7 @@ class Artifact(SQLModel, table=True):
 
     id: int | None = Col(default=None, primary_key=True)
     job_id: str = Col(sa_column=job_id_column())
-    kind: ArtifactKind = Col(sa_column=text_column(ArtifactKind))
+    kind: ArtifactKind = Col(sa_column=open_text_column(ArtifactKind, length=20))
     epoch: int
     file_name: str
     size_bytes: int
@@ -303,7 +303,7 @@ class Worker(SQLModel, table=True):
     device: str
     version: str = ""  # of Losslab
     torch_version: str = ""
-    state: WorkerState = Col(sa_column=Column(EnumText(WorkerState), nullable=False))  # reported
+    state: WorkerState = Col(sa_column=open_text_column(WorkerState))  # reported
     job_id: str | None = None
     started_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
     heartbeat_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)

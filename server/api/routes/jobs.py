@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -10,6 +11,7 @@ from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import Field, StringConstraints
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session
 
 from server.api.caching import NOT_MODIFIED, answer_tagged, is_known
 from server.api.dependencies import (
@@ -55,7 +57,8 @@ from server.judging.criteria import Thresholds
 from server.judging.histories import read_epochs, read_histories
 from server.judging.verdicts import Verdict, judge
 from server.models.options import Option
-from server.models.tables import Artifact, ArtifactKind, Job, JobStatus
+from server.models.tables import Artifact, ArtifactKind, JobStatus
+from server.settings import Settings
 
 MAX_LOG_LINES: Final = 10_000
 MAX_EVENTS: Final = 1000
@@ -82,38 +85,52 @@ def create_job(
     With `Idempotency-Key`, the same request within a day gets the same answer and creates no
     second job.
     """
+    submit = partial(_submit, request, engine=engine, settings=settings)
+    if idempotency_key is None:
+        return _send_answer(submit())
+    body = request.model_dump_json(exclude_unset=True)
+    keyed = KeyedRequest(idempotency_key, token_name=token_name, body=body)
+    answer = _find_answer(engine, keyed)
+    if answer is None:
+        try:
+            answer = submit(keyed=keyed)
+        except IntegrityError:
+            # The same request arrived twice at the same time, and the other one was stored first.
+            answer = _find_answer(engine, keyed)
+            if answer is None:
+                raise
+    return _send_answer(answer)
+
+
+def _find_answer(engine: Engine, keyed: KeyedRequest) -> Answer | None:
+    with Session(engine) as session:
+        return find_answer(session, keyed)
+
+
+def _submit(
+    request: JobRequest,
+    *,
+    engine: Engine,
+    settings: Settings,
+    keyed: KeyedRequest | None = None,
+) -> Answer:
+    """Queue the job and keep the answer to a keyed request, in one transaction."""
     job = request.make_job()
     # Before the transaction: a file may take seconds to read.
     check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
-    keyed = None
-    if idempotency_key is not None:
-        body = request.model_dump_json(exclude_unset=True)
-        keyed = KeyedRequest(idempotency_key, token_name=token_name, body=body)
-    limit = settings.max_queued_jobs
-    try:
-        answer = _submit_once(engine, job, keyed=keyed, max_queued_jobs=limit)
-    except IntegrityError:
-        # The same request arrived twice at the same time, and the other one was stored first.
-        answer = _submit_once(engine, job, keyed=keyed, max_queued_jobs=limit)
+    with write_transaction(engine) as session:
+        submit_job(session, job, max_queued_jobs=settings.max_queued_jobs)
+        answer = Answer(JobPublic.of(job).model_dump_json(), location=f"/jobs/{job.id}")
+        if keyed is not None:
+            keep_answer(session, keyed, answer)
+    return answer
+
+
+def _send_answer(answer: Answer) -> Response:
     headers = {"Location": answer.location}
     if answer.is_replayed:
         headers["Idempotency-Replayed"] = "true"
     return Response(answer.body, status_code=201, media_type="application/json", headers=headers)
-
-
-def _submit_once(
-    engine: Engine, job: Job, *, keyed: KeyedRequest | None, max_queued_jobs: int
-) -> Answer:
-    """Queue the job and store the answer, or return the stored answer, in one transaction."""
-    with write_transaction(engine) as session:
-        if keyed is not None and (answer := find_answer(session, keyed)) is not None:
-            return answer
-        submitted = submit_job(session, Job(**job.model_dump()), max_queued_jobs=max_queued_jobs)
-        public = JobPublic.of(submitted)
-        answer = Answer(public.model_dump_json(), location=f"/jobs/{submitted.id}")
-        if keyed is not None:
-            keep_answer(session, keyed, answer)
-    return answer
 
 
 @router.get(
