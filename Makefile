@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # To compile all of it takes long, and a tenth is ever imported; Python compiles that then.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
-
 help:  ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -14,14 +13,21 @@ quickstart: $(VENV)/.user  ## train options a, b and c, and compare them
 up: $(VENV)/.user  ## server and worker on SQLite, until Ctrl-C
 	$(BIN)/losslab up
 
-test: $(VENV)/.developer  ## lint, type-check and test
+check: $(VENV)/.developer  ## lint and type-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: check  ## check, and run the tests that need no browser, no container and little time
+	$(BIN)/pytest -n 2 -m 'not slow and not browser'
+
+test-python: $(VENV)/.developer  ## run all tests but those of the containers
+	$(BIN)/pytest -n 2
 
 test-docker: $(VENV)/.developer  ## build the images and use the CPU stack in a container engine
 	docker/tests/run.sh $(BIN)/python
+
+test-all: check test-python test-docker  ## check, and run all tests there are
 
 table: $(VENV)/.user  ## measure a, b and c on the full corpus, three seeds each
 	$(BIN)/python -m benchmarks.abc
@@ -45,4 +51,4 @@ $(VENV)/.developer: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(INSTALL) -e '.[worker,dev]'
 	touch $@ $(VENV)/.user
 
-.PHONY: help quickstart up test test-docker table docs clean
+.PHONY: help quickstart up check test test-python test-docker test-all table docs clean

@@ -30,14 +30,14 @@ from worker.checkpoints import save_checkpoint
 from worker.training import Trainer, TrainingState
 
 #: A job of 15 steps per epoch that saves resume points inside its epochs.
-SHORT_JOB = {"num_samples": 600, "epochs": 3, "batch_size": 32}
+SHORT_JOB = {"num_samples": 150, "epochs": 3, "batch_size": 8}
 MIDDLE_OF_EPOCH_2 = 22
 #: Short leases and short retry delays. One thread per worker on every machine, since
 #: the numbers of a training depend on how many there are.
 QUICK: dict[str, Any] = {
     "lease_seconds": 1.5,
     "heartbeat_seconds": 0.3,
-    "checkpoint_seconds": 0.05,
+    "checkpoint_seconds": 0.04,
     "retry_seconds": 0.1,
     "poll_seconds": 0.05,
     "idle_transaction_seconds": 2.0,

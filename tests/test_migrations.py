@@ -1,5 +1,6 @@
 """Data of any older version survives the upgrade, on both databases."""
 
+import shutil
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -70,7 +71,10 @@ def list_old_revisions() -> list[str]:
     return revisions[:0:-1]
 
 
-pytestmark = [BOTH_DATABASES, pytest.mark.parametrize("revision", list_old_revisions())]
+pytestmark = [
+    BOTH_DATABASES,
+    pytest.mark.parametrize("revision", list_old_revisions(), indirect=True, scope="module"),
+]
 
 
 def make_value(column: Column[Any], number: int) -> Any:
@@ -159,25 +163,56 @@ def fill(connection: Connection) -> list[Stored]:
     ]
 
 
-@pytest.fixture
-def settings(tmp_path: Path, database: str, request: pytest.FixtureRequest) -> Settings:
-    """Settings with a database that has no schema yet."""
+class Original(NamedTuple):
+    """A database as an older version leaves it, to be copied, and what it has stored there."""
+
+    settings: Settings
+    rows: list[Stored]
+
+
+@pytest.fixture(scope="module")
+def revision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def original(
+    tmp_path_factory: pytest.TempPathFactory,
+    database: str,
+    revision: str,
+    request: pytest.FixtureRequest,
+) -> Original:
     url = ""
     if database == "postgresql":
         postgres: Postgres = request.getfixturevalue("postgres")
         url = postgres.create_database()
-    return Settings(data_dir=tmp_path, database_url=url)
-
-
-@pytest.fixture
-def stored(settings: Settings, revision: str) -> list[Stored]:
-    """The rows of the older version."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("original"), database_url=url)
     engine = create_engine(settings.resolved_database_url)
     with engine.begin() as connection:
         command.upgrade(configure(connection), revision)
         rows = fill(connection)
     engine.dispose()
-    return rows
+    return Original(settings, rows)
+
+
+@pytest.fixture
+def settings(
+    tmp_path: Path, database: str, original: Original, request: pytest.FixtureRequest
+) -> Settings:
+    """Settings with a copy of the original."""
+    url = original.settings.database_url
+    if database == "postgresql":
+        postgres: Postgres = request.getfixturevalue("postgres")
+        url = postgres.create_database(template=url)
+    else:
+        shutil.copy(original.settings.data_dir / "losslab.db", tmp_path)
+    return Settings(data_dir=tmp_path, database_url=url)
+
+
+@pytest.fixture
+def stored(original: Original, settings: Settings) -> list[Stored]:
+    """What the older version leaves behind."""
+    return original.rows
 
 
 @pytest.fixture

@@ -31,6 +31,18 @@ def dataset() -> Dataset:
     return Dataset(grids[:320], grids[320:360], grids[360:])
 
 
+@pytest.fixture(scope="module")
+def whole(dataset: Dataset) -> list[EpochResult]:
+    """Three epochs that nothing interrupts."""
+    return list(make_trainer(dataset).epochs())
+
+
+@pytest.fixture(scope="module")
+def base(dataset: Dataset) -> list[tuple[float, ...]]:
+    """The curve of two epochs with nothing but the defaults."""
+    return curve(list(make_trainer(dataset, epochs=2).epochs()))
+
+
 def make_trainer(dataset: Dataset, **overrides: object) -> Trainer:
     config = TrainingConfig.model_validate({"epochs": 3, "batch_size": 32} | overrides)
     return Trainer(config, dataset, device=CPU)
@@ -76,17 +88,18 @@ def test_trainer_yields_one_result_an_epoch_and_learns(dataset: Dataset) -> None
     assert len(results[-1].val.kl_per_dimension) == 10
 
 
-def test_the_same_seed_gives_the_same_curve_and_another_seed_another(dataset: Dataset) -> None:
-    first = curve(list(make_trainer(dataset).epochs()))
+def test_the_same_seed_gives_the_same_curve_and_another_seed_another(
+    dataset: Dataset, whole: list[EpochResult]
+) -> None:
+    first = curve(whole)
     assert first == curve(list(make_trainer(dataset).epochs()))
     assert first != curve(list(make_trainer(dataset, seed=1).epochs()))
 
 
 @pytest.mark.parametrize("num_steps", [1, 7, 10, 13, 29])
 def test_a_run_resumed_after_any_step_is_the_uninterrupted_one_to_the_last_bit(
-    dataset: Dataset, num_steps: int
+    dataset: Dataset, whole: list[EpochResult], num_steps: int
 ) -> None:
-    whole = list(make_trainer(dataset).epochs())
     state = run_steps(dataset, num_steps)
     resumed = make_trainer(dataset)
     resumed.load_state(state)
@@ -222,9 +235,8 @@ def test_evaluation_is_deterministic_and_leaves_the_mode_alone(dataset: Dataset)
     ids=str,
 )
 def test_every_training_setting_changes_the_curve(
-    dataset: Dataset, override: dict[str, object]
+    dataset: Dataset, base: list[tuple[float, ...]], override: dict[str, object]
 ) -> None:
-    base = curve(list(make_trainer(dataset, epochs=2).epochs()))
     assert curve(list(make_trainer(dataset, epochs=2, **override).epochs())) != base
 
 
