@@ -204,6 +204,12 @@ def drain(settings: Settings, engine: Engine) -> None:
     work(settings, engine=engine, shutdown=threading.Event(), is_drain=True)
 
 
+def copy_settings(original: Settings, data_dir: Path) -> Settings:
+    """Settings with a copy of a data directory and its SQLite database."""
+    shutil.copytree(original.data_dir, data_dir)
+    return original.model_copy(update={"data_dir": data_dir})
+
+
 @pytest.fixture(scope="session")
 def finished(
     tmp_path_factory: pytest.TempPathFactory, make_settings: MakeSettings

@@ -4,18 +4,22 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import SubmitJob, drain
+from conftest import TINY, MakeSettings, copy_settings, drain, queue_job
 from fastapi.testclient import TestClient
 from npz_files import GRIDS, HOSTILE, make_npz
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 from stored_state import read_state
 
+from server.database.engine import open_database
 from server.files.artifacts import JobFiles
 from server.jobs import queue
+from server.models.configuration import resolve_config
+from server.models.options import Option
 from server.models.tables import Artifact, JobStatus
 from server.settings import Settings
 
@@ -91,11 +95,38 @@ def test_upload_does_not_follow_a_link_in_its_place(client: TestClient, settings
     assert target.read_bytes() == b"precious"
 
 
-@pytest.fixture
-def ran(client: TestClient, settings: Settings, engine: Engine, submit_job: SubmitJob) -> str:
-    job = submit_job(epochs=2)
+class Original(NamedTuple):
+    """A data directory to be copied, and the job that ran there."""
+
+    settings: Settings
+    job_id: str
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, make_settings: MakeSettings) -> Original:
+    settings = make_settings(tmp_path_factory.mktemp("original") / "experiments", retry_seconds=0.1)
+    engine = open_database(settings)
+    config = resolve_config(Option.b, quick_test=False, overrides=TINY | {"epochs": 2})
+    job = queue_job(engine, option=Option.b, config=config)
     drain(settings, engine)
-    return job.id
+    engine.dispose()
+    return Original(settings, job.id)
+
+
+@pytest.fixture
+def settings(
+    tmp_path: Path, make_settings: MakeSettings, request: pytest.FixtureRequest
+) -> Settings:
+    if "ran" in request.fixturenames:
+        original: Original = request.getfixturevalue("original")
+        return copy_settings(original.settings, tmp_path / "experiments")
+    return make_settings(tmp_path / "experiments", retry_seconds=0.1)
+
+
+@pytest.fixture
+def ran(original: Original) -> str:
+    """The id of a job that has run for two epochs."""
+    return original.job_id
 
 
 def list_urls(client: TestClient, job_id: str) -> list[str]:

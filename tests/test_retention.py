@@ -2,9 +2,21 @@
 
 import threading
 import time
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
-from conftest import SubmitJob, drain, open_client, read, read_artifacts
+from conftest import (
+    TINY,
+    MakeSettings,
+    SubmitJob,
+    copy_settings,
+    drain,
+    open_client,
+    queue_job,
+    read,
+    read_artifacts,
+)
 from fastapi.testclient import TestClient
 from fault_worker import wait_for
 from npz_files import GRIDS, make_npz
@@ -14,6 +26,8 @@ from server.database.engine import open_database
 from server.files.artifacts import JobFiles
 from server.jobs import queue, retention
 from server.main import create_app
+from server.models.configuration import resolve_config
+from server.models.options import Option
 from server.models.tables import ArtifactKind, FailureKind, Job, JobStatus
 from server.settings import Settings
 from worker.main import work
@@ -35,12 +49,38 @@ def limit(settings: Settings, num_bytes: int) -> Settings:
     return settings.model_copy(update={"max_storage_bytes": num_bytes})
 
 
-@pytest.fixture
-def trained(settings: Settings, engine: Engine, submit_job: SubmitJob) -> list[Job]:
-    """Two jobs of five checkpoints each, the older first."""
-    jobs = [submit_job(epochs=5), submit_job(epochs=5)]
+class Original(NamedTuple):
+    """A data directory to be copied, and the jobs that ran there."""
+
+    settings: Settings
+    jobs: list[Job]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, make_settings: MakeSettings) -> Original:
+    settings = make_settings(tmp_path_factory.mktemp("original") / "experiments", retry_seconds=0.1)
+    engine = open_database(settings)
+    config = resolve_config(Option.b, quick_test=False, overrides=TINY | {"epochs": 5})
+    jobs = [queue_job(engine, option=Option.b, config=config) for _ in range(2)]
     drain(settings, engine)
-    return jobs
+    engine.dispose()
+    return Original(settings, jobs)
+
+
+@pytest.fixture
+def settings(
+    tmp_path: Path, make_settings: MakeSettings, request: pytest.FixtureRequest
+) -> Settings:
+    if "trained" in request.fixturenames:
+        original: Original = request.getfixturevalue("original")
+        return copy_settings(original.settings, tmp_path / "experiments")
+    return make_settings(tmp_path / "experiments", retry_seconds=0.1)
+
+
+@pytest.fixture
+def trained(original: Original) -> list[Job]:
+    """Two jobs of five checkpoints each, the older first."""
+    return original.jobs
 
 
 def test_oldest_checkpoints_go_until_the_rest_fits(
