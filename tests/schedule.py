@@ -11,27 +11,30 @@ from xdist.scheduler import LoadScopeScheduling
 
 #: From the longest on; all others take a few seconds.
 LONG_GROUPS = (
-    "test_browser",
     "test_cli",
+    "test_faults-postgresql",
+    "test_browser",
     "test_job_page",
     "test_faults-sqlite",
-    "test_faults-postgresql",
     "test_outages",
     "test_contract",
     "test_training",
     "test_hostile_requests",
-    "test_hostile_files",
     "test_runner",
-    "test_comparison_page",
+    "test_hostile_files",
     "test_competition-sqlite",
     "test_competition-postgresql",
-    "test_operations",
-    "test_retention",
+    "test_comparison_page",
     "test_job_states-sqlite",
     "test_job_states-postgresql",
+    "test_operations",
     "test_events",
-    "test_api",
+    "test_retention",
     "test_security",
+    "test_api",
+    "test_migrations",
+    "test_pages",
+    "test_job_list",
 )
 #: Files whose fixtures take long for either database, and which are two groups therefore.
 DIVIDED = ("test_faults", "test_competition", "test_job_states")

@@ -52,7 +52,6 @@ def test_corpus_with_a_broken_cache_is_generated_again(settings: Settings) -> No
 def test_corpus_that_cannot_be_cached_is_still_used(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings.data_dir.mkdir(parents=True)
     settings.cache_dir.write_text("a file where the folder should be")
     assert len(load(settings, num_samples=200).train) == 160
     assert "not kept" in caplog.text
