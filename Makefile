@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # To compile all of it takes long, and a tenth is ever imported; Python compiles that then.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+
 help:  ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -17,17 +18,18 @@ check: $(VENV)/.developer  ## lint and type-check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy docs/generate.py
 
 test: check  ## check, and run the tests that need no browser, no container and little time
 	$(BIN)/pytest -n 2 -m 'not slow and not browser'
 
-test-python: $(VENV)/.developer  ## run all tests but those of the containers
+test-python: $(VENV)/.developer  ## run every test except those of the containers
 	$(BIN)/pytest -n 2
 
 test-docker: $(VENV)/.developer  ## build the images and use the CPU stack in a container engine
 	docker/tests/run.sh $(BIN)/python
 
-test-all: check test-python test-docker  ## check, and run all tests there are
+test-all: check test-python test-docker  ## check, and run every test
 
 table: $(VENV)/.user  ## measure a, b and c on the full corpus, three seeds each
 	$(BIN)/python -m benchmarks.abc

@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 from urllib.parse import quote
 
 import httpx
 
-from server.errors import BAD_INPUT, FAILED, LosslabError
+from server.errors import LosslabError
 
 Json = dict[str, Any]
 ReportFormat = Literal["html", "md", "curves"]
@@ -37,7 +36,6 @@ class RequestError(LosslabError):
     def __init__(self, status: int, problem: Json) -> None:
         self.status = status
         self.problem = problem
-        self.exit_code = BAD_INPUT if status == HTTPStatus.UNPROCESSABLE_ENTITY else FAILED
         super().__init__(_describe(problem))
 
 

@@ -19,6 +19,8 @@ import pytest
 from forks import Fork
 from typer.testing import CliRunner
 
+from server.api.queries import MAX_PAGE_SIZE
+from server.cli import arguments
 from server.cli.main import app
 from server.models.options import Option
 
@@ -155,6 +157,10 @@ def test_help_imports_nothing_slow() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"fastapi", "sqlmodel", "httpx", "matplotlib", "numpy", "torch"} & set(loaded)
+
+
+def test_as_many_jobs_are_listed_as_a_page_of_the_api_has() -> None:
+    assert arguments.MAX_JOBS == MAX_PAGE_SIZE
 
 
 def test_option_names_are_the_options() -> None:

@@ -11,6 +11,8 @@ from server.models.options import Option
 
 Pairs = list[str] | None
 
+#: The largest page of the API, whose module takes too long to import here.
+MAX_JOBS: Final = 100
 _OWN_OPTIONS: Final = {"option", "quick_test", "name", "metadata"}
 
 DataDir = Annotated[

@@ -153,7 +153,9 @@ def jobs(
     status: Annotated[str | None, typer.Option(help="Only jobs with this status.")] = None,
     option: Annotated[Option | None, typer.Option(help="Only jobs with this option.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs with this name.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=1, max=arg.MAX_JOBS, help="Maximum number of jobs.")
+    ] = 20,
     as_json: arg.AsJson = False,
 ) -> None:
     """List jobs, newest first."""
