@@ -210,3 +210,11 @@ def test_measuring_again_rewrites_the_shown_results(
     assert "<!-- abc -->\n\n| newer |\n\n<!-- /abc -->" in page.read_text()
     assert page.read_text().startswith("# Results")
     assert "## Speed" in page.read_text()
+
+
+def test_compose_files_pass_every_setting_that_a_container_can_have() -> None:
+    described = (ROOT / "docker" / "compose.base.yml").read_text()
+    # Set in the images, or of a package that they do not have.
+    fixed = {"data_dir", "host", "port", "wandb_project"}
+    names = {f"LOSSLAB_{name.upper()}:" for name in Settings.model_fields if name not in fixed}
+    assert [name for name in sorted(names) if name not in described] == []
