@@ -175,7 +175,7 @@ class _Main:
             self._call()
             self._code = 0
         except SystemExit as ending:
-            is_message = not isinstance(ending.code, int | None)
+            is_message = isinstance(ending.code, str)
             self._code = 1 if is_message else int(ending.code or 0)
             raise
 

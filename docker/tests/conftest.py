@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from stack import COMPOSE, Stack, make_environment
+from stack import COMPOSE, SHORT, Stack, make_environment
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +26,6 @@ def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def finished(stack: Stack) -> str:
     """A job that has run."""
-    job_id = stack.post(name="first")
+    job_id = stack.post(name="first", **SHORT)
     assert stack.wait(job_id)["status"] == "succeeded"
     return job_id

@@ -70,4 +70,4 @@ download=$!
 docker/tests/stand_ins.sh python:3.11-slim-bookworm postgres:17-bookworm
 wait $download || fail "what the images hold cannot be downloaded"
 # -s shows the sizes and times that are measured.
-"$python" -m pytest -x -v -s -p no:cacheprovider docker/tests/test_{stack,backup,compose}.py
+"$python" -m pytest -x -v -s --durations=12 -p no:cacheprovider docker/tests/test_{stack,backup,compose}.py

@@ -18,7 +18,10 @@ COMPOSE = (
     if subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
     else ["docker-compose"]
 )
+#: Its epochs leave time to break something meanwhile.
 TINY = {"option": "b", "quick_test": True, "num_samples": 2000}
+#: For a job that shall only end.
+SHORT = {"num_samples": 400, "epochs": 1}
 
 Json = dict[str, Any]
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stack import ROOT, Stack
+from stack import ROOT, SHORT, Stack
 
 # A second worker service, as in the documentation's example for a second GPU.
 SECOND_WORKER = f"""
@@ -99,7 +99,7 @@ def test_restore_brings_back_what_was_saved_and_starts_what_ran(
     wide_stack: Stack, backup_dir: Path, training: str
 ) -> None:
     saved = wide_stack.read_everything()
-    later = wide_stack.post(epochs=1, name="after the backup")
+    later = wide_stack.post(**SHORT, name="after the backup")
     assert wide_stack.wait(later)["status"] == "succeeded"
     running = wide_stack.list_running()
     wide_stack.run("docker/restore.sh", str(backup_dir), *wide_stack.options)
@@ -120,5 +120,5 @@ def test_backup_restores_everything_on_an_empty_machine(wide_stack: Stack, tmp_p
     wide_stack.run("docker/restore.sh", str(tmp_path), *wide_stack.options)
     wide_stack.wait_until_ready()
     assert wide_stack.read_everything() == before
-    job_id = wide_stack.post(epochs=1)
+    job_id = wide_stack.post(**SHORT)
     assert wide_stack.wait(job_id)["status"] == "succeeded"

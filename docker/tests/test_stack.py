@@ -69,7 +69,7 @@ def test_job_is_trained_and_its_picture_and_verdict_are_served(stack: Stack, fin
 
 def test_job_can_be_posted_from_within_the_stack(stack: Stack) -> None:
     command = ["exec", "-T", "server", "losslab", "submit", "--option", "b", "--quick-test"]
-    output = stack.compose(*command, "--num-samples", "2000", "--epochs", "1", "--wait")
+    output = stack.compose(*command, "--num-samples", "400", "--epochs", "1", "--wait")
     (newest, *_) = stack.http.get("/jobs").json()["data"]
     assert newest["id"] in output
     assert newest["status"] == "succeeded"
