@@ -20,6 +20,8 @@ MAX_PAGE_SIZE: Final = 100
 _LABELS: Final = TypeAdapter(Labels)
 _LABEL_PARAMETER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 _OPTION: Final = f"(?:{'|'.join(Option)})"
+#: Enough for all of them, with spaces.
+_MAX_OPTIONS_LENGTH: Final = 3 * len(",".join(Option)) + 5
 # Only for the API's description; `_parse_options` checks, and says which name is wrong.
 _OPTIONS_PATTERN: Final = rf"^( *{_OPTION} *(, *{_OPTION} *)*)?$"
 
@@ -76,7 +78,7 @@ class ComparisonQuery(Thresholds):
     job_id: list[str] = Field(default_factory=list, max_length=MAX_COMPARED_JOBS)
     options: str = Field(
         default="",
-        max_length=1000,
+        max_length=_MAX_OPTIONS_LENGTH,
         description="`a,b,c` takes the newest succeeded job of each",
         examples=["a,b,c"],
         json_schema_extra={"pattern": _OPTIONS_PATTERN},

@@ -21,7 +21,7 @@ from server.jobs.records import read_artifacts
 from server.judging.criteria import Thresholds
 from server.judging.histories import read_epochs
 from server.judging.verdicts import judge
-from server.models.tables import ArtifactKind, EpochMetrics, Job, JobEvent, JobStatus
+from server.models.tables import ArtifactKind, EpochMetrics, EventKind, Job, JobEvent, JobStatus
 
 NUM_EVENTS = 100
 NUM_LOG_LINES = 100
@@ -98,6 +98,8 @@ def _draw(
     """The page's drawing data, and the id of the newest event, after which the stream starts."""
     return draw_job(epochs) | {
         "num_dimensions": job.training_config.latent_dim,
+        "event_kinds": list(dict.fromkeys([*map(str, EventKind), *map(str, ArtifactKind)])),
+        "file_kinds": list(ArtifactKind),
         "after": events[0].id if events else 0,
         "thresholds": Thresholds().model_dump(),
     }

@@ -129,14 +129,12 @@
   function listen() {
     if (stream) return;
     stream = new EventSource(`/jobs/${jobId}/events?after=${lastEvent}`);
-    const kinds = "queued running paused succeeded failed cancelled cancel_requested pause_requested";
-    const quiet = ["checkpoint", "reconstruction"];
-    for (const kind of [...kinds.split(" "), "resumed", "epoch", ...quiet, "warning"]) {
+    for (const kind of drawing.event_kinds) {
       stream.addEventListener(kind, (message) => {
         lastEvent = Number(message.lastEventId);
         const event = JSON.parse(message.data);
         if (kind === "epoch") addEpoch(event.data);
-        else if (!quiet.includes(kind)) Losslab.announce(`${event.kind}: ${event.message}`);
+        else if (!drawing.file_kinds.includes(kind)) Losslab.announce(`${event.kind}: ${event.message}`);
         refreshSoon();
       });
     }
