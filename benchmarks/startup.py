@@ -43,7 +43,7 @@ TARGETS = {
 PACKAGES = ("losslab", "torch", "fastapi", "sqlmodel")
 PAUSE_SECONDS = 0.005
 GIVE_UP_SECONDS = 60.0
-LOSSLAB = (sys.executable, "-c", "from server.cli import app; app()")
+LOSSLAB = (sys.executable, "-c", "from server.cli.main import app; app()")
 #: The worker as in `python -m worker`, until its first step is done; prints that time last.
 FIRST_STEP = """
 import gc, os, time
