@@ -9,11 +9,11 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, SQLModel
 
-from server.database.engine import SCHEMA_REVISION, open_database, write_transaction
+from server.database.engine import SCHEMA_REVISION, open_database, upgrade, write_transaction
 from server.models.options import Option
 from server.models.tables import Job
 from server.settings import Settings
@@ -126,3 +126,34 @@ def test_database_url_gets_its_driver(url: str, resolved: str) -> None:
 def test_default_is_sqlite_in_the_data_directory(tmp_path: Path) -> None:
     url = Settings(data_dir=tmp_path).resolved_database_url
     assert url == f"sqlite:///{tmp_path}/losslab.db"
+
+
+def test_schema_is_upgraded_where_sqlite_protects_the_text_of_its_tables(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'old.db'}")
+    with engine.begin() as connection:
+        upgrade(connection, revision="0004")
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        driver.set_authorizer(
+            lambda action, table, *_rest: (
+                sqlite3.SQLITE_DENY
+                if (action, table) == (sqlite3.SQLITE_UPDATE, "sqlite_master")
+                else sqlite3.SQLITE_OK
+            )
+        )
+        upgrade(connection, revision="head")
+        driver.set_authorizer(None)
+    with engine.connect() as connection:
+        version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        job = connection.exec_driver_sql(
+            "SELECT sql FROM sqlite_master WHERE name = 'job'"
+        ).scalar()
+    engine.dispose()
+    assert version == SCHEMA_REVISION
+    assert "CHECK (option IN" in str(job)
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "job.option keeps its CHECK",
+        "artifact.kind keeps its CHECK",
+    ]
