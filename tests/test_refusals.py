@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 from conftest import BOTH_DATABASES, open_client, problem
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from server.api.problems import install_problem_handlers
+from server.errors import LosslabError
 from server.main import create_app
 from server.settings import Settings
 
@@ -121,3 +124,23 @@ def test_full_queue_is_answered_429(settings: Settings) -> None:
     with open_client(create_app(small)) as client:
         client.post("/jobs", json={"option": "a"})
         problem(client.post("/jobs", json={"option": "a"}), 429)
+
+
+def test_api_without_a_dashboard_answers_problems_on_every_path() -> None:
+    app = FastAPI()
+    install_problem_handlers(app)
+    with open_client(app) as client:
+        assert problem(client.get("/ui/nowhere"), 404)["title"] == "Not Found"
+
+
+def test_error_that_is_not_meant_for_clients_is_a_fault_with_a_request_id(
+    app: FastAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.get("/broken")
+    def break_down() -> None:
+        raise LosslabError("a secret of the server")
+
+    with open_client(app) as client:
+        answer = problem(client.get("/broken"), 500)
+    assert "secret" not in str(answer)
+    assert f"request {answer['request_id']} failed" in caplog.messages

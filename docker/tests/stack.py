@@ -20,7 +20,7 @@ COMPOSE = (
 )
 #: Its epochs leave time to break something meanwhile.
 TINY = {"option": "b", "quick_test": True, "num_samples": 2000}
-#: For a job that shall only end.
+#: For a job that only has to end.
 SHORT = {"num_samples": 400, "epochs": 1}
 
 Json = dict[str, Any]

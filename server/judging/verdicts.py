@@ -1,7 +1,7 @@
 """Verdicts: the overall result of a job's criteria. Computed on request and never stored."""
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -100,7 +100,7 @@ class VerdictCache:
         return verdicts
 
 
-def _decide(job: Job, findings: Iterable[Finding]) -> Outcome:
+def _decide(job: Job, findings: Collection[Finding]) -> Outcome:
     statuses = {finding.status for finding in findings}
     if not job.status.is_terminal:
         return Outcome.undecided
@@ -110,7 +110,7 @@ def _decide(job: Job, findings: Iterable[Finding]) -> Outcome:
     return Outcome.undecided if CriterionStatus.no_data in statuses else Outcome.success
 
 
-def _diagnose(evidence: Evidence, findings: Iterable[Finding]) -> Diagnosis:
+def _diagnose(evidence: Evidence, findings: Collection[Finding]) -> Diagnosis:
     """The most serious of what the failed criteria say about the model."""
     if evidence.job.failure_kind == FailureKind.numeric:
         return Diagnosis.diverged
