@@ -28,7 +28,7 @@ from server.jobs.submission import new_job, submit_job
 from server.judging.histories import read_epochs
 from server.judging.verdicts import judge
 from server.models.configuration import resolve_config
-from server.models.options import Option
+from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import Job
 from server.settings import Settings
 
@@ -50,7 +50,7 @@ def main() -> None:
                 session,
                 new_job(
                     resolve_config(
-                        option,
+                        OPTIONS[option].config,
                         quick_test=True,
                         overrides={"seed": seed, "num_samples": arguments.num_samples},
                     ),
@@ -80,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=Path, default=REPOSITORY / "experiments" / "abc")
     parser.add_argument("--num-samples", type=int, default=100_000)
-    parser.add_argument("--options", type=Option, nargs="+", default=list(Option))
+    parser.add_argument("--options", type=BuiltInOption, nargs="+", default=list(BuiltInOption))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1, help="workers that share the cores")
     parser.add_argument("--results", default=SHOWN_RESULTS, help="name of the file in results/")

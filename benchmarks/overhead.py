@@ -25,7 +25,7 @@ from server.files.artifacts import JobFiles
 from server.jobs import queue
 from server.jobs.submission import new_job, submit_job
 from server.models.configuration import TrainingConfig, resolve_config
-from server.models.options import Option
+from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import ArtifactKind, Job
 from server.settings import Settings, count_cores
 from worker import runner
@@ -105,7 +105,7 @@ def parse_arguments() -> argparse.Namespace:
 def resolve_quick_test() -> TrainingConfig:
     # 8 of 10 grids are for training.
     overrides = {"num_samples": NUM_GRIDS * 10 // 8}
-    return resolve_config(Option.b, quick_test=True, overrides=overrides)
+    return resolve_config(OPTIONS[BuiltInOption.b].config, quick_test=True, overrides=overrides)
 
 
 def measure_parts(
@@ -205,7 +205,9 @@ def train_bare(config: TrainingConfig, dataset: Dataset) -> float:
 
 def run_whole_job(engine: Engine, *, settings: Settings) -> None:
     with write_transaction(engine) as session:
-        wanted = new_job(resolve_quick_test(), option=Option.b, quick_test=True, name="benchmark")
+        wanted = new_job(
+            resolve_quick_test(), option=BuiltInOption.b, quick_test=True, name="benchmark"
+        )
         submitted = submit_job(session, wanted)
     job: Job | None = queue.claim(engine, worker_id=WORKER_ID, lease_seconds=settings.lease_seconds)
     assert job is not None

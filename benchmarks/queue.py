@@ -40,7 +40,7 @@ from server.jobs import queue, workers
 from server.jobs.leases import Lease
 from server.jobs.submission import new_job, submit_job
 from server.models.configuration import TrainingConfig
-from server.models.options import Option
+from server.models.options import BuiltInOption
 from server.models.tables import EventKind, Job, JobEvent, Worker, WorkerState
 from server.settings import Settings
 
@@ -267,7 +267,7 @@ def read_job(engine: Engine, job_id: str) -> Job:
 
 def submit(engine: Engine, config: TrainingConfig | None = None) -> Job:
     with write_transaction(engine) as session:
-        return submit_job(session, new_job(config or TrainingConfig(), option=Option.b))
+        return submit_job(session, new_job(config or TrainingConfig(), option=BuiltInOption.b))
 
 
 def register(engine: Engine) -> str:

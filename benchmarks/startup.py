@@ -27,7 +27,7 @@ from benchmarks.machine import REPOSITORY, describe_machine, write_results
 from server.database.engine import open_database, write_transaction
 from server.jobs.submission import new_job, submit_job
 from server.models.configuration import TrainingConfig, resolve_config
-from server.models.options import Option
+from server.models.options import OPTIONS, BuiltInOption
 from server.settings import Settings
 from worker.atomic import generate_atomic
 from worker.data import load_dataset
@@ -154,9 +154,9 @@ def wait_for(url: str, *, process: subprocess.Popen[Any]) -> None:
 
 def time_first_step(engine: Engine, *, environment: dict[str, str]) -> float:
     """Seconds from the start of the process, with a queued job of 80,000 training grids."""
-    config = resolve_config(Option.b, quick_test=True, overrides={})
+    config = resolve_config(OPTIONS[BuiltInOption.b].config, quick_test=True, overrides={})
     with write_transaction(engine) as session:
-        job = submit_job(session, new_job(config, option=Option.b, quick_test=True))
+        job = submit_job(session, new_job(config, option=BuiltInOption.b, quick_test=True))
     started = time.perf_counter()
     command = [sys.executable, "-c", FIRST_STEP, "--job", job.id]
     subprocess.run(command, env=environment, cwd=REPOSITORY, check=True, capture_output=True)

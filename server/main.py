@@ -20,7 +20,7 @@ from server.api.event_feed import EventFeed
 from server.api.limits import MAX_BODY_BYTES, Deadlines, HeaderLimit, RateLimit
 from server.api.monitoring import RequestLog, StoreCollector
 from server.api.problems import install_problem_handlers
-from server.api.routes import comparisons, datasets, jobs, operations
+from server.api.routes import comparisons, datasets, jobs, operations, options
 from server.api.security import Authentication, SameOrigin, ask_for_token, find_allowed_hosts
 from server.dashboard.presentation import install_dashboard
 from server.database.engine import open_database
@@ -78,7 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.registry = registry
     app.state.verdict_cache = VerdictCache()
     install_problem_handlers(app)
-    for routes in (jobs, comparisons, datasets, operations):
+    for routes in (jobs, options, comparisons, datasets, operations):
         app.include_router(routes.router)
     install_dashboard(app)
     return app

@@ -24,7 +24,7 @@ from server.jobs.submission import new_job
 from server.jobs.submission import submit_job as submit_job_in
 from server.main import create_app
 from server.models.configuration import TrainingConfig, resolve_config
-from server.models.options import Option
+from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import Artifact, EpochMetrics, Job
 from server.settings import Settings
 from worker.main import work
@@ -119,8 +119,8 @@ def submit_job(engine: Engine) -> SubmitJob:
     """Queue a tiny job; keyword arguments override its configuration."""
 
     def submit(option: str = "b", *, priority: int = 0, **overrides: Any) -> Job:
-        config = resolve_config(Option(option), quick_test=False, overrides=TINY | overrides)
-        return queue_job(engine, option=Option(option), config=config, priority=priority)
+        config = resolve_config(OPTIONS[BuiltInOption(option)].config, overrides=TINY | overrides)
+        return queue_job(engine, option=BuiltInOption(option), config=config, priority=priority)
 
     return submit
 

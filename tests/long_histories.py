@@ -13,7 +13,7 @@ from sqlmodel import col
 from server.database.engine import open_database
 from server.models.columns import utc_now
 from server.models.configuration import resolve_config
-from server.models.options import Option
+from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import EpochMetrics, Job, JobStatus
 from server.settings import Settings
 
@@ -25,9 +25,9 @@ def fill_database(data_dir: Path, *, num_jobs: int, num_epochs: int) -> list[str
     engine = open_database(Settings(data_dir=data_dir))
     job_ids = []
     for seed in range(num_jobs):
-        option = list(Option)[seed % len(Option)]
+        option = list(BuiltInOption)[seed % len(BuiltInOption)]
         overrides = {"epochs": num_epochs, "seed": seed}
-        config = resolve_config(option, quick_test=False, overrides=overrides)
+        config = resolve_config(OPTIONS[option].config, overrides=overrides)
         job = queue_job(engine, option=option, config=config, name=f"seed {seed}")
         job_ids.append(job.id)
     ended = {

@@ -10,7 +10,7 @@ from sqlalchemy import Column, Connection, Engine, Integer, MetaData, String, Ta
 from sqlmodel import SQLModel
 
 from server.models.configuration import resolve_config
-from server.models.options import Option
+from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import (
     Artifact,
     ArtifactKind,
@@ -66,7 +66,7 @@ def fill(engine: Engine, *, num_jobs: int, num_epochs: int) -> None:
 
 def make_job(chance: random.Random, number: int, *, num_jobs: int, num_epochs: int) -> Values:
     """The oldest is number 0; the newest wait or run."""
-    option = chance.choices(list(Option), weights=[50, 49, 1])[0]
+    option = chance.choices(list(BuiltInOption), weights=[50, 49, 1])[0]
     num_younger = num_jobs - 1 - number
     created_at = FIRST_CREATED_AT + timedelta(minutes=5 * number, seconds=chance.random())
     is_active = num_younger < NUM_ACTIVE and number >= NUM_MODELS
@@ -75,7 +75,7 @@ def make_job(chance: random.Random, number: int, *, num_jobs: int, num_epochs: i
         status = JobStatus.running if num_younger >= NUM_ACTIVE - 4 else JobStatus.queued
     elif number % 500 == NUM_MODELS:
         status = JobStatus.paused
-    config = resolve_config(option, quick_test=False, overrides={"epochs": num_epochs})
+    config = resolve_config(OPTIONS[option].config, overrides={"epochs": num_epochs})
     return {
         "id": f"{chance.getrandbits(48):012x}",
         "name": make_name(chance, number),

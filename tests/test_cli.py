@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from server.api.queries import MAX_PAGE_SIZE
 from server.cli import arguments
 from server.cli.main import app
-from server.models.options import Option
+from server.models.options import BuiltInOption
 
 COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
 TINY = ["--num-samples", "300", "--epochs", "1"]
@@ -174,7 +174,7 @@ def test_option_names_are_the_options() -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert ", ".join(f"'{option}'" for option in Option) in done.stderr
+    assert ", ".join(f"'{option}'" for option in BuiltInOption) in done.stderr
 
 
 def test_train_ends_with_pictures_log_and_verdict(run_here: RunCommand, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sqlmodel import Session, col, select
 from server.database.engine import write_transaction
 from server.jobs.submission import new_job, submit_job
 from server.models.configuration import resolve_config
-from server.models.options import Option
+from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import Job, JobEvent, JobStatus
 from server.settings import Settings
 
@@ -61,9 +61,11 @@ def claimant(settings: Settings, *, output: Path) -> Iterator[Claimant]:
 
 def submit_jobs(engine: Engine) -> list[str]:
     """In one transaction; returns their ids in order."""
-    config = resolve_config(Option.b, quick_test=False, overrides={})
+    config = resolve_config(OPTIONS[BuiltInOption.b].config, overrides={})
     with write_transaction(engine) as session:
-        jobs = [submit_job(session, new_job(config, option=Option.b)) for _ in range(NUM_JOBS)]
+        jobs = [
+            submit_job(session, new_job(config, option=BuiltInOption.b)) for _ in range(NUM_JOBS)
+        ]
         return sorted(job.id for job in jobs)
 
 

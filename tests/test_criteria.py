@@ -11,7 +11,7 @@ from server.judging.criteria import Criterion, CriterionStatus, Diagnosis, Thres
 from server.judging.ranking import find_differences, rank
 from server.judging.verdicts import Outcome, judge
 from server.models.columns import utc_now
-from server.models.options import Option
+from server.models.options import BuiltInOption
 from server.models.tables import EpochMetrics, FailureKind, Job, JobStatus
 
 NAN = math.nan
@@ -20,7 +20,7 @@ PASSED, FAILED, NO_DATA = CriterionStatus.passed, CriterionStatus.failed, Criter
 
 def make_job(status: JobStatus = JobStatus.succeeded, *, epochs: int = 3, **values: Any) -> Job:
     config = {"epochs": epochs} | values.pop("config", {})
-    option = values.pop("option", Option.b)
+    option = values.pop("option", BuiltInOption.b)
     return Job(option=option, config=config, status=status, **values)
 
 
@@ -271,7 +271,7 @@ def test_senseless_thresholds_are_refused(limits: dict[str, float]) -> None:
 
 def test_rank_is_by_criteria_then_iou_then_age_and_recommends_the_first_success() -> None:
     now = utc_now()
-    collapsed = make_job(id="aaaaaaaaaaaa", option=Option.a, val_foreground_iou=0.9)
+    collapsed = make_job(id="aaaaaaaaaaaa", option=BuiltInOption.a, val_foreground_iou=0.9)
     good = make_job(id="bbbbbbbbbbbb", val_foreground_iou=0.2, created_at=now)
     better = make_job(id="cccccccccccc", val_foreground_iou=0.3)
     twin = make_job(
@@ -299,7 +299,7 @@ def test_recommendation_counts_the_others_that_passed(num_jobs: int, words: str)
 
 
 def test_without_a_success_the_reason_says_what_the_best_missed() -> None:
-    job = make_job(option=Option.a)
+    job = make_job(option=BuiltInOption.a)
     result = rank([(job, judge(job, history(**BLACK)))])
     assert result.recommendation is None
     assert "not_mode_collapsed" in result.reason
@@ -313,7 +313,7 @@ def test_jobs_under_way_are_named_as_the_reason() -> None:
 
 
 def test_differences_are_the_settings_that_differ() -> None:
-    first = make_job(id="a" * 12, option=Option.a, config={"beta": 1.0, "seed": 1})
+    first = make_job(id="a" * 12, option=BuiltInOption.a, config={"beta": 1.0, "seed": 1})
     second = make_job(id="b" * 12, config={"beta": 2.0, "seed": 1})
     assert find_differences([first, second]) == {
         "option": {"a" * 12: "a", "b" * 12: "b"},

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, SQLModel
 
 from server.database.engine import SCHEMA_REVISION, open_database, upgrade, write_transaction
-from server.models.options import Option
+from server.models.options import BuiltInOption
 from server.models.tables import Job
 from server.settings import Settings
 
@@ -34,7 +34,7 @@ def test_expected_revision_is_the_newest_migration(engine: Engine) -> None:
 
 def test_opening_again_changes_nothing(settings: Settings, engine: Engine) -> None:
     with write_transaction(engine) as session:
-        session.add(Job(id="0" * 12, option=Option.a, config={}))
+        session.add(Job(id="0" * 12, option=BuiltInOption.a, config={}))
     again = open_database(settings)
     with Session(again) as session:
         assert session.get(Job, "0" * 12) is not None
@@ -78,7 +78,7 @@ def test_write_transaction_holds_the_write_lock_from_its_start(
 
 def test_failed_transaction_leaves_nothing(engine: Engine) -> None:
     with pytest.raises(ZeroDivisionError), write_transaction(engine) as session:
-        session.add(Job(id="0" * 12, option=Option.a, config={}))
+        session.add(Job(id="0" * 12, option=BuiltInOption.a, config={}))
         session.flush()
         raise ZeroDivisionError
     with Session(engine) as session:
@@ -143,8 +143,9 @@ def test_schema_is_upgraded_where_sqlite_protects_the_text_of_its_tables(
                 else sqlite3.SQLITE_OK
             )
         )
-        upgrade(connection, revision="head")
+        upgrade(connection, revision="0005")
         driver.set_authorizer(None)
+        upgrade(connection, revision="head")
     with engine.connect() as connection:
         version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         job = connection.exec_driver_sql(

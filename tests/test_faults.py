@@ -25,7 +25,7 @@ from server.files.artifacts import JobFiles
 from server.files.hashes import compute_sha256
 from server.jobs import queue
 from server.models.configuration import resolve_config
-from server.models.options import Option
+from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import EpochMetrics, Job, JobEvent, JobStatus, Worker
 from server.settings import Settings
 
@@ -60,8 +60,8 @@ class World(NamedTuple):
     engine: Engine
 
     def submit(self, **overrides: object) -> Job:
-        config = resolve_config(Option.b, quick_test=False, overrides=SHORT_JOB | overrides)
-        return queue_job(self.engine, option=Option.b, config=config)
+        config = resolve_config(OPTIONS[BuiltInOption.b].config, overrides=SHORT_JOB | overrides)
+        return queue_job(self.engine, option=BuiltInOption.b, config=config)
 
     def read(self, job: Job) -> Job:
         return read(self.engine, job)

@@ -19,7 +19,7 @@ from server.database.engine import open_database
 from server.files.artifacts import JobFiles
 from server.jobs import queue
 from server.models.configuration import resolve_config
-from server.models.options import Option
+from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import Artifact, JobStatus
 from server.settings import Settings
 
@@ -106,8 +106,8 @@ class Original(NamedTuple):
 def original(tmp_path_factory: pytest.TempPathFactory, make_settings: MakeSettings) -> Original:
     settings = make_settings(tmp_path_factory.mktemp("original") / "experiments", retry_seconds=0.1)
     engine = open_database(settings)
-    config = resolve_config(Option.b, quick_test=False, overrides=TINY | {"epochs": 2})
-    job = queue_job(engine, option=Option.b, config=config)
+    config = resolve_config(OPTIONS[BuiltInOption.b].config, overrides=TINY | {"epochs": 2})
+    job = queue_job(engine, option=BuiltInOption.b, config=config)
     drain(settings, engine)
     engine.dispose()
     return Original(settings, job.id)

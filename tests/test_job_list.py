@@ -13,7 +13,7 @@ from sqlmodel import Session, func, select
 from server.database.engine import write_transaction
 from server.main import create_app
 from server.models.configuration import TrainingConfig
-from server.models.options import Option
+from server.models.options import BuiltInOption
 from server.models.tables import Job, JobLabel, JobStatus
 
 pytestmark = BOTH_DATABASES
@@ -87,7 +87,7 @@ def test_pages_are_what_the_filter_keeps(laboratory: TestClient, query: Json) ->
 
 def test_jobs_of_one_instant_are_each_listed_once(client: TestClient, engine: Engine) -> None:
     labels = {"study": "x"}
-    jobs = [queue_job(engine, option=Option.a, config=TrainingConfig(), labels=labels)
+    jobs = [queue_job(engine, option=BuiltInOption.a, config=TrainingConfig(), labels=labels)
             for _ in range(5)]  # fmt: skip
     with write_transaction(engine) as session:
         for job in jobs:

@@ -16,7 +16,7 @@ from server.jobs.queue import JobStateError
 from server.jobs.submission import QueueFullError
 from server.models.columns import utc_now
 from server.models.configuration import TrainingConfig
-from server.models.options import Option
+from server.models.options import BuiltInOption
 from server.models.tables import EventKind, FailureKind, Job, JobEvent, JobStatus
 
 pytestmark = BOTH_DATABASES
@@ -68,7 +68,7 @@ def test_submitted_job_is_queued_and_on_disk(engine: Engine, submit_job: SubmitJ
     job = submit_job("b")
     stored = read(engine, job.id)
     assert stored.status is JobStatus.queued
-    assert stored.option is Option.b
+    assert stored.option is BuiltInOption.b
     assert stored.created_at.utcoffset() == timedelta(0)
     assert events(engine, job.id) == ["queued"]
 
@@ -98,7 +98,7 @@ def test_claim_of_one_job_leaves_the_others(engine: Engine, submit_job: SubmitJo
 
 
 def test_reserved_job_is_for_the_worker_that_asks_for_it(engine: Engine) -> None:
-    job = queue_job(engine, option=Option.a, config=TrainingConfig(), reserved_seconds=60)
+    job = queue_job(engine, option=BuiltInOption.a, config=TrainingConfig(), reserved_seconds=60)
     assert claim(engine) is None
     taken = queue.claim(engine, worker_id="own", lease_seconds=30, job_id=job.id)
     assert taken is not None
@@ -252,7 +252,7 @@ def test_ended_job_cannot_be_cancelled_and_a_live_one_not_deleted(
 
 def test_full_queue_refuses(engine: Engine) -> None:
     def submit() -> None:
-        queue_job(engine, option=Option.a, config=TrainingConfig(), max_queued_jobs=2)
+        queue_job(engine, option=BuiltInOption.a, config=TrainingConfig(), max_queued_jobs=2)
 
     submit()
     submit()

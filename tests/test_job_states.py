@@ -43,7 +43,7 @@ from server.jobs.listing import JobNotFoundError
 from server.jobs.queue import JobStateError
 from server.models.columns import utc_now
 from server.models.configuration import TrainingConfig
-from server.models.options import Option
+from server.models.options import BuiltInOption
 from server.models.tables import FailureKind, Job
 
 pytestmark = [BOTH_DATABASES, pytest.mark.slow]
@@ -98,7 +98,9 @@ class JobQueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.known) < MAX_JOBS)
     @rule(priority=priorities)
     def submit(self, priority: int) -> None:
-        job = queue_job(self.engine, option=Option.a, config=TrainingConfig(), priority=priority)
+        job = queue_job(
+            self.engine, option=BuiltInOption.a, config=TrainingConfig(), priority=priority
+        )
         assert job.id not in self.known
         self.known[job.id] = KnownJob(priority)
         self.check("submit", job.id)

@@ -23,7 +23,7 @@ from server.database.engine import open_database
 from server.jobs import leases, queue
 from server.jobs.leases import Lease
 from server.models.columns import utc_now
-from server.models.configuration import TrainingConfig
+from server.models.configuration import TrainingConfig, compute_config_sha256
 from server.models.tables import Artifact, EpochMetrics, Job, JobEvent, JobLabel, JobStatus, Worker
 from server.settings import Settings
 
@@ -248,9 +248,17 @@ def test_columns_that_came_later_are_as_in_a_new_row(stored: list[Stored], engin
     with Session(engine) as session:
         for row in stored:
             made = row.model()
-            later = read_row(session, row).keys() - row.values.keys() - {"id"}
+            later = read_row(session, row).keys() - row.values.keys() - {"id", "config_sha256"}
             for name in later:
                 assert read_row(session, row)[name] == getattr(made, name), name
+
+
+def test_upgrade_gives_every_job_the_identity_of_its_configuration(
+    stored: list[Stored], engine: Engine
+) -> None:
+    with Session(engine) as session:
+        for job in session.exec(select(Job)):
+            assert job.config_sha256 == compute_config_sha256(job.training_config)
 
 
 def test_upgraded_schema_is_that_of_the_models(stored: list[Stored], engine: Engine) -> None:

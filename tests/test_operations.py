@@ -33,7 +33,7 @@ from server.cli.processes import worker_environment
 from server.jobs import queue
 from server.jobs.leases import Lease
 from server.main import create_app
-from server.models.options import Option
+from server.models.options import BuiltInOption
 from server.models.tables import FailureKind, Job, JobStatus
 from server.settings import Settings, count_cores
 from server.tokens import ApiToken, TokenScope
@@ -290,7 +290,7 @@ def test_message_of_several_lines_is_one_line_of_the_log() -> None:
 
 
 def test_errors_of_the_database_quote_nothing_that_was_sent(engine: Engine) -> None:
-    job = {"id": "0" * 12, "name": "a name that stays out", "option": Option.a, "config": {}}
+    job = {"id": "0" * 12, "name": "a name that stays out", "option": BuiltInOption.a, "config": {}}
     with Session(engine) as session:
         session.add(Job(**job))
         session.commit()

@@ -23,7 +23,7 @@ from server.files.hashes import compute_sha256
 from server.jobs import queue
 from server.main import create_app
 from server.models.configuration import resolve_config
-from server.models.options import Option
+from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import FailureKind, Job, JobStatus
 from server.settings import Settings
 
@@ -37,9 +37,11 @@ OpenSettings = Callable[..., Settings]
 
 def submit(engine: Engine, **overrides: object) -> Job:
     config = resolve_config(
-        Option.b, quick_test=False, overrides=SHORT_JOB | {"checkpoint_every": 1} | overrides
+        OPTIONS[BuiltInOption.b].config,
+        quick_test=False,
+        overrides=SHORT_JOB | {"checkpoint_every": 1} | overrides,
     )
-    return queue_job(engine, option=Option.b, config=config)
+    return queue_job(engine, option=BuiltInOption.b, config=config)
 
 
 def read_numbers(engine: Engine, job: Job) -> list[dict[str, object]]:

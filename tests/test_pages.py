@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event
 
 from server.models.configuration import resolve_config
-from server.models.options import Option
+from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import JobStatus
 from server.settings import Settings
 
@@ -298,8 +298,8 @@ def test_what_a_job_cannot_do_is_told_on_a_page(client: TestClient, submit_job: 
 
 
 def test_hostile_names_are_text(client: TestClient, engine: Engine) -> None:
-    config = resolve_config(Option.a, quick_test=False, overrides=TINY)
-    job = queue_job(engine, option=Option.a, config=config, name=HOSTILE)
+    config = resolve_config(OPTIONS[BuiltInOption.a].config, overrides=TINY)
+    job = queue_job(engine, option=BuiltInOption.a, config=config, name=HOSTILE)
     paths = ("/", f"/ui/jobs/{job.id}", "/ui/compare", f"/ui/compare?job_id={job.id}")
     for path in paths:
         page = client.get(path).text

@@ -17,7 +17,7 @@ from server.judging.criteria import (
 from server.judging.verdicts import judge
 from server.models.columns import utc_now
 from server.models.configuration import BuiltInDataset, resolve_config
-from server.models.options import OPTIONS, Option
+from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import ArtifactKind
 from worker.data import SOURCES
 from worker.pictures import PICTURES
@@ -36,9 +36,9 @@ INSERT_ARTIFACT = """
 
 
 def test_every_option_has_a_preset_that_resolves() -> None:
-    assert list(OPTIONS) == list(Option)
-    for option in Option:
-        config = resolve_config(option)
+    assert list(OPTIONS) == list(BuiltInOption)
+    for option in BuiltInOption:
+        config = resolve_config(OPTIONS[option].config)
         assert config.model_dump().items() >= OPTIONS[option].config.items()
 
 

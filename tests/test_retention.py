@@ -27,7 +27,7 @@ from server.files.artifacts import JobFiles
 from server.jobs import queue, retention
 from server.main import create_app
 from server.models.configuration import resolve_config
-from server.models.options import Option
+from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import ArtifactKind, FailureKind, Job, JobStatus
 from server.settings import Settings
 from worker.main import work
@@ -60,8 +60,8 @@ class Original(NamedTuple):
 def original(tmp_path_factory: pytest.TempPathFactory, make_settings: MakeSettings) -> Original:
     settings = make_settings(tmp_path_factory.mktemp("original") / "experiments", retry_seconds=0.1)
     engine = open_database(settings)
-    config = resolve_config(Option.b, quick_test=False, overrides=TINY | {"epochs": 5})
-    jobs = [queue_job(engine, option=Option.b, config=config) for _ in range(2)]
+    config = resolve_config(OPTIONS[BuiltInOption.b].config, overrides=TINY | {"epochs": 5})
+    jobs = [queue_job(engine, option=BuiltInOption.b, config=config) for _ in range(2)]
     drain(settings, engine)
     engine.dispose()
     return Original(settings, jobs)

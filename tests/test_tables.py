@@ -13,7 +13,7 @@ from server.cli.views import comparison_view, job_view, jobs_table, welcome_text
 from server.client import RequestError
 from server.models.columns import utc_now
 from server.models.configuration import TrainingConfig
-from server.models.options import Option
+from server.models.options import BuiltInOption
 from server.models.tables import Job, JobStatus
 
 
@@ -48,7 +48,7 @@ def test_comparison_of_jobs_that_differ_in_more_than_their_loss_says_so(
 )
 def test_job_that_is_asked_to_stop_says_so(request_: str, words: str) -> None:
     job = Job(
-        option=Option.b,
+        option=BuiltInOption.b,
         config=TrainingConfig().model_dump(),
         status=JobStatus.running,
         **{f"{request_}_requested_at": utc_now()},
@@ -58,7 +58,7 @@ def test_job_that_is_asked_to_stop_says_so(request_: str, words: str) -> None:
 
 @pytest.mark.parametrize("name", [None, "baseline", "x" * 200, "many words " * 18])
 def test_each_job_of_a_list_is_one_line_whatever_its_name(name: str | None) -> None:
-    job = Job(option=Option.b, config=TrainingConfig().model_dump(), name=name)
+    job = Job(option=BuiltInOption.b, config=TrainingConfig().model_dump(), name=name)
     page = {"data": [JobPublic.of(job).model_dump(mode="json")], "has_more": False}
     last_line = show(jobs_table(page)).rstrip().splitlines()[-1]
     assert job.id in last_line

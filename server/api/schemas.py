@@ -7,13 +7,13 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
+from server.jobs.options import Option
 from server.jobs.workers import WorkerReport
 from server.judging.comparisons import Comparison
 from server.judging.ranking import Recommendation
 from server.judging.verdicts import Verdict
 from server.models.columns import utc_now
 from server.models.configuration import TrainingConfig, resolve_config
-from server.models.options import OPTIONS, Option
 from server.models.tables import (
     Artifact,
     EpochMetrics,
@@ -36,12 +36,16 @@ class JobPublic(BaseModel):
 
     id: str
     name: str | None
-    option: Option
+    option: str
     quick_test: bool
     is_pinned: bool
     metadata: dict[str, str]
     priority: int
     config: TrainingConfig
+    config_sha256: str = Field(
+        description="jobs with the same value differ only in their seeds and checkpoints"
+    )
+    study_id: str | None = Field(description="the study that queued the job")
     status: JobStatus
     phase: JobPhase | None
     progress: float = Field(description="share of all planned steps, 0 to 1")
@@ -172,16 +176,29 @@ def describe_checkpoints(
 
 
 class OptionPublic(BaseModel):
-    """A preset and what it resolves to."""
+    """A loss configuration to compare, and what it resolves to."""
 
-    option: Option
+    name: str
+    option: str = Field(description="the same as `name`", deprecated=True)
+    base: str | None = Field(description="the option from which it was derived")
+    config: TrainingConfig = Field(description="the whole configuration of a job with defaults")
+    overrides: dict[str, Any] = Field(description="the settings that differ from the base's")
     summary: str
-    config: TrainingConfig
+    is_built_in: bool
+    num_jobs: int
 
     @classmethod
-    def of(cls, option: Option) -> Self:
-        summary = OPTIONS[option].summary
-        return cls(option=option, summary=summary, config=resolve_config(option))
+    def of(cls, option: Option, *, num_jobs: int) -> Self:
+        return cls(
+            name=option.name,
+            option=option.name,
+            base=option.base,
+            config=resolve_config(option.preset),
+            overrides=dict(option.config),
+            summary=option.summary,
+            is_built_in=option.is_built_in,
+            num_jobs=num_jobs,
+        )
 
 
 class JobList(BaseModel):

@@ -7,8 +7,6 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from server.models.options import Option
-
 Pairs = list[str] | None
 
 #: The largest page of the API, whose module takes too long to import here.
@@ -21,7 +19,7 @@ DataDir = Annotated[
 Host = Annotated[str | None, typer.Option(help="Loopback address. Default: 127.0.0.1.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. Default: 8000.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-LossOption = Annotated[Option, typer.Option(help="The loss: baseline, proposed or fallback.")]
+LossOption = Annotated[str, typer.Option(help="The loss: a, b, c or an option of your own.")]
 QuickTest = Annotated[bool, typer.Option("--quick-test", help="5 epochs, each with a checkpoint.")]
 JobName = Annotated[str | None, typer.Option(help="A name for the job.")]
 Data = Annotated[str | None, typer.Option(help="atomic, arc, or the name of an .npz file.")]

@@ -23,7 +23,7 @@ from server.cli.processes import (
     stop_processes,
 )
 from server.errors import ConflictError, InvalidInputError, NotFoundError
-from server.models.options import Option
+from server.models.options import BuiltInOption
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -52,11 +52,9 @@ def train(settings: "Settings", request: Json, *, log: Path | None, on_update: O
     """
     from server.api.requests import JobRequest  # noqa: PLC0415
     from server.database.engine import open_database  # noqa: PLC0415
-    from server.files.datasets import check_dataset  # noqa: PLC0415
 
     check_worker_extra()
     wanted = JobRequest.model_validate(request)
-    check_dataset(wanted.resolve_config().dataset, datasets_dir=settings.datasets_dir)
     if log is not None and not log.absolute().parent.is_dir():
         raise InvalidInputError(f"there is no folder {log.absolute().parent} for the log")
     if settings.wandb_project and find_spec("wandb") is None:
@@ -80,7 +78,7 @@ def quickstart_service(
 
     # On a CPU, one worker per option with a share of the cores is faster than one worker with all
     # cores. A GPU is used best by a single worker.
-    num_workers = len(Option) if not has_gpu and count_cores() >= 2 else 1
+    num_workers = len(BuiltInOption) if not has_gpu and count_cores() >= 2 else 1
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with (
         (settings.data_dir / "quickstart.log").open("ab") as output,
@@ -107,7 +105,7 @@ def run_quickstart(
             priority=QUICKSTART_PRIORITY,
             **size,
         )
-        for option in Option
+        for option in BuiltInOption
     ]
     job_ids = [job["id"] for job in jobs]
     jobs = _poll(service, client=client, job_ids=job_ids, on_update=on_update)
@@ -156,11 +154,15 @@ def _run_job(
     stop: StopSignal,
     on_update: OnUpdate,
 ) -> Json:
+    from sqlmodel import Session  # noqa: PLC0415
+
     from server.database.engine import write_transaction  # noqa: PLC0415
     from server.jobs.submission import submit_job  # noqa: PLC0415
 
+    with Session(engine) as session:
+        job = wanted.make_job(session, datasets_dir=settings.datasets_dir)
     with write_transaction(engine) as session:
-        job = submit_job(session, wanted.make_job(), reserved_seconds=_RESERVED_SECONDS)
+        submit_job(session, job, reserved_seconds=_RESERVED_SECONDS)
     arguments = ["--job", job.id, *(["--log", str(log)] if log else [])]
     with tempfile.TemporaryFile() as output:
         process = start_worker(settings, *arguments, output=output)

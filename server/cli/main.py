@@ -18,7 +18,6 @@ from rich.text import Text
 from server.cli import arguments as arg
 from server.cli import local, processes, views
 from server.cli.reporting import INTERRUPTED, print_error, report_errors
-from server.models.options import Option
 
 if TYPE_CHECKING:
     from server.client import LosslabClient, ReportFormat
@@ -151,7 +150,7 @@ def submit(
 @app.command(epilog="Example: losslab jobs --status running")
 def jobs(
     status: Annotated[str | None, typer.Option(help="Only jobs with this status.")] = None,
-    option: Annotated[Option | None, typer.Option(help="Only jobs with this option.")] = None,
+    option: Annotated[str | None, typer.Option(help="Only jobs with this option.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs with this name.")] = None,
     limit: Annotated[
         int, typer.Option(min=1, max=arg.MAX_JOBS, help="Maximum number of jobs.")

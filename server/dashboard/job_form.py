@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from server.api.problems import explain_errors
 from server.api.requests import FORM, JobRequest
+from server.jobs.options import Option
 from server.models.configuration import TrainingConfig
-from server.models.options import OPTIONS, Option
+from server.models.options import BuiltInOption
 
 _SCHEMA = TrainingConfig.model_json_schema()["properties"]
 _OWN_FIELDS = ("option", "quick_test", "name", "priority")
@@ -44,26 +45,26 @@ class JobForm:
         return bool(self.values.keys() - set(_OWN_FIELDS)) or bool(self.errors)
 
 
-def fill_form(sent: Mapping[str, str]) -> JobForm:
+def fill_form(sent: Mapping[str, str], *, options: Mapping[str, Option]) -> JobForm:
     """Validate the input; an empty field takes the option's value."""
     allowed = {*_OWN_FIELDS, *TrainingConfig.model_fields}
     typed = {key: value.strip() for key, value in sent.items()}
-    values = {"option": Option.b.value} | {
+    values = {"option": BuiltInOption.b.value} | {
         key: value for key, value in typed.items() if key in allowed and value
     }
     form = JobForm(values)
     try:
         form.request = JobRequest.model_validate(values, context=FORM)
-        form.config = form.request.resolve_config()
+        option = options.get(form.request.option)
+        if option is None:
+            form.errors = {"option": f"allowed are {', '.join(options)}"}
+            return form
+        form.config = form.request.resolve_config(option.preset)
     except ValidationError as error:
         form.errors = {entry.field: entry.message for entry in explain_errors(error.errors())}
         return form
     form.changed = frozenset(form.request.model_fields_set & TrainingConfig.model_fields.keys())
     return form
-
-
-def list_options() -> list[tuple[str, str]]:
-    return [(option.value, OPTIONS[option].summary) for option in Option]
 
 
 def _describe(name: str) -> Override:

@@ -22,7 +22,7 @@ from server.models.columns import utc_now
 from server.settings import Settings
 
 #: The newest migration; finding it out would need the slow import of Alembic.
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 _MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 # An arbitrary number, the same in every Losslab process.
 _MIGRATION_LOCK = 0x1055_1AB
@@ -64,7 +64,7 @@ def open_database(settings: Settings) -> Engine:
         engine = create_engine(
             url, pool_pre_ping=True, connect_args=arguments, hide_parameters=True
         )
-    _migrate(engine)
+    _migrate(engine, datasets_dir=settings.datasets_dir)
     return engine
 
 
@@ -112,13 +112,13 @@ def _configure_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql(f"BEGIN {mode}")
 
 
-def _migrate(engine: Engine) -> None:
+def _migrate(engine: Engine, *, datasets_dir: Path) -> None:
     if _read_revision(engine) == SCHEMA_REVISION:
         return
     with engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-        upgrade(connection, revision="head")
+        upgrade(connection, revision="head", datasets_dir=datasets_dir)
 
 
 def _read_revision(engine: Engine) -> str | None:
@@ -131,8 +131,11 @@ def _read_revision(engine: Engine) -> str | None:
         return revision
 
 
-def upgrade(connection: Connection, *, revision: str) -> None:
-    """Migrate the schema to a revision, as a part of the connection's transaction."""
+def upgrade(connection: Connection, *, revision: str, datasets_dir: Path | None = None) -> None:
+    """Migrate the schema to a revision, as a part of the connection's transaction.
+
+    The uploaded data sets are a part of their jobs' identity.
+    """
     # Imported here: a start with an up-to-date schema is 0.2 s faster without it.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
@@ -140,4 +143,5 @@ def upgrade(connection: Connection, *, revision: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS_DIR))
     config.attributes["connection"] = connection
+    config.attributes["datasets_dir"] = datasets_dir
     command.upgrade(config, revision)

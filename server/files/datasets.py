@@ -20,8 +20,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from server.errors import ConflictError, InvalidInputError
-from server.files.hashes import FileVersion, read_version
-from server.models.configuration import DATASET_NAME_PATTERN, NUM_COLOURS, BuiltInDataset
+from server.files.hashes import FileVersion, find_sha256, read_version
+from server.models.configuration import NUM_COLOURS, BuiltInDataset
+from server.models.options import NAME_PATTERN
 
 MAX_GRID_SIZE: Final = 32
 MAX_DATASET_BYTES: Final = 4 * 2**30
@@ -75,10 +76,16 @@ def count_colours(*splits: Grids) -> list[int]:
     ]
 
 
-def check_dataset(name: str, *, datasets_dir: Path) -> None:
-    """Raise DatasetError unless `name` is built in or a valid file."""
-    if name not in set(BuiltInDataset):
-        read_contents(name, datasets_dir=datasets_dir)
+def check_dataset(name: str, *, datasets_dir: Path) -> str | None:
+    """The SHA-256 of an uploaded data set's file; None for a built-in one.
+
+    Raises DatasetError unless `name` is built in or a valid file.
+    """
+    if name in set(BuiltInDataset):
+        return None
+    path = find_npz(name, datasets_dir=datasets_dir)
+    _read_contents(path, read_version(path))
+    return find_sha256(path)
 
 
 def read_npz(name: str, *, datasets_dir: Path) -> dict[str, Grids]:
@@ -89,7 +96,7 @@ def read_npz(name: str, *, datasets_dir: Path) -> dict[str, Grids]:
 def list_npz(datasets_dir: Path) -> list[Path]:
     """The files of the uploaded data sets, sorted by name."""
     found = (path for path in datasets_dir.glob("*.npz") if not path.is_symlink())
-    named = (path for path in found if re.fullmatch(DATASET_NAME_PATTERN, path.stem))
+    named = (path for path in found if re.fullmatch(NAME_PATTERN, path.stem))
     return sorted((path for path in named if path.is_file()), key=lambda path: path.stem)
 
 

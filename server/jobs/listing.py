@@ -12,7 +12,6 @@ from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
 from server.errors import NotFoundError
-from server.models.options import Option
 from server.models.tables import Job, JobLabel, JobStatus
 
 
@@ -21,7 +20,7 @@ class JobFilter:
     """The conditions that listed jobs meet; an empty filter matches all jobs."""
 
     statuses: list[JobStatus] = field(default_factory=list)
-    option: Option | None = None
+    option: str | None = None
     name: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
 
@@ -52,7 +51,7 @@ def find_jobs(session: Session, job_ids: Iterable[str]) -> list[Job]:
     return [jobs[job_id] for job_id in wanted]
 
 
-def find_newest_succeeded(session: Session, option: Option) -> Job:
+def find_newest_succeeded(session: Session, option: str) -> Job:
     """The newest job of an option that succeeded. Raises NotFoundError."""
     newest = (
         select(Job)

@@ -26,7 +26,7 @@ from server.errors import ConflictError
 from server.jobs.events import add_event
 from server.jobs.leases import Lease, holding
 from server.jobs.listing import JobNotFoundError
-from server.models.configuration import TrainingConfig
+from server.models.configuration import TrainingConfig, compute_config_sha256
 from server.models.tables import EventKind, FailureKind, Job, JobPhase, JobStatus
 
 
@@ -203,7 +203,13 @@ def pause(engine: Engine, job_id: str) -> Job:
     return job
 
 
-def resume(engine: Engine, job_id: str, *, num_epochs: int | None = None) -> Job:
+def resume(
+    engine: Engine,
+    job_id: str,
+    *,
+    num_epochs: int | None = None,
+    dataset_sha256: str | None = None,
+) -> Job:
     """Queue a paused, failed or cancelled job to go on from its last valid checkpoint, or a
     succeeded one to train up to `num_epochs`.
 
@@ -218,12 +224,16 @@ def resume(engine: Engine, job_id: str, *, num_epochs: int | None = None) -> Job
             job.pause_requested_at = None
             return job
         if num_epochs is not None or job.status == JobStatus.succeeded:
-            _extend(job, num_epochs=num_epochs)
-        job.cancel_requested_at = job.pause_requested_at = job.ended_at = None
-        job.error_code = job.error_message = job.failure_kind = None
-        job.num_lost_attempts = 0
-        enqueue(session, job, message=f"resumed after epoch {job.epochs_completed} on request")
+            _extend(job, num_epochs=num_epochs, dataset_sha256=dataset_sha256)
+        _requeue_stopped(session, job)
     return job
+
+
+def _requeue_stopped(session: Session, job: Job) -> None:
+    job.cancel_requested_at = job.pause_requested_at = job.ended_at = None
+    job.error_code = job.error_message = job.failure_kind = None
+    job.num_lost_attempts = 0
+    enqueue(session, job, message=f"resumed after epoch {job.epochs_completed} on request")
 
 
 def remove(engine: Engine, job_id: str, *, delete_files: Callable[[], None] | None = None) -> None:
@@ -319,13 +329,18 @@ def _requeue(session: Session, job: Job, *, reason: str, delay: timedelta | None
     enqueue(session, job, message=message, available_at=available_at)
 
 
-def _extend(job: Job, *, num_epochs: int | None) -> None:
+def _extend(job: Job, *, num_epochs: int | None, dataset_sha256: str | None) -> None:
     if num_epochs is None or num_epochs <= job.epochs_completed:
         raise JobStateError(
             f"job {job.id} has completed {job.epochs_completed} epochs; "
             "`epochs` must be larger than that"
         )
-    config = {**job.config, "epochs": num_epochs}
-    job.config = TrainingConfig.model_validate(config).model_dump(mode="json")
+    if job.study_id is not None:
+        raise JobStateError(
+            f"job {job.id} belongs to study {job.study_id}, whose jobs train equally long"
+        )
+    config = TrainingConfig.model_validate({**job.config, "epochs": num_epochs})
+    job.config = config.model_dump(mode="json")
+    job.config_sha256 = compute_config_sha256(config, dataset_sha256=dataset_sha256)
     job.progress = job.epochs_completed / num_epochs
     job.test_metrics = None

@@ -7,8 +7,7 @@ from sqlmodel import Session
 from server.database.engine import database_now
 from server.errors import TooManyRequestsError
 from server.jobs.queue import count_queued, enqueue
-from server.models.configuration import TrainingConfig
-from server.models.options import Option
+from server.models.configuration import TrainingConfig, compute_config_sha256
 from server.models.tables import Job, JobLabel
 
 
@@ -19,16 +18,18 @@ class QueueFullError(TooManyRequestsError):
 def new_job(
     config: TrainingConfig,
     *,
-    option: Option,
+    option: str,
+    dataset_sha256: str | None = None,
     quick_test: bool = False,
     name: str | None = None,
     labels: dict[str, str] | None = None,
     priority: int = 0,
 ) -> Job:
-    """A new job, not stored yet."""
+    """A new job, not stored yet. An uploaded data set is a part of its identity."""
     return Job(
-        option=option,
+        option=str(option),
         config=config.model_dump(mode="json"),
+        config_sha256=compute_config_sha256(config, dataset_sha256=dataset_sha256),
         quick_test=quick_test,
         name=name,
         labels=labels or {},

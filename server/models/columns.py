@@ -55,3 +55,8 @@ def text_column(values: type[StrEnum], *, nullable: bool = False) -> Any:
 def job_id_column(*, primary_key: bool = False, index: bool | None = None) -> Any:
     key = ForeignKey("job.id", ondelete="CASCADE")
     return Column(String(12), key, primary_key=primary_key, index=index, nullable=False)
+
+
+def study_id_column(*, primary_key: bool = False) -> Any:
+    key = ForeignKey("study.id", ondelete="CASCADE")
+    return Column(String(12), key, primary_key=primary_key, nullable=False)

@@ -1,15 +1,20 @@
-"""The configuration of a job: all settings of its training."""
+"""The configuration of a job: all settings of its training, and its identity."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.models.options import OPTIONS, QUICK_TEST, BetaSchedule, ClassWeighting, Option
+from server.models.options import NAME_PATTERN, QUICK_TEST, BetaSchedule, ClassWeighting
 
 #: Colours of a grid; colour 0 is the background.
 NUM_COLOURS: Final = 10
-DATASET_NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+#: Settings that say which run of a configuration a job is, or only what is kept of it.
+NOT_IDENTITY: Final = ("seed", "data_seed", "checkpoint_every")
+MAX_SEED: Final = 2**31 - 1
 
 
 class BuiltInDataset(StrEnum):
@@ -24,7 +29,7 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
-    dataset: Annotated[str, Field(pattern=DATASET_NAME_PATTERN)] = Field(
+    dataset: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(
         default=BuiltInDataset.atomic.value,
         description="`atomic` (generated), `arc` (the real ARC-AGI tasks), or the name of an "
         ".npz file in the data directory's `datasets/`",
@@ -67,15 +72,44 @@ class TrainingConfig(BaseModel):
     checkpoint_every: int = Field(
         default=5, ge=1, le=1000, description="epochs between scheduled checkpoints"
     )
-    seed: int = Field(default=42, ge=0, le=2**31 - 1)
+    seed: int = Field(
+        default=42,
+        ge=0,
+        le=MAX_SEED,
+        description="of the initial weights, the order of the grids, their symmetries, the "
+        "latent noise and the grids in the pictures",
+    )
+    data_seed: int = Field(
+        default_factory=lambda validated: validated["seed"],
+        ge=0,
+        le=MAX_SEED,
+        description="of the generated grids and of the split of data that has none; by default "
+        "the same number as `seed`",
+    )
 
 
 def resolve_config(
-    option: Option, *, quick_test: bool = False, overrides: dict[str, Any] | None = None
+    preset: Mapping[str, Any],
+    *,
+    quick_test: bool = False,
+    overrides: Mapping[str, Any] | None = None,
 ) -> TrainingConfig:
-    """The option's preset, then the quick test, then the overrides.
+    """An option's preset, then the quick test, then the overrides.
 
     Raises pydantic.ValidationError.
     """
     quick = QUICK_TEST if quick_test else {}
-    return TrainingConfig.model_validate({**OPTIONS[option].config, **quick, **(overrides or {})})
+    return TrainingConfig.model_validate({**preset, **quick, **(overrides or {})})
+
+
+def compute_config_sha256(config: TrainingConfig, *, dataset_sha256: str | None = None) -> str:
+    """The identity of a configuration: jobs that share it differ only in their randomness.
+
+    SHA-256 of the canonical JSON (sorted keys, no spaces) of all settings but `NOT_IDENTITY`. The
+    hash of an uploaded data set stands in place of its name.
+    """
+    settings = config.model_dump(mode="json", exclude=set(NOT_IDENTITY))
+    if dataset_sha256 is not None:
+        settings["dataset"] = dataset_sha256
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,5 @@
-"""The tables: jobs with their labels, metrics, files and events; workers; idempotency keys."""
+"""The tables: jobs with their labels, metrics, files and events; options and studies; workers;
+idempotency keys."""
 
 import uuid
 from datetime import datetime
@@ -9,17 +10,25 @@ from pydantic import BaseModel
 from sqlalchemy import (
     JSON,
     Column,
+    ForeignKey,
     Index,
     Integer,
+    String,
     UniqueConstraint,
     text,
 )
 from sqlmodel import Field as Col
 from sqlmodel import SQLModel
 
-from server.models.columns import UTCDateTime, job_id_column, open_text_column, text_column, utc_now
+from server.models.columns import (
+    UTCDateTime,
+    job_id_column,
+    open_text_column,
+    study_id_column,
+    text_column,
+    utc_now,
+)
 from server.models.configuration import TrainingConfig
-from server.models.options import Option
 
 
 class JobStatus(StrEnum):
@@ -59,7 +68,7 @@ class FailureKind(StrEnum):
     timeout = "timeout"
 
 
-def new_job_id() -> str:
+def new_id() -> str:
     """Twelve random hex digits: short enough to type, long enough to be unique."""
     return uuid.uuid4().hex[:12]
 
@@ -77,6 +86,7 @@ class Job(SQLModel, table=True):
         Index("ix_job_option_created_at", "option", "created_at", "id"),
         Index("ix_job_option_status_created_at", "option", "status", "created_at", "id"),
         Index("ix_job_name_created_at", "name", "created_at", "id"),
+        Index("ix_job_config_sha256_created_at", "config_sha256", "created_at", "id"),
         Index(
             "ix_job_requeued",
             "num_requeues",
@@ -85,9 +95,9 @@ class Job(SQLModel, table=True):
         ),
     )
 
-    id: str = Col(default_factory=new_job_id, primary_key=True, max_length=12)
+    id: str = Col(default_factory=new_id, primary_key=True, max_length=12)
     name: str | None = None
-    option: Option = Col(sa_column=open_text_column(Option, length=20))
+    option: str = Col(max_length=64)
     quick_test: bool = False
     is_pinned: bool = False  # its checkpoints stay when space is needed
     labels: dict[str, str] = Col(
@@ -95,6 +105,8 @@ class Job(SQLModel, table=True):
     )
     priority: int = 0
     config: dict[str, Any] = Col(sa_type=JSON)
+    config_sha256: str = Col(default="", max_length=64)  # see `compute_config_sha256`
+    study_id: str | None = Col(default=None, max_length=12, index=True)  # the study that made it
 
     status: JobStatus = Col(default=JobStatus.queued, sa_column=text_column(JobStatus))
     phase: JobPhase | None = Col(default=None, sa_column=text_column(JobPhase, nullable=True))
@@ -263,6 +275,79 @@ class Artifact(SQLModel, table=True):
     sha256: str
     samples: list[dict[str, float | None]] | None = Col(default=None, sa_type=JSON)
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+
+
+class OwnOption(SQLModel, table=True):
+    """An option that a user added. It never changes: jobs and studies refer to it by its name."""
+
+    __tablename__ = "own_option"
+
+    name: str = Col(primary_key=True, max_length=64)
+    base: str = Col(max_length=64)  # the option that it was derived from
+    config: dict[str, Any] = Col(sa_type=JSON)  # the settings in which it differs from its base
+    preset: dict[str, Any] = Col(sa_type=JSON)  # those of its base and its own together
+    summary: str = ""
+    created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+
+
+class Arm(BaseModel):
+    """One configuration of a study: everything but the seed."""
+
+    name: str
+    option: str
+    config: dict[str, Any]  # complete, with the seed of the option
+    config_sha256: str
+
+
+class Study(SQLModel, table=True):
+    """Arms times seeds, judged as groups. Only `server.jobs.studies` changes it."""
+
+    __tablename__ = "study"
+    __table_args__ = (Index("ix_study_created_at_id", "created_at", "id"),)
+
+    id: str = Col(default_factory=new_id, primary_key=True, max_length=12)
+    name: str | None = None
+    labels: dict[str, str] = Col(
+        default_factory=dict, sa_column=Column("metadata", JSON, nullable=False)
+    )
+    priority: int = 0
+    quick_test: bool = False
+    arms: list[dict[str, Any]] = Col(sa_type=JSON)  # each an Arm
+    seeds: list[int] = Col(sa_type=JSON)  # queued so far, for arms that are still in
+    data_seed: int | None = None  # None: each job's own seed
+    looks: list[int] = Col(sa_type=JSON)  # numbers of seeds at which the study is judged
+    num_planned_looks: int  # the first of them; later ones were asked for afterwards
+    until_decided: bool = False  # a race
+    max_seeds: int
+    thresholds: dict[str, float] = Col(sa_type=JSON)  # those that differ from the defaults
+    reuse: bool = False
+    created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+    cancel_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    pause_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+    #: When the race ended, so that it is not looked at again.
+    decided_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
+
+    @property
+    def arm_list(self) -> list[Arm]:
+        return [Arm.model_validate(arm) for arm in self.arms]
+
+
+class StudyJob(SQLModel, table=True):
+    """The job of one arm and seed of a study. Its `job_id` is null once the job was deleted."""
+
+    __tablename__ = "study_job"
+
+    study_id: str = Col(sa_column=study_id_column(primary_key=True))
+    seed: int = Col(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    arm: int = Col(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    position: int  # of the seed in the study
+    job_id: str | None = Col(
+        default=None,
+        sa_column=Column(
+            String(12), ForeignKey("job.id", ondelete="SET NULL"), index=True, nullable=True
+        ),
+    )
+    is_reused: bool = False  # trained before the study
 
 
 class IdempotencyKey(SQLModel, table=True):

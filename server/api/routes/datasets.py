@@ -26,7 +26,8 @@ from server.files.datasets import (
     read_contents,
 )
 from server.jobs.retention import ensure_space
-from server.models.configuration import DATASET_NAME_PATTERN, BuiltInDataset
+from server.models.configuration import BuiltInDataset
+from server.models.options import NAME_PATTERN
 from server.models.tables import TERMINAL_STATUSES, Job
 from server.settings import Settings
 
@@ -41,7 +42,7 @@ _UPLOAD_BODY: Final = {
 #: An upload may take this many times as long as any other request.
 _UPLOAD_TIME_FACTOR: Final = 10
 
-NewName = Annotated[str, Path(pattern=DATASET_NAME_PATTERN)]
+NewName = Annotated[str, Path(pattern=NAME_PATTERN)]
 Name = Annotated[str, Path(max_length=64)]
 
 router = APIRouter(prefix="/datasets", tags=["datasets"], responses=PROBLEM_RESPONSES)

@@ -2,15 +2,12 @@
 
 import json
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, format_sse_event
-from pydantic import Field, StringConstraints
-from sqlalchemy import Engine
-from sqlalchemy.exc import IntegrityError
+from pydantic import Field
 from sqlmodel import Session
 
 from server.api.caching import NOT_MODIFIED, answer_tagged, is_known
@@ -24,7 +21,13 @@ from server.api.dependencies import (
     TokenNameDep,
 )
 from server.api.event_feed import EventFeed
-from server.api.idempotency import Answer, KeyedRequest, find_answer, keep_answer
+from server.api.idempotency import (
+    Answer,
+    IdempotencyKeyHeader,
+    KeyedRequest,
+    answer_once,
+    find_replay,
+)
 from server.api.problems import PROBLEM_RESPONSES
 from server.api.queries import (
     LABELS_PARAMETER,
@@ -32,7 +35,7 @@ from server.api.queries import (
     LabelsDep,
     refuse_unknown_parameters,
 )
-from server.api.requests import JobChange, JobRequest, PlainText, ResumeRequest
+from server.api.requests import JobChange, JobRequest, OptionName, PlainText, ResumeRequest
 from server.api.schemas import (
     CheckpointList,
     Event,
@@ -44,27 +47,24 @@ from server.api.schemas import (
     describe_checkpoints,
     describe_reconstructions,
 )
-from server.database.engine import write_transaction
 from server.errors import NotFoundError, TooManyRequestsError
 from server.files.artifacts import JobFiles
 from server.files.datasets import check_dataset
 from server.jobs import queue
 from server.jobs.events import read_events
 from server.jobs.listing import JobFilter, find_job, read_page
+from server.jobs.options import check_filter
 from server.jobs.records import find_artifact, read_artifacts
 from server.jobs.submission import submit_job
 from server.judging.criteria import Thresholds
 from server.judging.histories import read_epochs, read_histories
 from server.judging.verdicts import Verdict, judge
-from server.models.options import Option
 from server.models.tables import Artifact, ArtifactKind, JobStatus
-from server.settings import Settings
 
 MAX_LOG_LINES: Final = 10_000
 MAX_EVENTS: Final = 1000
 MAX_ID: Final = 2**31 - 1
 _STREAM_RESPONSE = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-IdempotencyKeyHeader = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,255}$")]
 EventId = Annotated[int, Field(ge=0, le=MAX_ID)]
 NumLines = Annotated[int, Field(ge=1, le=MAX_LOG_LINES)]
 
@@ -78,59 +78,24 @@ def create_job(
     engine: EngineDep,
     settings: SettingsDep,
     token_name: TokenNameDep,
-    idempotency_key: Annotated[IdempotencyKeyHeader | None, Header()] = None,
+    idempotency_key: IdempotencyKeyHeader = None,
 ) -> Response:
     """Queue a job. It is committed before the answer, which has its whole configuration.
 
     With `Idempotency-Key`, the same request within a day gets the same answer and creates no
     second job.
     """
-    submit = partial(_submit, request, engine=engine, settings=settings)
-    if idempotency_key is None:
-        return _send_answer(submit())
-    body = request.model_dump_json(exclude_unset=True)
-    keyed = KeyedRequest(idempotency_key, token_name=token_name, body=body)
-    answer = _find_answer(engine, keyed)
-    if answer is None:
-        try:
-            answer = submit(keyed=keyed)
-        except IntegrityError:
-            # The same request arrived twice at the same time, and the other one was stored first.
-            answer = _find_answer(engine, keyed)
-            if answer is None:
-                raise
-    return _send_answer(answer)
-
-
-def _find_answer(engine: Engine, keyed: KeyedRequest) -> Answer | None:
+    keyed = KeyedRequest.of(idempotency_key, token_name=token_name, request=request)
+    if answer := find_replay(engine, keyed):
+        return answer
     with Session(engine) as session:
-        return find_answer(session, keyed)
+        job = request.make_job(session, datasets_dir=settings.datasets_dir)
 
-
-def _submit(
-    request: JobRequest,
-    *,
-    engine: Engine,
-    settings: Settings,
-    keyed: KeyedRequest | None = None,
-) -> Answer:
-    """Queue the job and keep the answer to a keyed request, in one transaction."""
-    job = request.make_job()
-    # Before the transaction: a file may take seconds to read.
-    check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
-    with write_transaction(engine) as session:
+    def submit(session: Session) -> Answer:
         submit_job(session, job, max_queued_jobs=settings.max_queued_jobs)
-        answer = Answer(JobPublic.of(job).model_dump_json(), location=f"/jobs/{job.id}")
-        if keyed is not None:
-            keep_answer(session, keyed, answer)
-    return answer
+        return Answer(JobPublic.of(job).model_dump_json(), location=f"/jobs/{job.id}")
 
-
-def _send_answer(answer: Answer) -> Response:
-    headers = {"Location": answer.location}
-    if answer.is_replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return Response(answer.body, status_code=201, media_type="application/json", headers=headers)
+    return answer_once(engine, keyed, execute=submit)
 
 
 @router.get(
@@ -143,12 +108,14 @@ def list_jobs(
     *,
     labels: LabelsDep,
     status: Annotated[list[JobStatus] | None, Query()] = None,
-    option: Option | None = None,
+    option: OptionName | None = None,
     name: Annotated[PlainText | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = 20,
     after: Annotated[str | None, Query(description="the last id of the page before")] = None,
 ) -> JobList:
     """Newest first. A filter that is left out matches all jobs; `status` may be repeated."""
+    if option is not None:
+        check_filter(session, option)
     wanted = JobFilter(statuses=status or [], option=option, name=name or None, labels=labels)
     last = find_job(session, after) if after else None
     page = read_page(session, wanted, after=last, limit=limit + 1)
@@ -192,9 +159,9 @@ def resume_job(
     """Let a paused, failed or cancelled job go on from its last valid checkpoint, or a succeeded
     one with more `epochs`. A queued or running job is not changed."""
     # Without its data set the job would fail later.
-    check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
+    sha256 = check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
     num_epochs = request.epochs if request is not None else None
-    return JobPublic.of(queue.resume(engine, job.id, num_epochs=num_epochs))
+    return JobPublic.of(queue.resume(engine, job.id, num_epochs=num_epochs, dataset_sha256=sha256))
 
 
 @router.get("/{job_id}/metrics")

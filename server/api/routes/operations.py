@@ -1,4 +1,4 @@
-"""Routes for options, workers, health and metrics."""
+"""Routes for workers, health and metrics."""
 
 import logging
 import tempfile
@@ -14,21 +14,14 @@ from sqlmodel import Session
 from server.api.dependencies import EngineDep, SessionDep, SettingsDep
 from server.api.problems import PROBLEM_RESPONSES
 from server.api.queries import MAX_PAGE_SIZE
-from server.api.schemas import Health, OptionList, OptionPublic, Readiness, WorkerList, WorkerPublic
+from server.api.schemas import Health, Readiness, WorkerList, WorkerPublic
 from server.database.engine import OUTAGES
 from server.jobs import workers
-from server.models.options import Option
 from server.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
 router = APIRouter(tags=["operations"], responses=PROBLEM_RESPONSES)
-
-
-@router.get("/options")
-def list_options() -> OptionList:
-    """The presets, each with its whole configuration."""
-    return OptionList(data=[OptionPublic.of(option) for option in Option], has_more=False)
 
 
 @router.get("/workers")

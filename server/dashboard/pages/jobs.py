@@ -1,6 +1,6 @@
 """The first page: all jobs, the workers, and the form for a new job."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -10,18 +10,18 @@ from sqlmodel import Session
 from server.api.dependencies import EngineDep, SessionDep, SettingsDep
 from server.api.queries import MAX_PAGE_SIZE
 from server.api.schemas import JobPublic, WorkerPublic
-from server.dashboard.job_form import OVERRIDES, JobForm, fill_form, list_options
+from server.dashboard.job_form import OVERRIDES, JobForm, fill_form
 from server.dashboard.pages.job import list_actions
 from server.dashboard.pages.login import FormDep
 from server.dashboard.rendering import render_page
 from server.database.engine import write_transaction
-from server.files.datasets import DatasetError, check_dataset
+from server.files.datasets import DatasetError
 from server.jobs.listing import JobFilter, count_by_status, find_job, read_page
+from server.jobs.options import Option, read_options
 from server.jobs.submission import submit_job
 from server.jobs.workers import list_workers
 from server.judging.comparisons import MAX_COMPARED_JOBS
 from server.judging.verdicts import VerdictCache
-from server.models.options import Option
 from server.models.tables import Job, JobStatus, WorkerState
 
 PAGE_SIZE: Final = 25
@@ -50,9 +50,9 @@ def show_jobs(
 ) -> Response:
     # A form sends an empty choice as an empty text.
     chosen = [JobStatus(status)] if status in set(JobStatus) else []
-    of_option = Option(option) if option in set(Option) else None
+    options = read_options(session)
     last = find_job(session, after) if after else None
-    wanted = JobFilter(statuses=chosen, option=of_option)
+    wanted = JobFilter(statuses=chosen, option=option or None)
     page = read_page(session, wanted, after=last, limit=PAGE_SIZE + 1)
     jobs, has_more = page[:PAGE_SIZE], len(page) > PAGE_SIZE
     workers = list_workers(session, settings=settings, limit=MAX_PAGE_SIZE)
@@ -66,33 +66,38 @@ def show_jobs(
         is_first_page=not after,
         max_jobs=MAX_COMPARED_JOBS,
         status=chosen[0] if chosen else "",
-        option=of_option or "",
-        **_describe_form(fill_form({})),
+        option=option,
+        **_describe_form(fill_form({}, options=options), options=options),
     )
 
 
 @router.get("/ui/jobs/new")
-def show_form(request: Request) -> Response:
+def show_form(request: Request, *, session: SessionDep) -> Response:
     """The form with the configuration of the resulting job."""
-    form = fill_form(request.query_params)
-    return render_page("new_job.html", request, **_describe_form(form))
+    options = read_options(session)
+    form = fill_form(request.query_params, options=options)
+    return render_page("new_job.html", request, **_describe_form(form, options=options))
 
 
 @router.post("/ui/jobs")
 def post_job(
     request: Request, *, sent: FormDep, engine: EngineDep, settings: SettingsDep
 ) -> Response:
-    form = fill_form(sent)
+    with Session(engine) as session:
+        options = read_options(session)
+    form = fill_form(sent, options=options)
     if form.request is not None and not form.errors:
         try:
-            job = form.request.make_job()
-            check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
+            with Session(engine) as session:
+                job = form.request.make_job(session, datasets_dir=settings.datasets_dir)
             with write_transaction(engine) as session:
                 submit_job(session, job, max_queued_jobs=settings.max_queued_jobs)
             return RedirectResponse(f"/ui/jobs/{job.id}", status_code=303)
         except DatasetError as error:
             form.errors["dataset"] = str(error)
-    return render_page("new_job.html", request, status_code=422, **_describe_form(form))
+    return render_page(
+        "new_job.html", request, status_code=422, **_describe_form(form, options=options)
+    )
 
 
 def _add_verdicts(
@@ -105,5 +110,6 @@ def _add_verdicts(
     ]
 
 
-def _describe_form(form: JobForm) -> dict[str, Any]:
-    return {"form": form, "overrides": OVERRIDES, "options": list_options()}
+def _describe_form(form: JobForm, *, options: Mapping[str, Option]) -> dict[str, Any]:
+    choices = [(name, option.summary) for name, option in options.items()]
+    return {"form": form, "overrides": OVERRIDES, "options": choices}
