@@ -255,12 +255,21 @@ def test_level_stays_that_of_all_arms_and_planned_looks() -> None:
     assert list_out(watched.decision) == []
 
 
-def test_race_ends_at_the_look_that_leaves_one_arm() -> None:
+def test_race_ends_at_the_look_that_decides() -> None:
     results = {"a": repeat(40, 40), "b": repeat(0, 40)}
     race = decide_in_looks(results, looks=LOOKS, is_race=True)
     assert [look.num_seeds for look in race.looks] == [5]
     assert race.decision.state == DecisionState.decided
     assert len(decide_in_looks(results, looks=LOOKS).looks) == 4
+
+
+def test_race_goes_on_while_the_arm_that_is_left_has_not_passed_often_enough() -> None:
+    results = {"a": [False, *repeat(39, 39)], "b": repeat(0, 5)}
+    started = decide_in_looks(results, looks=[5], num_planned_looks=4, is_race=True).decision
+    assert (started.state, started.kept) == (DecisionState.narrowed, ["a"])
+    race = decide_in_looks(results, looks=LOOKS, is_race=True)
+    assert [look.num_seeds for look in race.looks] == [5, 10]
+    assert (race.decision.state, race.decision.arm) == (DecisionState.decided, "a")
 
 
 def test_arm_with_fewer_seeds_than_the_look_uses_what_it_has() -> None:

@@ -129,15 +129,15 @@ def decide_in_looks(
     """The decision after the `looks` that took place; True in `results` is a seed that passed.
 
     `results` has each arm's judged seeds in order of seed; a look at n uses the first n. An arm
-    that was ruled out stays out and rules out no other. In a race the looks end when one arm is
-    left. `num_planned_looks` is the number of `looks` unless more are planned. The bound on the
-    error holds for the planned looks. Raises ValueError as `decide` does, and for looks that do
-    not rise.
+    that was ruled out stays out and rules out no other. A race ends at the look that decides.
+    `num_planned_looks` is the number of `looks` unless more are planned; the bound on the error
+    holds for so many. Raises ValueError as `decide` does, and for looks that do not rise.
     """
     _check_looks(looks)
     num_looks = len(looks) or 1 if num_planned_looks is None else num_planned_looks
     level = _find_level(error, num_looks=num_looks, num_arms=len(results))
-    taken = _take_looks(results, looks, level=level, is_race=is_race)
+    stop_rate = min_pass_rate if is_race else None
+    taken = _take_looks(results, looks, level=level, stop_rate=stop_rate)
     ruled_out = [entry for look in taken for entry in look.ruled_out]
     counts = _count(results, num_seeds=taken[-1].num_seeds if taken else 0)
     decision = _conclude(counts, ruled_out, level=level, min_pass_rate=min_pass_rate)
@@ -145,17 +145,20 @@ def decide_in_looks(
 
 
 def _take_looks(
-    results: Mapping[str, Sequence[bool]], looks: Sequence[int], *, level: float, is_race: bool
+    results: Mapping[str, Sequence[bool]],
+    looks: Sequence[int],
+    *,
+    level: float,
+    stop_rate: float | None,
 ) -> list[Look]:
+    """The looks up to the one that leaves a single arm that passes often enough to stop."""
     running, taken = dict(results), list[Look]()
-    for num_seeds in looks:
-        ruled_out = _rule_out(
-            _count(running, num_seeds=num_seeds), level=level, num_seeds=num_seeds
-        )
-        taken.append(Look(num_seeds, ruled_out))
+    for look in looks:
+        ruled_out = _rule_out(_count(running, num_seeds=look), level=level, num_seeds=look)
+        taken.append(Look(look, ruled_out))
         for entry in ruled_out:
             del running[entry.arm]
-        if is_race and len(running) == 1:
+        if stop_rate is not None and _is_decided(_count(running, num_seeds=look), stop_rate):
             break
     return taken
 
@@ -231,9 +234,13 @@ def _find_state(kept: Counts, *, has_ruled_out: bool, min_pass_rate: float) -> D
         return DecisionState.no_data
     if not any(passed for passed, _ in kept.values()):
         return DecisionState.none
-    if len(kept) == 1 and _passes_often(*next(iter(kept.values())), min_pass_rate):
+    if _is_decided(kept, min_pass_rate):
         return DecisionState.decided
     return DecisionState.narrowed if has_ruled_out else DecisionState.undecided
+
+
+def _is_decided(kept: Counts, min_pass_rate: float) -> bool:
+    return len(kept) == 1 and _passes_often(*next(iter(kept.values())), min_pass_rate)
 
 
 # -- the test
