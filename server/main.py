@@ -20,16 +20,19 @@ from server.api.event_feed import EventFeed
 from server.api.limits import MAX_BODY_BYTES, Deadlines, HeaderLimit, RateLimit
 from server.api.monitoring import RequestLog, StoreCollector
 from server.api.problems import install_problem_handlers
-from server.api.routes import comparisons, datasets, jobs, operations, options
+from server.api.routes import comparisons, datasets, jobs, operations, options, studies
 from server.api.security import Authentication, SameOrigin, ask_for_token, find_allowed_hosts
 from server.dashboard.presentation import install_dashboard
 from server.database.engine import open_database
 from server.jobs import retention
 from server.jobs.reaper import Reaper
+from server.judging.studies import ResultCache
 from server.judging.verdicts import VerdictCache
+from server.races import advance_races
 from server.settings import Settings
 
 _FREE_SPACE_SECONDS = 60.0
+_RACE_SECONDS = 1.0
 
 _DESCRIPTION = """\
 Trains β-VAEs on ARC grids under three loss configurations and says, with evidence, which one
@@ -56,6 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.event_feed.run(),
             _reap(engine, settings),
             _free_space(engine, settings),
+            _race(engine, settings, cache=app.state.result_cache),
         ):
             yield
         registry.unregister(store)
@@ -77,8 +81,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.registry = registry
     app.state.verdict_cache = VerdictCache()
+    app.state.result_cache = ResultCache()
     install_problem_handlers(app)
-    for routes in (jobs, options, comparisons, datasets, operations):
+    for routes in (jobs, options, studies, comparisons, datasets, operations):
         app.include_router(routes.router)
     install_dashboard(app)
     return app
@@ -126,6 +131,17 @@ async def _reap(engine: Engine, settings: Settings) -> None:
         except SQLAlchemyError as error:
             _logger.warning("jobs of dead workers cannot be requeued: %s", error)
         await asyncio.sleep(settings.heartbeat_seconds)
+
+
+async def _race(engine: Engine, settings: Settings, *, cache: ResultCache) -> None:
+    """Queue the next looks of races until cancelled."""
+    limit = settings.max_queued_jobs
+    while True:
+        try:
+            await asyncio.to_thread(advance_races, engine, cache=cache, max_queued_jobs=limit)
+        except SQLAlchemyError as error:
+            _logger.warning("races do not go on: %s", error)
+        await asyncio.sleep(_RACE_SECONDS)
 
 
 async def _free_space(engine: Engine, settings: Settings) -> None:

@@ -16,6 +16,7 @@ LAYERS = [
     {"models"},
     {"database", "files"},
     {"jobs", "judging"},
+    {"races"},
     {"api"},
     {"dashboard"},
     {"main"},

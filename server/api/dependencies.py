@@ -11,6 +11,7 @@ from sqlmodel import Session
 from server.api.event_feed import EventFeed
 from server.files.artifacts import JobFiles
 from server.jobs.listing import find_job
+from server.judging.studies import ResultCache
 from server.models.tables import Job
 from server.settings import Settings
 
@@ -33,6 +34,12 @@ def get_event_feed(request: Request) -> EventFeed:
     return feed
 
 
+def get_result_cache(request: Request) -> ResultCache:
+    cache: ResultCache = request.app.state.result_cache
+    return cache
+
+
+ResultCacheDep = Annotated[ResultCache, Depends(get_result_cache)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 EngineDep = Annotated[Engine, Depends(get_engine)]
 EventFeedDep = Annotated[EventFeed, Depends(get_event_feed)]

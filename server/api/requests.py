@@ -2,19 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Self, get_args
+from typing import Annotated, Any, Final, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 from sqlmodel import Session
 
 from server.files.datasets import check_dataset
@@ -120,25 +110,10 @@ class JobRequest(TrainingConfig, JsonBody):
 class OptionConfig(TrainingConfig, JsonBody):
     """The settings in which an option differs from its base. Seeds belong to jobs and studies."""
 
-    @model_validator(mode="after")
-    def _refuse_seeds(self) -> Self:
-        refuse_seeds(self, "seed", "data_seed", owner="an option")
-        return self
-
-
-def refuse_seeds(config: TrainingConfig, *names: str, owner: str) -> None:
-    """Raise ValidationError for a seed where it has no meaning."""
-    sent = [name for name in names if name in config.model_fields_set]
-    if sent:
-        errors: list[InitErrorDetails] = [
-            {
-                "type": PydanticCustomError("seed", f"belongs to jobs and studies, not to {owner}"),
-                "loc": (name,),
-                "input": None,
-            }
-            for name in sent
-        ]
-        raise ValidationError.from_exception_data("config", errors)
+    @field_validator("seed", "data_seed")
+    @classmethod
+    def _refuse_seeds(cls, _value: int) -> int:
+        raise ValueError("belongs to a job or a study, not to an option")
 
 
 class OptionRequest(JsonBody):

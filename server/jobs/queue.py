@@ -12,11 +12,11 @@ paused, failed, cancelled, and succeeded with more epochs -> queued (resume)
 A worker's changes need the lease of its claim, see `server.jobs.leases`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, and_, func, or_, update
+from sqlalchemy import Engine, and_, func, insert, or_, update
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
@@ -27,7 +27,7 @@ from server.jobs.events import add_event
 from server.jobs.leases import Lease, holding
 from server.jobs.listing import JobNotFoundError
 from server.models.configuration import TrainingConfig, compute_config_sha256
-from server.models.tables import EventKind, FailureKind, Job, JobPhase, JobStatus
+from server.models.tables import EventKind, FailureKind, Job, JobEvent, JobPhase, JobStatus
 
 
 class JobStateError(ConflictError):
@@ -43,6 +43,45 @@ def enqueue(
     job.available_at = available_at
     add_event(session, job, EventKind.queued, message=message)
     notify_workers(session)
+
+
+def enqueue_all(session: Session, jobs: Sequence[Job]) -> None:
+    """Let workers claim new jobs, as part of the caller's transaction; many at once."""
+    now = database_now(session)
+    session.execute(
+        insert(JobEvent),
+        [
+            {
+                "job_id": job.id,
+                "kind": EventKind.queued,
+                "message": f"option {job.option} queued",
+                "created_at": now,
+            }
+            for job in jobs
+        ],
+    )
+    notify_workers(session)
+
+
+def cancel_all(session: Session, jobs: Iterable[Job]) -> None:
+    """Ask jobs that have not ended to stop, as `cancel` does. The caller has locked them."""
+    for job in jobs:
+        _cancel(session, job)
+
+
+def pause_all(session: Session, jobs: Iterable[Job]) -> None:
+    """Ask jobs that have not ended to pause, as `pause` does. The caller has locked them."""
+    for job in jobs:
+        _pause(session, job)
+
+
+def resume_all(session: Session, jobs: Iterable[Job]) -> None:
+    """Let stopped jobs go on, as `resume` does. The caller has locked them.
+
+    Raises JobStateError if one is about to be cancelled.
+    """
+    for job in jobs:
+        _resume(session, job)
 
 
 def count_queued(session: Session, *, job_id: str | None = None) -> int:
@@ -179,10 +218,14 @@ def cancel(engine: Engine, job_id: str) -> Job:
         if job.status in (JobStatus.succeeded, JobStatus.failed):
             raise JobStateError(f"job {job.id} has {job.status}; only a live job can be cancelled")
         if job.status != JobStatus.cancelled:
-            is_requested = job.cancel_requested_at is not None
-            job.cancel_requested_at = job.cancel_requested_at or database_now(session)
-            _stop_or_request(session, job, EventKind.cancel_requested, is_requested=is_requested)
+            _cancel(session, job)
     return job
+
+
+def _cancel(session: Session, job: Job) -> None:
+    is_requested = job.cancel_requested_at is not None
+    job.cancel_requested_at = job.cancel_requested_at or database_now(session)
+    _stop_or_request(session, job, EventKind.cancel_requested, is_requested=is_requested)
 
 
 def pause(engine: Engine, job_id: str) -> Job:
@@ -196,11 +239,15 @@ def pause(engine: Engine, job_id: str) -> Job:
         if job.status.is_terminal or job.cancel_requested_at is not None:
             state = f"is {job.status}" if job.status.is_terminal else "is being cancelled"
             raise JobStateError(f"job {job.id} {state}; only a queued or running job can pause")
-        if job.status != JobStatus.paused:
-            is_requested = job.pause_requested_at is not None
-            job.pause_requested_at = job.pause_requested_at or database_now(session)
-            _stop_or_request(session, job, EventKind.pause_requested, is_requested=is_requested)
+        _pause(session, job)
     return job
+
+
+def _pause(session: Session, job: Job) -> None:
+    if job.status != JobStatus.paused:
+        is_requested = job.pause_requested_at is not None
+        job.pause_requested_at = job.pause_requested_at or database_now(session)
+        _stop_or_request(session, job, EventKind.pause_requested, is_requested=is_requested)
 
 
 def resume(
@@ -218,18 +265,21 @@ def resume(
     """
     with write_transaction(engine) as session:
         job = _lock(session, job_id)
-        if job.status in (JobStatus.queued, JobStatus.running):
-            if job.cancel_requested_at is not None or num_epochs is not None:
-                raise JobStateError(f"job {job.id} is {job.status}; wait until it has stopped")
-            job.pause_requested_at = None
-            return job
+        is_live = job.status in (JobStatus.queued, JobStatus.running)
+        if is_live and num_epochs is not None:
+            raise JobStateError(f"job {job.id} is {job.status}; wait until it has stopped")
         if num_epochs is not None or job.status == JobStatus.succeeded:
             _extend(job, num_epochs=num_epochs, dataset_sha256=dataset_sha256)
-        _requeue_stopped(session, job)
+        _resume(session, job)
     return job
 
 
-def _requeue_stopped(session: Session, job: Job) -> None:
+def _resume(session: Session, job: Job) -> None:
+    if job.status in (JobStatus.queued, JobStatus.running):
+        if job.cancel_requested_at is not None:
+            raise JobStateError(f"job {job.id} is {job.status}; wait until it has stopped")
+        job.pause_requested_at = None
+        return
     job.cancel_requested_at = job.pause_requested_at = job.ended_at = None
     job.error_code = job.error_message = job.failure_kind = None
     job.num_lost_attempts = 0

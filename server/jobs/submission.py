@@ -48,8 +48,8 @@ def submit_job(
 
     For `reserved_seconds`, only a worker that names this job can claim it. Raises QueueFullError.
     """
-    if max_queued_jobs is not None and count_queued(session) >= max_queued_jobs:
-        raise QueueFullError(f"{max_queued_jobs} jobs wait already; try again later")
+    if max_queued_jobs is not None:
+        check_queue(session, num_jobs=1, max_queued_jobs=max_queued_jobs)
     job.created_at = database_now(session)
     session.add(job)
     session.flush()
@@ -65,3 +65,16 @@ def submit_job(
         available_at=reserved_until if reserved_seconds else None,
     )
     return job
+
+
+def check_queue(session: Session, *, num_jobs: int, max_queued_jobs: int) -> None:
+    """Raises QueueFullError if so many further jobs would be too many."""
+    num_queued = count_queued(session)
+    if num_queued + num_jobs <= max_queued_jobs:
+        return
+    if num_jobs == 1:
+        raise QueueFullError(f"{max_queued_jobs} jobs wait already; try again later")
+    raise QueueFullError(
+        f"{num_queued} jobs wait already, and with {num_jobs} more they would be above "
+        f"{max_queued_jobs} (LOSSLAB_MAX_QUEUED_JOBS); try again later"
+    )

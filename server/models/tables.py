@@ -315,6 +315,7 @@ class Study(SQLModel, table=True):
     arms: list[dict[str, Any]] = Col(sa_type=JSON)  # each an Arm
     seeds: list[int] = Col(sa_type=JSON)  # queued so far, for arms that are still in
     data_seed: int | None = None  # None: each job's own seed
+    is_data_seed_fixed: bool = False  # the request named it, so that no other data is reused
     looks: list[int] = Col(sa_type=JSON)  # numbers of seeds at which the study is judged
     num_planned_looks: int  # the first of them; later ones were asked for afterwards
     until_decided: bool = False  # a race

@@ -79,6 +79,7 @@ def _create_tables() -> None:
         sa.Column("arms", sa.JSON(), nullable=False),
         sa.Column("seeds", sa.JSON(), nullable=False),
         sa.Column("data_seed", sa.Integer(), nullable=True),
+        sa.Column("is_data_seed_fixed", sa.Boolean(), nullable=False),
         sa.Column("looks", sa.JSON(), nullable=False),
         sa.Column("num_planned_looks", sa.Integer(), nullable=False),
         sa.Column("until_decided", sa.Boolean(), nullable=False),

@@ -1,0 +1,247 @@
+"""Routes for studies: arms times seeds, judged as groups."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import ValidationError
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from server.api.dependencies import (
+    EngineDep,
+    ResultCacheDep,
+    SessionDep,
+    SettingsDep,
+    TokenNameDep,
+)
+from server.api.idempotency import (
+    Answer,
+    IdempotencyKeyHeader,
+    KeyedRequest,
+    answer_once,
+    find_replay,
+)
+from server.api.problems import PROBLEM_RESPONSES
+from server.api.queries import MAX_PAGE_SIZE, refuse_query
+from server.api.study_requests import SeedsRequest, StudyRequest
+from server.api.study_schemas import (
+    DeletedStudy,
+    PlannedArm,
+    StudyList,
+    StudyPlan,
+    StudyPublic,
+    StudySummary,
+)
+from server.database.engine import write_transaction
+from server.files.artifacts import JobFiles
+from server.jobs import queue, studies
+from server.jobs.listing import JobNotFoundError
+from server.jobs.workers import count_live
+from server.judging.criteria import Thresholds
+from server.judging.statistics import plan_looks
+from server.judging.studies import ResultCache, judge_study
+from server.models.tables import Study
+from server.settings import Settings
+
+router = APIRouter(prefix="/studies", tags=["studies"], responses=PROBLEM_RESPONSES)
+
+
+def get_study(study_id: str, session: SessionDep) -> Study:
+    return studies.find_study(session, study_id)
+
+
+StudyDep = Annotated[Study, Depends(get_study)]
+ThresholdsQuery = Annotated[Thresholds, Query()]
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=StudyPublic,
+    responses={200: {"description": "With `dry_run`: nothing is stored", "model": StudyPlan}},
+)
+def create_study(
+    request: StudyRequest,
+    *,
+    engine: EngineDep,
+    settings: SettingsDep,
+    token_name: TokenNameDep,
+    dry_run: bool = False,
+    idempotency_key: IdempotencyKeyHeader = None,
+) -> Response:
+    """Queue the jobs of a study, all or none. They are committed before the answer.
+
+    With `dry_run=true` the answer lists the arms, the number of jobs and the estimated seconds.
+    With `Idempotency-Key`, the same request within a day gets the same answer.
+    """
+    keyed = KeyedRequest.of(idempotency_key, token_name=token_name, request=request)
+    if not dry_run and (answer := find_replay(engine, keyed)):
+        return answer
+    with Session(engine) as session:
+        study = request.make_study(session, datasets_dir=settings.datasets_dir)
+        if dry_run:
+            plan = plan_study(session, request, study, settings=settings)
+            return Response(plan.model_dump_json(), media_type="application/json")
+
+    def submit(session: Session) -> Answer:
+        limit = settings.max_queued_jobs
+        studies.submit_study(session, study, seeds=request.list_seeds(), max_queued_jobs=limit)
+        session.flush()
+        verdict = judge_study(session, study)
+        body = StudyPublic.of(study, verdict).model_dump_json()
+        return Answer(body, location=f"/studies/{study.id}")
+
+    return answer_once(engine, keyed, execute=submit)
+
+
+def plan_study(
+    session: Session, request: StudyRequest, study: Study, *, settings: Settings
+) -> StudyPlan:
+    """What the study would queue, and how long that would take."""
+    arms, seeds = study.arm_list, request.list_seeds()
+    num_reused = studies.count_reusable(session, study, seeds)
+    num_jobs = len(arms) * len(seeds)
+    num_workers = count_live(session, lease_seconds=settings.lease_seconds)
+    seconds = studies.estimate_seconds(session, arms, num_workers=num_workers)
+    if seconds is not None:
+        seconds = round(seconds * len(seeds) * (num_jobs - num_reused) / num_jobs, 1)
+    return StudyPlan(
+        arms=[PlannedArm.of(arm) for arm in arms],
+        seeds=seeds,
+        num_jobs=num_jobs,
+        max_num_jobs=len(arms) * study.max_seeds,
+        num_reused=num_reused,
+        looks=study.looks,
+        estimated_seconds=seconds,
+    )
+
+
+@router.get("")
+def list_studies(
+    session: SessionDep,
+    *,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = 20,
+    after: Annotated[str | None, Query(description="the last id of the page before")] = None,
+) -> StudyList:
+    """Newest first."""
+    last = studies.find_study(session, after) if after else None
+    page = studies.read_studies(session, after=last, limit=limit + 1)
+    data = [StudySummary.of(entry) for entry in page[:limit]]
+    return StudyList(data=data, has_more=len(page) > limit)
+
+
+@router.get("/{study_id}")
+def read_study(
+    study: StudyDep, *, session: SessionDep, cache: ResultCacheDep, thresholds: ThresholdsQuery
+) -> StudyPublic:
+    """The study with its arms judged as groups; every threshold can be overridden."""
+    return _describe(session, study, cache=cache, thresholds=override(study, thresholds))
+
+
+@router.delete("/{study_id}")
+def delete_study(
+    study: StudyDep,
+    *,
+    engine: EngineDep,
+    settings: SettingsDep,
+    jobs: Annotated[
+        Literal["delete", "keep"], Query(description="`keep` keeps the jobs of the study")
+    ] = "delete",
+) -> DeletedStudy:
+    """Delete a study that has ended, with its jobs and their files. Jobs that another study uses
+    are kept."""
+    own = [] if jobs == "keep" else _list_own_jobs(engine, study.id)
+    for job_id in own:
+        _delete_job(engine, job_id, settings=settings)
+    with write_transaction(engine) as session:
+        num_kept = studies.detach_jobs(session, study.id)
+    return DeletedStudy(id=study.id, num_jobs_deleted=len(own), num_jobs_kept=num_kept)
+
+
+@router.post("/{study_id}/cancel")
+def cancel_study(study: StudyDep, *, engine: EngineDep, cache: ResultCacheDep) -> StudyPublic:
+    """Cancel all jobs of the study that have not ended; a repeated request is harmless."""
+    with write_transaction(engine) as session:
+        return _describe(session, studies.cancel_study(session, study.id), cache=cache)
+
+
+@router.post("/{study_id}/pause")
+def pause_study(study: StudyDep, *, engine: EngineDep, cache: ResultCacheDep) -> StudyPublic:
+    """Pause all jobs of the study that have not ended; a repeated request is harmless."""
+    with write_transaction(engine) as session:
+        return _describe(session, studies.pause_study(session, study.id), cache=cache)
+
+
+@router.post("/{study_id}/resume")
+def resume_study(study: StudyDep, *, engine: EngineDep, cache: ResultCacheDep) -> StudyPublic:
+    """Let the paused, cancelled and lost jobs of the study go on. Judged seeds are not trained
+    again, also those whose loss diverged."""
+    with write_transaction(engine) as session:
+        return _describe(session, studies.resume_study(session, study.id), cache=cache)
+
+
+@router.post("/{study_id}/seeds")
+def add_seeds(
+    study: StudyDep,
+    *,
+    request: SeedsRequest,
+    engine: EngineDep,
+    settings: SettingsDep,
+    cache: ResultCacheDep,
+) -> StudyPublic:
+    """Queue further seeds of each arm, of a race those of each kept arm, and look again at them.
+    The stated error holds for the looks that were planned."""
+    with Session(engine) as session:
+        kept = judge_study(session, study, cache=cache).kept if study.until_decided else None
+    with write_transaction(engine) as session:
+        study = studies.extend_study(
+            session,
+            study.id,
+            num_seeds=request.num,
+            arms=kept,
+            looks=_extend_looks(study, num_seeds=len(study.seeds) + request.num),
+            max_queued_jobs=settings.max_queued_jobs,
+        )
+        return _describe(session, study, cache=cache)
+
+
+def override(study: Study, sent: Thresholds) -> Thresholds:
+    """The study's thresholds with those of a query in their place.
+
+    Raises RequestValidationError.
+    """
+    try:
+        return Thresholds.model_validate(
+            {**study.thresholds, **sent.model_dump(include=sent.model_fields_set)}
+        )
+    except ValidationError as error:
+        refuse_query("min_accuracy", error.errors()[0]["msg"].removeprefix("Value error, "))
+
+
+def _describe(
+    session: Session,
+    study: Study,
+    *,
+    cache: ResultCache,
+    thresholds: Thresholds | None = None,
+) -> StudyPublic:
+    return StudyPublic.of(study, judge_study(session, study, thresholds=thresholds, cache=cache))
+
+
+def _list_own_jobs(engine: Engine, study_id: str) -> list[str]:
+    with write_transaction(engine) as session:
+        return studies.list_own_jobs(session, study_id)
+
+
+def _delete_job(engine: Engine, job_id: str, *, settings: Settings) -> None:
+    """Each job in a transaction of its own: after an interruption the study is there, and can be
+    deleted again."""
+    try:
+        queue.remove(engine, job_id, delete_files=JobFiles(settings.runs_dir, job_id).delete)
+    except JobNotFoundError:
+        return
+
+
+def _extend_looks(study: Study, *, num_seeds: int) -> list[int]:
+    """The looks so far, and further ones up to so many seeds."""
+    return [*study.looks, *(look for look in plan_looks(num_seeds) if look > study.looks[-1])]

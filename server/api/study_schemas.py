@@ -1,0 +1,153 @@
+"""What the API answers about studies, as JSON."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, Field
+
+from server.jobs.studies import StudyEntry, derive_status
+from server.judging.decisions import Recommendation
+from server.judging.groups import SeedResult
+from server.judging.studies import ArmVerdict, LookPublic, StudyVerdict
+from server.models.tables import Arm, JobStatus, Study
+
+
+class StudySummary(BaseModel):
+    """A study in a list."""
+
+    id: str
+    name: str | None
+    metadata: dict[str, str]
+    status: JobStatus
+    arms: list[str]
+    num_seeds: int
+    num_jobs: int
+    num_by_status: dict[JobStatus, int]
+    progress: float = Field(description="of the jobs queued so far, 0 to 1")
+    until_decided: bool
+    created_at: datetime
+
+    @classmethod
+    def of(cls, entry: StudyEntry) -> Self:
+        study = entry.study
+        return cls(
+            id=study.id,
+            name=study.name,
+            metadata=study.labels,
+            status=entry.status,
+            arms=[arm["name"] for arm in study.arms],
+            num_seeds=len(study.seeds),
+            num_jobs=sum(entry.counts.values()),
+            num_by_status=dict(entry.counts),
+            progress=entry.progress,
+            until_decided=study.until_decided,
+            created_at=study.created_at,
+        )
+
+
+class StudyPublic(BaseModel):
+    """A study, its arms judged as groups, and what may be said about them."""
+
+    id: str
+    name: str | None
+    metadata: dict[str, str]
+    priority: int
+    quick_test: bool
+    status: JobStatus
+    created_at: datetime
+    num_jobs: int
+    num_by_status: dict[JobStatus, int]
+    progress: float = Field(description="of the jobs queued so far, 0 to 1")
+    seconds_left: float | None = Field(description="estimate for the jobs queued so far")
+    seeds: list[int]
+    data_seed: int | None = Field(description="of the data of all jobs; null: each job's seed")
+    thresholds: dict[str, float] = Field(description="those that differ from the defaults")
+    reuse: bool
+    until_decided: bool
+    max_seeds: int
+    planned_looks: list[int] = Field(description="numbers of seeds")
+    looks: list[LookPublic] = Field(description="those that took place, oldest first")
+    next_look: int | None = Field(description="number of seeds; null if no look is left")
+    arms: list[ArmVerdict]
+    recommendation: Recommendation
+
+    @classmethod
+    def of(cls, study: Study, verdict: StudyVerdict) -> Self:
+        return cls(
+            **study.model_dump(
+                include={"id", "name", "priority", "quick_test", "created_at", "seeds",
+                         "data_seed", "thresholds", "reuse", "until_decided", "max_seeds"}
+            ),
+            metadata=study.labels,
+            status=derive_status(study, verdict.num_by_status),
+            num_jobs=sum(len(each) for each in verdict.results),
+            num_by_status=verdict.num_by_status,
+            progress=verdict.progress,
+            seconds_left=_estimate_seconds_left(verdict),
+            planned_looks=study.looks,
+            looks=verdict.looks,
+            next_look=verdict.next_look,
+            arms=verdict.arms,
+            recommendation=verdict.recommendation,
+        )  # fmt: skip
+
+
+class PlannedArm(BaseModel):
+    arm: str
+    option: str
+    config: dict[str, Any] = Field(description="everything but the seeds")
+    config_sha256: str
+
+    @classmethod
+    def of(cls, arm: Arm) -> Self:
+        config = {k: v for k, v in arm.config.items() if k not in ("seed", "data_seed")}
+        return cls(arm=arm.name, option=arm.option, config=config, config_sha256=arm.config_sha256)
+
+
+class StudyPlan(BaseModel):
+    """What a study would be; nothing is stored."""
+
+    arms: list[PlannedArm]
+    seeds: list[int] = Field(description="those that would be queued at once")
+    num_jobs: int = Field(description="jobs that would be queued at once")
+    max_num_jobs: int = Field(description="the same, unless it is a race")
+    num_reused: int = Field(description="of the jobs, how many would not be trained again")
+    looks: list[int] = Field(description="numbers of seeds")
+    estimated_seconds: float | None = Field(
+        description="until the jobs queued at once have ended, by the newest jobs and the live "
+        "workers; null before any job has succeeded"
+    )
+
+
+class StudyList(BaseModel):
+    data: list[StudySummary]
+    has_more: bool
+
+
+class DeletedStudy(BaseModel):
+    """What was deleted with a study, and what was kept."""
+
+    id: str
+    num_jobs_deleted: int
+    num_jobs_kept: int
+
+
+def _estimate_seconds_left(verdict: StudyVerdict) -> float | None:
+    """By the mean duration of the jobs that have ended, with as many running as now."""
+    results = [result for each in verdict.results for result in each]
+    waiting = [result for result in results if not result.has_ended]
+    durations = [
+        (result.ended_at - result.started_at).total_seconds()
+        for result in results
+        if result.is_judged and not result.is_reused and result.ended_at and result.started_at
+    ]
+    num_running = verdict.num_by_status.get(JobStatus.running, 0)
+    if not waiting or not durations or not num_running:
+        return None
+    mean = sum(durations) / len(durations)
+    return round(mean * _sum_rest(waiting) / num_running, 1)
+
+
+def _sum_rest(waiting: Sequence[SeedResult]) -> float:
+    return sum(1.0 - result.progress for result in waiting)

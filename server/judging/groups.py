@@ -1,0 +1,192 @@
+"""Groups: the jobs of one configuration, which differ only in their seeds, judged together.
+
+A new metric of groups is a function registered in `GROUP_METRICS`.
+"""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Final, Self
+
+from pydantic import BaseModel, Field
+
+from server.judging.criteria import CriterionName, CriterionStatus, Diagnosis, Thresholds
+from server.judging.histories import History
+from server.judging.statistics import wilson_interval
+from server.judging.verdicts import Outcome, judge
+from server.models.tables import FailureKind, Job, JobStatus
+
+
+class GroupMetric(StrEnum):
+    """Values of single runs that are shown for each seed. They never decide."""
+
+    val_foreground_iou = "val_foreground_iou"
+    train_pixel_accuracy = "train_pixel_accuracy"
+    val_foreground_recall = "val_foreground_recall"
+    min_kl_per_dimension = "min_kl_per_dimension"
+
+
+#: The value of a run by its final epoch.
+GROUP_METRICS: Final[dict[GroupMetric, Callable[[History], float | None]]] = {
+    GroupMetric.val_foreground_iou: lambda epochs: epochs[-1].val_foreground_iou,
+    GroupMetric.train_pixel_accuracy: lambda epochs: epochs[-1].train_pixel_accuracy,
+    GroupMetric.val_foreground_recall: lambda epochs: epochs[-1].val_foreground_recall,
+    GroupMetric.min_kl_per_dimension: lambda epochs: min(epochs[-1].val_kl_per_dimension),
+}
+#: By it a group's runs are ordered, to find the median and the worst one.
+RANKING_METRIC: Final = GroupMetric.val_foreground_iou
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedResult:
+    """One seed of a group: its job, and what that contributes.
+
+    A seed is judged if its job succeeded, or failed as `numeric`, which never passes. A seed whose
+    job ended otherwise, or was deleted, is missing: machines and people lose jobs, not losses.
+    """
+
+    seed: int
+    job_id: str | None = None
+    status: JobStatus | None = None
+    is_reused: bool = False
+    progress: float = 0.0
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    has_passed: bool = False
+    diagnosis: Diagnosis | None = None
+    is_judged: bool = False
+    criteria: Mapping[CriterionName, CriterionStatus] = field(default_factory=dict)
+    metrics: Mapping[GroupMetric, float | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        job: Job,
+        epochs: History,
+        *,
+        seed: int,
+        thresholds: Thresholds,
+        is_reused: bool = False,
+    ) -> Self:
+        is_judged = is_judged_job(job)
+        verdict = judge(job, epochs, thresholds) if is_judged else None
+        return cls(
+            seed=seed,
+            job_id=job.id,
+            status=job.status,
+            is_reused=is_reused,
+            progress=job.progress,
+            started_at=job.started_at,
+            ended_at=job.ended_at,
+            is_judged=is_judged,
+            has_passed=verdict is not None and verdict.outcome == Outcome.success,
+            diagnosis=verdict.diagnosis if verdict else None,
+            criteria={each.name: each.status for each in verdict.criteria} if verdict else {},
+            metrics=_read_metrics(epochs) if verdict else {},
+        )
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status is None or self.status.is_terminal
+
+    @property
+    def is_missing(self) -> bool:
+        return self.has_ended and not self.is_judged
+
+
+class GroupCriterion(BaseModel):
+    """In how many of the judged seeds with data a criterion passed."""
+
+    name: CriterionName
+    num_passed: int
+    num_judged: int
+
+
+class MetricSummary(BaseModel):
+    """A metric's values in the order of the seeds; null for a seed without one."""
+
+    values: list[float | None]
+    median: float | None
+    min: float | None
+    max: float | None
+
+
+class GroupVerdict(BaseModel):
+    """How many of a group's seeds passed every criterion, and its values by seed."""
+
+    num_passed: int
+    num_judged: int
+    num_missing: int = Field(description="seeds whose job failed for another reason than its loss, "
+                             "was cancelled or deleted")  # fmt: skip
+    pass_rate: float | None
+    pass_rate_interval: tuple[float, float] | None = Field(description="95 %, Wilson (1927)")
+    criteria: list[GroupCriterion]
+    metrics: dict[GroupMetric, MetricSummary]
+    diagnoses: dict[Diagnosis, int]
+    median_job_id: str | None = Field(description="the judged run with the median foreground IoU")
+    worst_job_id: str | None = Field(description="the judged run with the lowest foreground IoU")
+
+
+def is_judged_job(job: Job) -> bool:
+    """Whether the job says something about its loss."""
+    is_numeric = job.failure_kind == FailureKind.numeric
+    return job.status == JobStatus.succeeded or (job.status == JobStatus.failed and is_numeric)
+
+
+def judge_group(results: Sequence[SeedResult]) -> GroupVerdict:
+    """The results of a group's seeds together; seeds that have not ended count as nothing yet."""
+    judged = [result for result in results if result.is_judged]
+    num_passed, ordered = sum(result.has_passed for result in judged), _order(judged)
+    return GroupVerdict(
+        num_passed=num_passed,
+        num_judged=len(judged),
+        num_missing=sum(result.is_missing for result in results),
+        pass_rate=num_passed / len(judged) if judged else None,
+        pass_rate_interval=wilson_interval(num_passed, len(judged)),
+        criteria=[_count_criterion(name, judged) for name in CriterionName],
+        metrics={name: _summarise(name, results) for name in GroupMetric},
+        diagnoses=dict(Counter(result.diagnosis for result in judged if result.diagnosis)),
+        median_job_id=ordered[(len(ordered) - 1) // 2].job_id if ordered else None,
+        worst_job_id=ordered[0].job_id if ordered else None,
+    )
+
+
+def _read_metrics(epochs: History) -> dict[GroupMetric, float | None]:
+    """The values of the final epoch; a run that diverged may have none."""
+    values = {name: read(epochs) if epochs else None for name, read in GROUP_METRICS.items()}
+    return {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in values.items()
+    }
+
+
+def _order(judged: Sequence[SeedResult]) -> list[SeedResult]:
+    """From the worst to the best run."""
+
+    def key(result: SeedResult) -> tuple[float, int]:
+        value = result.metrics.get(RANKING_METRIC)
+        return (-1.0 if value is None else value, result.seed)
+
+    return sorted(judged, key=key)
+
+
+def _count_criterion(name: CriterionName, judged: Sequence[SeedResult]) -> GroupCriterion:
+    statuses = [result.criteria.get(name, CriterionStatus.no_data) for result in judged]
+    num_passed = statuses.count(CriterionStatus.passed)
+    num_judged = num_passed + statuses.count(CriterionStatus.failed)
+    return GroupCriterion(name=name, num_passed=num_passed, num_judged=num_judged)
+
+
+def _summarise(name: GroupMetric, results: Sequence[SeedResult]) -> MetricSummary:
+    values = [result.metrics.get(name) for result in results]
+    found = [value for value in values if value is not None]
+    return MetricSummary(
+        values=values,
+        median=statistics.median(found) if found else None,
+        min=min(found, default=None),
+        max=max(found, default=None),
+    )

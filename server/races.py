@@ -1,0 +1,62 @@
+"""Races: studies that queue the seeds of their next look by themselves, until one arm is decided.
+
+The server looks at them every second. What is stored decides what is due, so that a race goes on
+after a restart, and two servers on one database queue nothing twice.
+"""
+
+import logging
+
+from sqlalchemy import Engine
+from sqlmodel import Session
+
+from server.database.engine import database_now, write_transaction
+from server.jobs import studies
+from server.jobs.submission import QueueFullError
+from server.judging.studies import ResultCache, StudyVerdict, judge_study
+from server.models.tables import Study
+
+_logger = logging.getLogger(__name__)
+
+
+def advance_races(engine: Engine, *, cache: ResultCache, max_queued_jobs: int) -> int:
+    """Queue the next look of every race whose jobs have all ended; returns their number.
+
+    Raises sqlalchemy.exc.SQLAlchemyError if the database does not answer.
+    """
+    with Session(engine) as session:
+        due = studies.list_due_races(session)
+    for study_id in due:
+        try:
+            _advance(engine, study_id, cache=cache, max_queued_jobs=max_queued_jobs)
+        except QueueFullError as error:
+            _logger.warning("the next look of study %s waits: %s", study_id, error)
+        except studies.StudyNotFoundError:
+            _logger.info("study %s was deleted", study_id)
+    return len(due)
+
+
+def _advance(engine: Engine, study_id: str, *, cache: ResultCache, max_queued_jobs: int) -> None:
+    with Session(engine) as session:
+        study = studies.find_study(session, study_id)
+        verdict = judge_study(session, study, cache=cache)
+        num_seeds = len(study.seeds)
+    with write_transaction(engine) as session:
+        study = studies.lock_study(session, study_id)
+        if len(study.seeds) != num_seeds or not studies.is_racing(study):
+            return  # another server was faster, or the study was cancelled meanwhile
+        _queue_next_look(session, study, verdict, max_queued_jobs=max_queued_jobs)
+
+
+def _queue_next_look(
+    session: Session, study: Study, verdict: StudyVerdict, *, max_queued_jobs: int
+) -> None:
+    num_missing = (verdict.next_look or 0) - len(study.seeds)
+    if num_missing <= 0:
+        study.decided_at = database_now(session)
+        _logger.info("the race of study %s is over: %s", study.id, verdict.recommendation.reason)
+        return
+    seeds = studies.next_seeds(study, num=num_missing)
+    num_jobs = studies.add_seeds(
+        session, study, seeds, arms=verdict.kept, max_queued_jobs=max_queued_jobs
+    )
+    _logger.info("study %s queues %d jobs of its next look", study.id, num_jobs)
