@@ -60,6 +60,12 @@ def main() -> None:
             for num_arms in NUM_ARMS
             for chance in CHANCES
         ],
+        "uncorrected": [
+            measure_error(
+                2, chance, 0.0, num_planned_looks=1, num_studies=num_studies, generator=generator
+            )
+            for chance in CHANCES
+        ],
         "races": [measure_race(race, num_studies, generator) for race in RACES],
         "intervals": [measure_interval(pairs, num_studies, generator) for pairs in NUM_PAIRS],
     }
@@ -94,19 +100,30 @@ def draw(chances: Sequence[float], generator: random.Random, *, share: float = 0
 
 
 def measure_error(
-    num_arms: int, chance: float, share: float, *, num_studies: int, generator: random.Random
+    num_arms: int,
+    chance: float,
+    share: float,
+    *,
+    num_planned_looks: int = len(PLANNED_LOOKS),
+    num_studies: int,
+    generator: random.Random,
 ) -> Row:
-    """How often one of equal arms is ruled out; each of them is as good as the best."""
-    num_out = [
-        len(decide_in_looks(results, looks=PLANNED_LOOKS).decision.ruled_out)
-        for results in (
-            draw([chance] * num_arms, generator, share=share) for _ in range(num_studies)
+    """How often one of equal arms is ruled out; each of them is as good as the best.
+
+    With one planned look there are four all the same, without the correction for their number.
+    """
+    num_out = []
+    for _ in range(num_studies):
+        results = draw([chance] * num_arms, generator, share=share)
+        sequence = decide_in_looks(
+            results, looks=PLANNED_LOOKS, num_planned_looks=num_planned_looks
         )
-    ]
+        num_out.append(len(sequence.decision.ruled_out))
     return {
         "num_arms": num_arms,
         "chance": chance,
         "share_of_common_seeds": share,
+        "num_planned_looks": num_planned_looks,
         "best_ruled_out": sum(num_out) / (num_studies * num_arms),
         "any_ruled_out": sum(map(bool, num_out)) / num_studies,
     }
@@ -168,8 +185,11 @@ def measure_interval(num_pairs: int, num_studies: int, generator: random.Random)
 def format_tables(rows: dict[str, list[Row]]) -> dict[str, str]:
     """The tables by the marks that they stand between."""
     independent = [row for row in rows["errors"] if not row["share_of_common_seeds"]]
+    common = [row for row in rows["errors"] if row["share_of_common_seeds"]]
     return {
         "errors": format_errors(independent),
+        "common": format_errors(common),
+        "uncorrected": format_errors(rows["uncorrected"]),
         "races": format_races(rows["races"]),
         "intervals": format_intervals(rows["intervals"]),
     }

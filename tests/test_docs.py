@@ -197,6 +197,18 @@ def test_shown_results_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) ->
     assert f"<!-- abc -->\n\n{abc.format_table(rows)}\n\n<!-- /abc -->" in read("docs/results.md")
 
 
+def test_shown_errors_of_the_decision_are_the_measured_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import decision  # noqa: PLC0415 - found by the line before
+
+    results, page = json.loads(read("benchmarks/results/decision.json")), read("docs/deciding.md")
+    for name, table in decision.format_tables(results).items():
+        assert f"<!-- {name} -->\n\n{table}\n\n<!-- /{name} -->" in page
+    assert max(row["best_ruled_out"] for row in results["errors"]) <= decision.MAX_ERROR
+
+
 def test_measuring_again_rewrites_the_shown_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,18 @@ def test_five_seeds_decide_between_always_and_never_at_four_looks() -> None:
     assert decide({"good": (5, 5), "bad": (0, 5)}).state == DecisionState.decided
 
 
+def test_three_seeds_are_too_few_to_be_decided() -> None:
+    decision = decide({"good": (3, 3), "bad": (0, 3)}, num_looks=1)
+    assert (decision.state, decision.kept) == (DecisionState.narrowed, ["good"])
+    assert decide({"good": (4, 4), "bad": (0, 4)}, num_looks=1).state == DecisionState.decided
+
+
+@pytest.mark.parametrize(("num_arms", "num_out"), [(13, 1), (14, 0)])
+def test_five_seeds_rule_out_an_arm_of_up_to_thirteen(num_arms: int, num_out: int) -> None:
+    counts = {f"arm {number}": (5, 5) for number in range(num_arms - 1)} | {"bad": (0, 5)}
+    assert len(decide(counts).ruled_out) == num_out
+
+
 @pytest.mark.parametrize(
     ("counts", "state"),
     [
