@@ -9,7 +9,7 @@ from PIL import Image
 from test_criteria import make_epoch, make_job
 
 from server.judging.charts import render_curves, shorten_label
-from server.judging.comparisons import ComparedJob, Comparison
+from server.judging.comparisons import ComparedJob, Comparison, group_jobs, judge_groups
 from server.judging.criteria import Thresholds
 from server.judging.ranking import find_differences, rank
 from server.judging.reports import escape_markdown, render_html, render_markdown
@@ -19,15 +19,24 @@ HOSTILE = "<script>alert(1)</script> $x_{$ a|b `c` **d** [e](javascript:f)\nnext
 
 
 def make_entry(*, num_epochs: int = 3, has_namesake: bool = False, **values: Any) -> ComparedJob:
-    job = make_job(dataset_summary={"background_share": 0.93}, config=TINY, **values)
+    job = make_job(dataset_summary={"background_share": 0.93}, config=TINY | {"seed": 0}, **values)
     epochs = [make_epoch(epoch) for epoch in range(1, num_epochs + 1)]
     return ComparedJob(job, judge(job, epochs), epochs, has_namesake=has_namesake)
 
 
 def make_comparison(*entries: ComparedJob) -> Comparison:
-    ranking = rank([(entry.job, entry.verdict) for entry in entries])
-    differences = find_differences([entry.job for entry in entries])
-    return Comparison(list(entries), Thresholds(), ranking, differences)
+    jobs = [entry.job for entry in entries]
+    return Comparison(
+        list(entries),
+        Thresholds(),
+        rank([(entry.job, entry.verdict) for entry in entries]),
+        find_differences(jobs),
+        *judge_groups(
+            group_jobs(jobs),
+            histories={entry.job.id: entry.epochs for entry in entries},
+            thresholds=Thresholds(),
+        ),
+    )
 
 
 @pytest.mark.parametrize(("num_jobs", "num_epochs"), [(1, 0), (1, 1), (3, 5), (15, 2), (100, 60)])

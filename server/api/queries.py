@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from sqlmodel import Session
 
 from server.api.requests import Labels
-from server.jobs.listing import find_jobs, find_newest_succeeded
+from server.jobs.listing import find_group, find_jobs, find_newest_succeeded
 from server.jobs.options import choose_option
 from server.judging.comparisons import MAX_COMPARED_JOBS, Comparison, compare
 from server.judging.criteria import Thresholds
@@ -80,7 +80,8 @@ class ComparisonQuery(Thresholds):
     options: str = Field(
         default="",
         max_length=_MAX_OPTIONS_LENGTH,
-        description="`a,b,c` takes the newest succeeded job of each",
+        description="`a,b,c` takes the newest succeeded job of each, and all jobs of its "
+        "configuration as a group",
         examples=["a,b,c"],
         json_schema_extra={"pattern": _OPTIONS_PATTERN},
     )
@@ -92,11 +93,15 @@ class ComparisonQuery(Thresholds):
         """The requested comparison. Raises RequestValidationError and NotFoundError."""
         if bool(self.job_id) == bool(self.options):
             refuse_query("job_id", "name jobs by job_id, or presets by options=a,b,c, but not both")
-        jobs = find_jobs(session, self.job_id)
-        for name in _parse_options(self.options):
-            option = choose_option(session, name, field="options")
-            jobs.append(find_newest_succeeded(session, option.name))
-        return compare(session, jobs, thresholds=self.thresholds())
+        if self.job_id:
+            jobs = find_jobs(session, self.job_id)
+            return compare(session, jobs, thresholds=self.thresholds())
+        options = [
+            choose_option(session, name, field="options") for name in _parse_options(self.options)
+        ]
+        jobs = [find_newest_succeeded(session, option.name) for option in options]
+        groups = [find_group(session, job) for job in jobs]
+        return compare(session, jobs, thresholds=self.thresholds(), groups=groups)
 
 
 def _parse_options(options: str) -> list[str]:

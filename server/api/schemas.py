@@ -9,8 +9,9 @@ from pydantic import BaseModel, Field
 
 from server.jobs.options import Option
 from server.jobs.workers import WorkerReport
-from server.judging.comparisons import Comparison
-from server.judging.ranking import Recommendation
+from server.judging.comparisons import Comparison, ComparisonRecommendation
+from server.judging.decisions import Recommendation
+from server.judging.studies import ArmVerdict
 from server.judging.verdicts import Verdict
 from server.models.columns import utc_now
 from server.models.configuration import TrainingConfig, resolve_config
@@ -316,8 +317,10 @@ class ComparisonPublic(BaseModel):
 
     jobs: list[ComparedJobPublic]
     ranking: list[str] = Field(description="ids from best to worst")
-    recommendation: Recommendation | None
+    recommendation: ComparisonRecommendation | None
     reason: str
+    groups: list[ArmVerdict] = Field(description="the jobs of each configuration, judged together")
+    decision: Recommendation = Field(description="between the groups, as after one look")
     differences: dict[str, dict[str, Any]] = Field(
         description="the configuration keys that differ, by job id"
     )
@@ -329,6 +332,10 @@ class ComparisonPublic(BaseModel):
                 ComparedJobPublic(job=JobPublic.of(entry.job), verdict=entry.verdict)
                 for entry in comparison.entries
             ],
+            ranking=comparison.ranking.ranking,
+            recommendation=comparison.recommendation,
+            reason=comparison.reason,
+            groups=comparison.groups,
+            decision=comparison.decision,
             differences=comparison.differences,
-            **comparison.ranking.model_dump(),
         )

@@ -207,8 +207,10 @@ def _recommendation_text(comparison: Json) -> Text:
         return Text.assemble(
             ("No option can be recommended: ", "bold yellow"), str(comparison.get("reason") or "")
         )
+    is_decided = recommendation["state"] == "decided"
+    word = "Recommended" if is_decided else "Best so far"
     return Text.assemble(
-        (f"Recommended: option {recommendation['option']}", "bold green"),
+        (f"{word}: option {recommendation['option']}", "bold green"),
         f" (job {recommendation['job_id']}). {recommendation['reason']}",
     )
 

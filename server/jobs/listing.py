@@ -6,13 +6,16 @@ regardless of the number of jobs.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
-from sqlalchemy import Select, func, select, tuple_, union_all
+from sqlalchemy import Select, and_, func, or_, select, tuple_, union_all
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
 from server.errors import NotFoundError
-from server.models.tables import Job, JobLabel, JobStatus
+from server.models.tables import FailureKind, Job, JobLabel, JobStatus
+
+MAX_GROUP_SIZE: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,29 @@ def find_newest_succeeded(session: Session, option: str) -> Job:
     if job is None:
         raise NotFoundError(f"no job of option {option} has succeeded yet")
     return job
+
+
+def find_group(session: Session, job: Job) -> list[Job]:
+    """The judged jobs of a job's configuration in the order of their seeds, the newest of each.
+
+    Two jobs of one configuration and one seed are the same run. The newest jobs are read, up to
+    MAX_GROUP_SIZE.
+    """
+    is_numeric = and_(
+        col(Job.status) == JobStatus.failed, col(Job.failure_kind) == FailureKind.numeric
+    )
+    newest = (
+        select(Job)
+        .where(
+            col(Job.config_sha256) == job.config_sha256,
+            or_(col(Job.status) == JobStatus.succeeded, is_numeric),
+        )
+        .order_by(col(Job.created_at).desc(), col(Job.id).desc())
+    )
+    by_seed: dict[int, Job] = {}
+    for each in session.scalars(newest.limit(MAX_GROUP_SIZE)):
+        by_seed.setdefault(each.config["seed"], each)
+    return [by_seed[seed] for seed in sorted(by_seed)]
 
 
 def count_by_status(session: Session) -> dict[JobStatus, int]:

@@ -94,7 +94,8 @@ def choose_option(session: Session, name: str, *, field: str = "option") -> Opti
 def check_filter(session: Session, name: str) -> None:
     """Raise UnknownOptionError if neither an option nor a job has this name: a misspelt filter
     would list nothing. The jobs of a deleted option can still be found."""
-    if session.scalars(select(col(Job.id)).where(col(Job.option) == name).limit(1)).first() is None:
+    of_option = select(col(Job.id)).where(col(Job.option) == name).limit(1)
+    if _find(session, name) is None and session.scalars(of_option).first() is None:
         choose_option(session, name)
 
 

@@ -1,17 +1,26 @@
-"""Comparisons: verdicts of several jobs, their ranking, and the settings that differ."""
+"""Comparisons: verdicts of several jobs, their ranking, and the settings that differ.
+
+Jobs of one configuration are also judged as a group, at one look: a single run cannot decide.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pydantic import BaseModel, Field
 from sqlmodel import Session
 
 from server.judging.criteria import Criterion, CriterionName, Thresholds
+from server.judging.decisions import ArmCount, Recommendation, RuledOutArm, recommend
+from server.judging.groups import RANKING_METRIC, SeedResult, judge_group
 from server.judging.histories import History, read_histories
 from server.judging.ranking import Ranking, find_differences, rank
+from server.judging.statistics import DecisionState, decide
+from server.judging.studies import ArmVerdict, describe_arm
 from server.judging.verdicts import Verdict, judge
-from server.models.tables import Job
+from server.models.configuration import NOT_IDENTITY
+from server.models.tables import Arm, Job
 
 MAX_COMPARED_JOBS: Final = 100
 #: Baselines in the curves; jobs on more than three different data sets are rare.
@@ -39,6 +48,23 @@ class ComparedJob:
         return f"{self.job.option} · {self.title}"
 
 
+class ComparisonRecommendation(BaseModel):
+    """The best job, and what may be said about its option."""
+
+    job_id: str = Field(description="the best run, or of several runs the median one")
+    option: str
+    reason: str
+    state: DecisionState
+    arm: str | None = Field(description="the recommended group; null unless decided")
+    kept: list[str]
+    ruled_out: list[RuledOutArm]
+    error: float = Field(description="the largest chance that the best group is ruled out")
+    more_seeds: int | None = Field(
+        description="further seeds of each kept group that will probably decide; null if no "
+        "planned number of seeds would"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """Jobs with verdicts, their ranking and recommendation, and the settings that differ."""
@@ -47,6 +73,37 @@ class Comparison:
     thresholds: Thresholds
     ranking: Ranking
     differences: dict[str, dict[str, Any]]
+    groups: list[ArmVerdict]
+    decision: Recommendation  #: between the groups
+
+    @property
+    def recommendation(self) -> ComparisonRecommendation | None:
+        """None if no run passed every criterion."""
+        leader = max(self.groups, key=_rank_group, default=None)
+        if leader is None or not leader.num_passed or leader.median_job_id is None:
+            return None
+        job_id, option = leader.median_job_id, leader.option
+        if self.ranking.recommendation is not None and not self.has_repeats:
+            job_id = self.ranking.recommendation.job_id
+            option = self.ranking.recommendation.option
+        decided = self.decision.model_dump(
+            include={"state", "arm", "kept", "ruled_out", "error", "more_seeds"}
+        )
+        return ComparisonRecommendation(job_id=job_id, option=option, reason=self.reason, **decided)
+
+    @property
+    def has_repeats(self) -> bool:
+        """Whether a group has more than one judged run."""
+        return any(group.num_judged > 1 for group in self.groups)
+
+    @property
+    def reason(self) -> str:
+        """Why a job is recommended, or why none is, and what may be said about the groups."""
+        if self.has_repeats:
+            return self.decision.reason
+        if len(self.groups) < 2 or self.decision.state == DecisionState.no_data:
+            return self.ranking.reason
+        return f"{self.ranking.reason}; one run of each cannot decide: {_say_more(self.decision)}"
 
     @property
     def jobs(self) -> list[Job]:
@@ -65,9 +122,20 @@ class Comparison:
         return [(row[0].name, list(row)) for row in zip(*columns, strict=True)]
 
 
-def compare(session: Session, jobs: Sequence[Job], *, thresholds: Thresholds) -> Comparison:
-    """Judge jobs side by side."""
-    histories = read_histories(session, [job.id for job in jobs])
+def compare(
+    session: Session,
+    jobs: Sequence[Job],
+    *,
+    thresholds: Thresholds,
+    groups: Sequence[Sequence[Job]] | None = None,
+) -> Comparison:
+    """Judge jobs side by side, and `groups` of jobs of one configuration each.
+
+    By default the groups are those among the jobs.
+    """
+    groups = group_jobs(jobs) if groups is None else groups
+    everyone = {job.id: job for each in (jobs, *groups) for job in each}
+    histories = read_histories(session, everyone)
     num_named = Counter(job.name for job in jobs)
     entries = [
         ComparedJob(
@@ -79,4 +147,79 @@ def compare(session: Session, jobs: Sequence[Job], *, thresholds: Thresholds) ->
         for job in jobs
     ]
     ranking = rank([(entry.job, entry.verdict) for entry in entries])
-    return Comparison(entries, thresholds, ranking, find_differences(jobs))
+    arms, decision = judge_groups(groups, histories=histories, thresholds=thresholds)
+    return Comparison(entries, thresholds, ranking, find_differences(jobs), arms, decision)
+
+
+def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs of each configuration in the order of their seeds, of each seed the newest."""
+    groups: dict[str, dict[int, Job]] = {}
+    for job in sorted(jobs, key=lambda job: job.created_at):
+        groups.setdefault(job.config_sha256, {})[job.config["seed"]] = job
+    return [[by_seed[seed] for seed in sorted(by_seed)] for by_seed in groups.values()]
+
+
+def judge_groups(
+    groups: Sequence[Sequence[Job]],
+    *,
+    histories: Mapping[str, History],
+    thresholds: Thresholds,
+) -> tuple[list[ArmVerdict], Recommendation]:
+    """Each group's verdict, and the decision at one look."""
+    arms = _name_arms([group[0] for group in groups])
+    results = [
+        [
+            SeedResult.of(job, histories[job.id], seed=job.config["seed"], thresholds=thresholds)
+            for job in group
+        ]
+        for group in groups
+    ]
+    verdicts = [judge_group(each) for each in results]
+    counts = {
+        arm.name: ArmCount(verdict.num_passed, verdict.num_judged)
+        for arm, verdict in zip(arms, verdicts, strict=True)
+    }
+    decision = decide(counts, num_looks=1)
+    out = {entry.arm for entry in decision.ruled_out}
+    described = [
+        describe_arm(arm, verdict, results=each, is_out=arm.name in out)
+        for arm, verdict, each in zip(arms, verdicts, results, strict=True)
+    ]
+    return described, recommend(decision, counts)
+
+
+def _name_arms(jobs: Sequence[Job]) -> list[Arm]:
+    """An arm for the configuration of each job: its option, and if another one has the same
+    option the settings in which they differ."""
+    num_named = Counter(job.option for job in jobs)
+    differences = find_differences(jobs)
+    names = []
+    for job in jobs:
+        settings = [
+            f"{key}={values[job.id]}"
+            for key, values in differences.items()
+            if key not in ("option", *NOT_IDENTITY)
+        ]
+        names.append(" ".join([job.option, *settings]) if num_named[job.option] > 1 else job.option)
+    is_unique = len(set(names)) == len(names)
+    return [
+        Arm(
+            # Data sets that were replaced under one name differ in nothing that is shown.
+            name=name if is_unique else f"{name} ({job.config_sha256[:8]})",
+            option=job.option,
+            config=job.config,
+            config_sha256=job.config_sha256,
+        )
+        for name, job in zip(names, jobs, strict=True)
+    ]
+
+
+def _rank_group(group: ArmVerdict) -> tuple[float, float]:
+    iou = group.metrics[RANKING_METRIC].median
+    return group.pass_rate or 0.0, -1.0 if iou is None else iou
+
+
+def _say_more(decision: Recommendation) -> str:
+    if decision.more_seeds is None:
+        return "a study of several seeds can"
+    return f"{decision.more_seeds} more seeds of each probably would"

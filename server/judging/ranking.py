@@ -36,12 +36,17 @@ def rank(judged: Sequence[Judged]) -> Ranking:
 
 
 def find_differences(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
-    """The option and configuration keys in which jobs differ: `{key: {job_id: value}}`."""
+    """The option and configuration keys in which jobs differ: `{key: {job_id: value}}`.
+
+    The data's seed is left out where it only follows the seed.
+    """
     settings = {job.id: {"option": job.option, **job.config} for job in jobs}
     keys = dict.fromkeys(key for values in settings.values() for key in values)
     differences = {
         key: {job_id: values.get(key) for job_id, values in settings.items()} for key in keys
     }
+    if differences.get("data_seed") == differences.get("seed"):
+        differences.pop("data_seed", None)
     return {
         key: values
         for key, values in differences.items()

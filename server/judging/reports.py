@@ -13,7 +13,7 @@ from server.files.artifacts import JobFiles
 from server.judging.charts import render_curves
 from server.judging.comparisons import ComparedJob, Comparison
 from server.judging.criteria import Criterion
-from server.judging.numbers import format_criterion
+from server.judging.numbers import NO_VALUE, format_criterion, format_share
 from server.models.columns import utc_now
 from server.models.tables import Artifact, ArtifactKind, Job
 
@@ -48,7 +48,9 @@ def read_picture(session: Session, job: Job, *, runs_dir: Path) -> ReportPicture
 def render_markdown(comparison: Comparison) -> str:
     """Recommendation, criteria and differences as Markdown."""
     entries = comparison.entries
-    lines = ["# Comparison", "", escape_markdown(comparison.ranking.reason)]
+    lines = ["# Comparison", "", escape_markdown(comparison.reason)]
+    if comparison.has_repeats:
+        lines += ["", "## Groups", "", *_list_groups(comparison)]
     lines += ["", "## Criteria", ""]
     lines += _markdown_table(
         ["criterion", "target", *(_label_with_id(entry) for entry in entries)],
@@ -68,6 +70,17 @@ def render_markdown(comparison: Comparison) -> str:
             [[key, *(str(v[i]) for i in ids)] for key, v in comparison.differences.items()],
         )
     return "\n".join(lines) + "\n"
+
+
+def _list_groups(comparison: Comparison) -> list[str]:
+    """The pass rate of each configuration with several runs, as a table."""
+    rows = []
+    for group in comparison.groups:
+        interval = group.pass_rate_interval
+        shown = " to ".join(map(format_share, interval)) if interval else NO_VALUE
+        passed = f"{group.num_passed} of {group.num_judged}"
+        rows.append([group.arm, passed, shown, group.state.replace("_", " ")])
+    return _markdown_table(["configuration", "passed", "pass rate, 95 %", "state"], rows)
 
 
 def render_html(comparison: Comparison, *, pictures: Mapping[str, ReportPicture | None]) -> str:
@@ -98,7 +111,7 @@ def _load_templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(criterion=_show, png=_encode_png)
+    environment.filters.update(criterion=_show, png=_encode_png, share=format_share)
     return environment
 
 

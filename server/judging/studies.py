@@ -125,7 +125,7 @@ def judge_study(
     groups = [judge_group(each) for each in by_arm]
     out = {entry.arm for entry in sequential.decision.ruled_out}
     verdicts = [
-        _describe_arm(arm, group, results=results[arm.name], is_out=arm.name in out)
+        describe_arm(arm, group, results=results[arm.name], is_out=arm.name in out)
         for arm, group in zip(arms, groups, strict=True)
     ]
     everything = [result for each in by_arm for result in each]
@@ -273,9 +273,10 @@ def _find_end(results: Sequence[SeedResult], *, num_seeds: int) -> datetime | No
     return max(judged[:num_seeds], default=None)
 
 
-def _describe_arm(
+def describe_arm(
     arm: Arm, group: GroupVerdict, *, results: Sequence[SeedResult], is_out: bool
 ) -> ArmVerdict:
+    """An arm's group with its configuration and its seeds."""
     config = {key: value for key, value in arm.config.items() if key not in ("seed", "data_seed")}
     return ArmVerdict(
         **group.model_dump(),

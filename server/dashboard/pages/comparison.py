@@ -34,13 +34,14 @@ def show_comparison(
     comparison = query.compare(session)
     thresholds, entries = comparison.thresholds, comparison.entries
     overridden = thresholds.model_dump(exclude_defaults=True)
-    ids = [("job_id", entry.job.id) for entry in entries]
+    chosen = [("options", query.options)] if query.options else []
+    chosen = chosen or [("job_id", entry.job.id) for entry in entries]
     return render_page(
         "compare.html",
         request,
         comparison=comparison,
         is_live=any(not job.status.is_terminal for job in comparison.jobs),
-        export_query=urlencode([*ids, *overridden.items()]),
+        export_query=urlencode([*chosen, *overridden.items()]),
         drawing={
             "jobs": [_draw(entry, num_jobs=len(entries)) for entry in entries],
             "background_shares": comparison.background_shares,
