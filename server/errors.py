@@ -4,12 +4,15 @@ Each class has the HTTP status and title (RFC 9457) and the exit code of a comma
 derives from the class here that fits, so that the API and the command line both report it.
 """
 
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import Final, TypeVar
 
 #: The exit codes of a command that failed, and of a command with invalid input.
 FAILED: Final = 1
 BAD_INPUT: Final = 2
+
+_Entry = TypeVar("_Entry", bound=Mapping[str, object])
 
 
 class LosslabError(Exception):
@@ -60,3 +63,8 @@ class StorageFullError(LosslabError):
     """There is no space on the disk for the request."""
 
     status = HTTPStatus.INSUFFICIENT_STORAGE
+
+
+def drop_consequences(errors: Iterable[_Entry]) -> list[_Entry]:
+    """Pydantic's errors without those of fields whose default follows from an invalid field."""
+    return [error for error in errors if error["type"] != "default_factory_not_called"]

@@ -226,6 +226,8 @@ def test_interrupted_train_cancels_its_job(tmp_path: Path) -> None:
         (["--data", "../x"], "dataset"),
         (["--epochs", "-1"], "epochs"),
         (["--latent-dim", "0"], "latent_dim"),
+        # Nothing follows: the seed of the data has no error of its own.
+        (["--seed", "-1"], "Error: seed: Input should be greater than or equal to 0, not -1\n"),
         (["--set", "wrong=1"], "wrong"),
         (["--log", "/nowhere/at/all.log"], "/nowhere/at"),
         (["--wandb-project", "study"], "wandb is not installed"),

@@ -17,7 +17,9 @@ from server.settings import Settings
     ("body", "field", "words"),
     [
         ({}, "option", "required"),
-        ({"option": "d"}, "option", "'a', 'b' or 'c'"),
+        ({"option": "d"}, "option", "there is no option 'd'; allowed are a, b, c"),
+        ({"option": "b", "seed": -1}, "seed", "greater than or equal to 0, not -1"),
+        ({"option": "b", "data_seed": 2**31}, "data_seed", "less than or equal to 2147483647"),
         ({"option": "b", "epohcs": 3}, "epohcs", "unknown field; did you mean epochs?"),
         ({"option": "b", "data": "arc"}, "data", "did you mean dataset?"),
         ({"option": "b", "zzz": 1}, "zzz", "unknown field; see GET /options"),

@@ -17,7 +17,7 @@ from starlette.routing import Match
 
 from server.api.requests import JobRequest
 from server.database.engine import OUTAGES
-from server.errors import LosslabError
+from server.errors import LosslabError, drop_consequences
 
 RETRY_AFTER_SECONDS = 5
 PROBLEM_TYPE: Final = "application/problem+json"
@@ -159,7 +159,7 @@ def explain_errors(
         _explain_error(
             entry, num_outer=num_outer, known_fields=known_fields if index < _MAX_HINTS else ()
         )
-        for index, entry in enumerate(errors)
+        for index, entry in enumerate(drop_consequences(errors))
     ]
 
 

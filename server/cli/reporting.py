@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from server.errors import BAD_INPUT, FAILED, LosslabError
+from server.errors import BAD_INPUT, FAILED, LosslabError, drop_consequences
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -45,7 +45,8 @@ def describe_error(error: Exception) -> str:
 
     if isinstance(error, ValidationError):
         is_setting = error.title == "Settings"
-        return "; ".join(_describe_item(item, is_setting=is_setting) for item in error.errors())
+        items = drop_consequences(error.errors())
+        return "; ".join(_describe_item(item, is_setting=is_setting) for item in items)
     message = str(error).partition("\n")[0]
     if isinstance(error, LosslabError) and error.status == HTTPStatus.UNAUTHORIZED:
         return f"{message}; set LOSSLAB_API_TOKEN to a valid one"
