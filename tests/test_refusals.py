@@ -47,6 +47,45 @@ def test_bad_input_is_answered_with_field_and_what_is_allowed(
     assert client.get("/jobs").json()["data"] == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({"config": {"betta": 1}}, "config.betta", "unknown field; did you mean beta?"),
+        ({"config": {"option": "a"}}, "config.option", "unknown field"),
+        ({"config": {"beta": -1}}, "config.beta", "greater than or equal to 0, not -1"),
+        ({"config": {"beta": "1"}}, "config.beta", "must be a number, not '1'"),
+        ({"config": {"epochs": 2.5}}, "config.epochs", "integer"),
+        ({"config": {"augment": 1}}, "config.augment", "must be true or false"),
+        ({"config": {"class_weighting": "no"}}, "config.class_weighting", "sqrt_inverse"),
+        ({"config": {"dataset": "../x"}}, "config.dataset", "pattern"),
+        ({"config": {"seed": 3}}, "config.seed", "belongs to a job or a study, not to an option"),
+        ({"config": {"data_seed": 3}}, "config.data_seed", "belongs to a job or a study"),
+        ({"config": {"seed": -1}}, "config.seed", "greater than or equal to 0"),
+        ({"config": []}, "config", "dictionary"),
+        ({"config": None}, "config", "dictionary"),
+        ({"base": "d"}, "base", "there is no option 'd'; allowed are a, b, c"),
+        ({"base": "b_soft"}, "base", "there is no option 'b_soft'"),
+        ({"base": ".."}, "base", "pattern"),
+        ({"base": "b\0"}, "base", "pattern"),
+        ({"base": None}, "base", "string"),
+        ({"bas": "b"}, "bas", "unknown field; did you mean base?"),
+        ({"quick_test": True}, "quick_test", "unknown field"),
+        ({"summary": "x" * 501}, "summary", "500"),
+        ({"summary": "two\nlines"}, "summary", "pattern"),
+        ({"summary": "a\0b"}, "summary", "pattern"),
+        ({"summary": 1}, "summary", "string"),
+    ],
+)
+@pytest.mark.usefixtures("no_traceback")
+def test_bad_option_is_answered_with_field_and_what_is_allowed(
+    client: TestClient, changes: dict[str, Any], field: str, words: str
+) -> None:
+    answer = problem(client.put("/options/b_soft", json={"base": "b"} | changes), 422)
+    assert [error["field"] for error in answer["errors"]] == [field]
+    assert words in answer["errors"][0]["message"]
+    problem(client.get("/options/b_soft"), 404)
+
+
 def test_field_of_a_new_job_is_not_suggested_for_a_change(client: TestClient) -> None:
     job_id = client.post("/jobs", json={"option": "b"}).json()["id"]
     answer = problem(client.patch(f"/jobs/{job_id}", json={"name": "x"}), 422)

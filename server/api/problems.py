@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from server.api.requests import JobRequest
+from server.api.requests import JobRequest, OptionRequest
 from server.database.engine import OUTAGES
 from server.errors import LosslabError, drop_consequences
 
@@ -24,7 +24,13 @@ PROBLEM_TYPE: Final = "application/problem+json"
 
 #: The search for a similar field is slow, and a body may have thousands of unknown fields.
 _MAX_HINTS: Final = 5
+_MAX_QUOTED: Final = 50
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+#: The bodies with settings, by the paths of their routes; a misspelt one gets a hint.
+_BODIES: Final[dict[str, type[BaseModel]]] = {
+    "/jobs": JobRequest,
+    "/options/{name}": OptionRequest,
+}
 
 _logger = logging.getLogger(__name__)
 
@@ -99,8 +105,8 @@ def _install_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def on_invalid(request: Request, error: RequestValidationError) -> Response:
-        known = JobRequest.model_fields if request.scope["path"] == "/jobs" else ()
-        errors = explain_errors(error.errors(), num_outer=1, known_fields=known)
+        body = _BODIES.get(request.scope["route"].path)
+        errors = explain_errors(error.errors(), num_outer=1, body=body)
         return respond(request, 422, _list_errors(errors), errors=errors)
 
     @app.exception_handler(LosslabError)
@@ -148,17 +154,15 @@ def _install_failures(app: FastAPI) -> None:
 
 
 def explain_errors(
-    errors: Iterable[Any], *, num_outer: int = 0, known_fields: Iterable[str] = ()
+    errors: Iterable[Any], *, num_outer: int = 0, body: type[BaseModel] | None = None
 ) -> list[FieldError]:
     """Pydantic's errors, one per field.
 
     The first `num_outer` parts of a location, such as `body`, do not belong to the field's name.
-    The first few unknown fields get a hint at a similar known one.
+    The first few unknown fields of a `body` with settings get a hint at a similar known one.
     """
     return [
-        _explain_error(
-            entry, num_outer=num_outer, known_fields=known_fields if index < _MAX_HINTS else ()
-        )
+        _explain_error(entry, num_outer=num_outer, body=body if index < _MAX_HINTS else None)
         for index, entry in enumerate(drop_consequences(errors))
     ]
 
@@ -204,13 +208,17 @@ def _list_methods(request: Request) -> list[str]:
 
 
 def _explain_error(
-    error: dict[str, Any], *, num_outer: int, known_fields: Iterable[str]
+    error: dict[str, Any], *, num_outer: int, body: type[BaseModel] | None
 ) -> FieldError:
     location = error["loc"]
     if error["type"] == "json_invalid":
         message = f"no JSON: {error['ctx']['error']} (character {location[-1]})"
         return FieldError(field="body", message=message)
-    message = _explain(error, known_fields=known_fields)
+    if error["type"] == "extra_forbidden":
+        known = _list_fields(body, location[num_outer:-1])
+        message = _explain_unknown(location, known_fields=known)
+    else:
+        message = _explain(error)
     return FieldError(field=_name_field(location, num_outer=num_outer), message=message)
 
 
@@ -220,20 +228,31 @@ def _name_field(location: tuple[int | str, ...], *, num_outer: int) -> str:
     return ".".join(names[num_outer:]) or "".join(names[:1]) or "body"
 
 
-def _explain(error: dict[str, Any], *, known_fields: Iterable[str]) -> str:
-    if error["type"] == "extra_forbidden":
-        if error["loc"][0] == "query":
-            return "unknown parameter; /docs lists the known ones"
-        known = list(known_fields)
-        if not known:
-            return "unknown field; /docs lists the known ones"
-        similar = get_close_matches(str(error["loc"][-1]), known, n=1)
-        hint = f"; did you mean {similar[0]}?" if similar else ""
-        return f"unknown field{hint}; see GET /options for the known settings"
+def _list_fields(body: type[BaseModel] | None, parents: Iterable[int | str]) -> list[str]:
+    """The fields that may stand at a place in the body; none if that is not known."""
+    for parent in parents:
+        field = body.model_fields.get(str(parent)) if body is not None else None
+        inner = field.annotation if field is not None else None
+        body = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+    return [] if body is None else list(body.model_fields)
+
+
+def _explain_unknown(location: tuple[int | str, ...], *, known_fields: list[str]) -> str:
+    if location[0] == "query":
+        return "unknown parameter; /docs lists the known ones"
+    if not known_fields:
+        return "unknown field; /docs lists the known ones"
+    similar = get_close_matches(str(location[-1]), known_fields, n=1)
+    hint = f"; did you mean {similar[0]}?" if similar else ""
+    return f"unknown field{hint}; see GET /options for the known settings"
+
+
+def _explain(error: dict[str, Any]) -> str:
     message: str = error["msg"].removeprefix("Value error, ")
-    # Quote what was sent if it is short and printable.
+    # Quote what was sent, beside what it must or should be, if it is short and printable.
     given = error.get("input")
-    if isinstance(given, int | float | str) and len(str(given)) <= 50:
+    is_quoted = isinstance(given, int | float | str) and len(str(given)) <= _MAX_QUOTED
+    if is_quoted and (" must " in f" {message}" or " should " in message):
         return f"{message}, not {given!r}"
     return message
 

@@ -10,7 +10,7 @@ from sqlmodel import Session
 
 from server.api.requests import Labels
 from server.jobs.listing import find_group, find_jobs, find_newest_succeeded
-from server.jobs.options import choose_option
+from server.jobs.options import check_known
 from server.judging.comparisons import MAX_COMPARED_JOBS, Comparison, compare
 from server.judging.criteria import Thresholds
 from server.models.options import NAME_PATTERN
@@ -23,7 +23,7 @@ _LABEL_PARAMETER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 _OPTION: Final = NAME_PATTERN.strip("^$")
 #: Enough for twenty of the longest names.
 _MAX_OPTIONS_LENGTH: Final = 1300
-# Only for the API's description; `_parse_options` checks, and says which name is wrong.
+# Only for the API's description; `check_known` says which name is wrong.
 _OPTIONS_PATTERN: Final = rf"^( *{_OPTION} *(, *{_OPTION} *)*)?$"
 
 
@@ -96,14 +96,16 @@ class ComparisonQuery(Thresholds):
         if self.job_id:
             jobs = find_jobs(session, self.job_id)
             return compare(session, jobs, thresholds=self.thresholds())
-        options = [
-            choose_option(session, name, field="options") for name in _parse_options(self.options)
-        ]
-        jobs = [find_newest_succeeded(session, option.name) for option in options]
+        names = _parse_options(self.options)
+        for name in names:
+            check_known(session, name, field="options")
+        jobs = [find_newest_succeeded(session, name) for name in names]
         groups = [find_group(session, job) for job in jobs]
         return compare(session, jobs, thresholds=self.thresholds(), groups=groups)
 
 
 def _parse_options(options: str) -> list[str]:
-    names = [name.strip() for name in options.split(",")] if options else []
-    return list(dict.fromkeys(names))
+    names = dict.fromkeys(name.strip() for name in options.split(",")) if options else {}
+    if len(names) > MAX_COMPARED_JOBS:
+        refuse_query("options", f"at most {MAX_COMPARED_JOBS} options can be compared")
+    return list(names)

@@ -12,7 +12,7 @@ from server.jobs.options import choose_option
 from server.jobs.submission import new_job
 from server.models.configuration import TrainingConfig, resolve_config
 from server.models.options import NAME_PATTERN
-from server.models.tables import Job, OwnOption
+from server.models.tables import Job
 
 MAX_METADATA_PAIRS = 16
 
@@ -25,7 +25,9 @@ _JOB_EXAMPLES: list[JsonValue] = [
 #: PostgreSQL cannot store a text with a NUL.
 PlainText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 #: One line: names are shown in tables, titles and legends.
-Name = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", min_length=1, max_length=200)]
+_OneLine = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+Name = Annotated[_OneLine, Field(min_length=1, max_length=200)]
+Summary = Annotated[_OneLine, Field(max_length=500)]
 OptionName = Annotated[
     str,
     Field(
@@ -107,8 +109,16 @@ class JobRequest(TrainingConfig, JsonBody):
         )
 
 
+def _hide_seeds(schema: dict[str, Any]) -> None:
+    for name in ("seed", "data_seed"):
+        del schema["properties"][name]
+
+
 class OptionConfig(TrainingConfig, JsonBody):
     """The settings in which an option differs from its base. Seeds belong to jobs and studies."""
+
+    # Without this, Pydantic's own schema would allow the seeds.
+    model_config = ConfigDict(json_schema_extra=_hide_seeds)
 
     @field_validator("seed", "data_seed")
     @classmethod
@@ -121,24 +131,21 @@ class OptionRequest(JsonBody):
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"base": "b", "config": {"free_bits": 0.1}}]},
+        json_schema_extra={
+            "examples": [
+                {"base": "b", "config": {"free_bits": 0.1}, "summary": "b with free bits"},
+            ]
+        },
     )
 
     base: OptionName
     config: OptionConfig = Field(default_factory=OptionConfig)
-    summary: Annotated[PlainText, Field(max_length=500)] = ""
+    summary: Summary = Field(default="", description="shown beside the name")
 
-    def make_row(self, session: Session, *, name: str) -> OwnOption:
-        """The option, not stored yet. Raises UnknownOptionError."""
-        base = choose_option(session, self.base, field="base")
-        config = self.config.model_dump(mode="json", exclude_unset=True)
-        return OwnOption(
-            name=name,
-            base=base.name,
-            config=config,
-            preset={**base.preset, **config},
-            summary=self.summary,
-        )
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that were sent."""
+        return self.config.model_dump(mode="json", exclude_unset=True)
 
 
 class ResumeRequest(JsonBody):

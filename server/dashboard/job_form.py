@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from server.api.problems import explain_errors
 from server.api.requests import FORM, JobRequest
-from server.jobs.options import Option
+from server.jobs.options import Option, UnknownOptionError
 from server.models.configuration import TrainingConfig
 from server.models.options import BuiltInOption
 
@@ -57,7 +57,8 @@ def fill_form(sent: Mapping[str, str], *, options: Mapping[str, Option]) -> JobF
         form.request = JobRequest.model_validate(values, context=FORM)
         option = options.get(form.request.option)
         if option is None:
-            form.errors = {"option": f"allowed are {', '.join(options)}"}
+            unknown = UnknownOptionError(form.request.option, allowed=options, field="option")
+            form.errors = {"option": str(unknown)}
             return form
         form.config = form.request.resolve_config(option.preset)
     except ValidationError as error:

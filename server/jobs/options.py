@@ -3,20 +3,27 @@
 An option never changes: a name that jobs and studies refer to keeps its meaning.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
 from server.database.engine import write_transaction
 from server.errors import ConflictError, InvalidInputError, NotFoundError
-from server.models.options import OPTIONS, BuiltInOption
+from server.models.configuration import resolve_config
+from server.models.options import NAME_PATTERN, OPTIONS, BuiltInOption
 from server.models.tables import Job, OwnOption, Study
 
-#: Further names are left out of an error message.
+#: So many can still be read in one list, and chosen from in a form.
+MAX_OWN_OPTIONS: Final = 200
+
+#: Further names are left out of an error message, and the rest of a long one.
 _MAX_NAMES_SHOWN: Final = 20
+_MAX_LENGTH_SHOWN: Final = 64
 
 
 class OptionNotFoundError(NotFoundError):
@@ -30,8 +37,8 @@ class OptionConflictError(ConflictError):
 class UnknownOptionError(InvalidInputError):
     """A request names an option that does not exist."""
 
-    def __init__(self, message: str, *, field: str) -> None:
-        super().__init__(message)
+    def __init__(self, name: str, *, allowed: Iterable[str], field: str) -> None:
+        super().__init__(_describe_unknown(name, allowed=list(allowed)))
         self.field = field
 
 
@@ -67,8 +74,9 @@ BUILT_IN_OPTIONS: Final = {name.value: Option.of_built_in(name) for name in Buil
 
 
 def read_options(session: Session) -> dict[str, Option]:
-    """All options by name: the built-in ones first, then the others by name."""
-    rows = session.scalars(select(OwnOption).order_by(col(OwnOption.name)))
+    """All options by name: the built-in ones first, then the others in order."""
+    # Databases differ in the order of texts.
+    rows = sorted(session.scalars(select(OwnOption)), key=lambda row: row.name)
     return BUILT_IN_OPTIONS | {row.name: Option.of_row(row) for row in rows}
 
 
@@ -76,7 +84,7 @@ def find_option(session: Session, name: str) -> Option:
     """Raises OptionNotFoundError."""
     option = _find(session, name)
     if option is None:
-        raise OptionNotFoundError(f"there is no option {name!r}; GET /options lists all options")
+        raise OptionNotFoundError(_describe_missing(name))
     return option
 
 
@@ -84,19 +92,23 @@ def choose_option(session: Session, name: str, *, field: str = "option") -> Opti
     """The option that a request's field names. Raises UnknownOptionError."""
     option = _find(session, name)
     if option is None:
-        allowed = list(read_options(session))
-        shown = ", ".join(allowed[:_MAX_NAMES_SHOWN]) + ", …" * (len(allowed) > _MAX_NAMES_SHOWN)
-        message = f"there is no option {name!r}; allowed are {shown}. PUT /options/{name} adds it"
-        raise UnknownOptionError(message, field=field)
+        raise UnknownOptionError(name, allowed=read_options(session), field=field)
     return option
 
 
-def check_filter(session: Session, name: str) -> None:
-    """Raise UnknownOptionError if neither an option nor a job has this name: a misspelt filter
-    would list nothing. The jobs of a deleted option can still be found."""
-    of_option = select(col(Job.id)).where(col(Job.option) == name).limit(1)
-    if _find(session, name) is None and session.scalars(of_option).first() is None:
-        choose_option(session, name)
+def is_known(session: Session, name: str) -> bool:
+    """Whether an option or a job has this name. A job keeps it when its option is deleted."""
+    if _find(session, name) is not None:
+        return True
+    jobs = select(col(Job.id)).where(col(Job.option) == name)
+    return _is_name(name) and session.scalars(jobs.limit(1)).first() is not None
+
+
+def check_known(session: Session, name: str, *, field: str = "option") -> None:
+    """Raise UnknownOptionError for a name that no option and no job has: a misspelt filter would
+    find nothing."""
+    if not is_known(session, name):
+        raise UnknownOptionError(name, allowed=read_options(session), field=field)
 
 
 def count_jobs(session: Session) -> dict[str, int]:
@@ -105,25 +117,27 @@ def count_jobs(session: Session) -> dict[str, int]:
     return {row[0]: row[1] for row in session.execute(counts)}
 
 
-def add_option(engine: Engine, row: OwnOption) -> bool:
-    """Store an option; returns False if it is stored already. Raises OptionConflictError.
+def count_jobs_of(session: Session, name: str) -> int:
+    jobs = select(func.count()).select_from(Job).where(col(Job.option) == name)
+    num_jobs: int = session.scalars(jobs).one()
+    return num_jobs
 
-    Only the summary of a stored option can be replaced: it has no effect on a job.
+
+def add_option(
+    engine: Engine, name: str, *, base: str, config: Mapping[str, Any], summary: str
+) -> bool:
+    """Store an option; returns False if it is stored already.
+
+    Only the summary of a stored option can be replaced: it has no effect on a job. Raises
+    UnknownOptionError if the base does not exist, and OptionConflictError.
     """
-    if row.name in BUILT_IN_OPTIONS:
-        raise OptionConflictError(f"option {row.name} is built in; use another name")
-    with write_transaction(engine) as session:
-        stored = session.get(OwnOption, row.name, with_for_update=True)
-        if stored is None:
-            session.add(row)
-            return True
-        if stored.preset != row.preset:
-            raise OptionConflictError(
-                f"there is another option {row.name!r} with other settings, and an option never "
-                "changes; use another name, or delete it first"
-            )
-        stored.summary = row.summary
-    return False
+    if name in BUILT_IN_OPTIONS:
+        raise OptionConflictError(f"option {name} is built in; use another name")
+    try:
+        return _store(engine, name, base=base, config=config, summary=summary)
+    except IntegrityError:
+        # The same name arrived twice at the same time, and the other one was stored first.
+        return _store(engine, name, base=base, config=config, summary=summary)
 
 
 def delete_option(engine: Engine, name: str) -> None:
@@ -135,20 +149,73 @@ def delete_option(engine: Engine, name: str) -> None:
     if name in BUILT_IN_OPTIONS:
         raise OptionConflictError(f"option {name} is built in")
     with write_transaction(engine) as session:
-        row = session.get(OwnOption, name, with_for_update=True)
+        row = _read_row(session, name, with_for_update=True)
         if row is None:
-            raise OptionNotFoundError(f"there is no option {name!r}")
+            raise OptionNotFoundError(_describe_missing(name))
         if user := _find_user(session, name):
             raise OptionConflictError(f"{user} names the option {name!r}; delete it first")
         session.delete(row)
 
 
+def _store(
+    engine: Engine, name: str, *, base: str, config: Mapping[str, Any], summary: str
+) -> bool:
+    with write_transaction(engine) as session:
+        preset = {**_lock_base(session, base).preset, **config}
+        stored = _read_row(session, name, with_for_update=True)
+        if stored is None:
+            _check_number(session)
+            row = OwnOption(
+                name=name, base=base, config=dict(config), preset=preset, summary=summary
+            )
+            session.add(row)
+            return True
+        if resolve_config(stored.preset) != resolve_config(preset):
+            raise OptionConflictError(
+                f"there is another option {name!r} with other settings, and an option never "
+                "changes; use another name, or delete it first"
+            )
+        stored.summary = summary or stored.summary
+    return False
+
+
+def _lock_base(session: Session, name: str) -> Option:
+    """The base of a new option, which nobody can delete meanwhile."""
+    _read_row(session, name, with_for_update={"read": True})
+    return choose_option(session, name, field="base")
+
+
+def _check_number(session: Session) -> None:
+    if session.scalars(select(func.count()).select_from(OwnOption)).one() >= MAX_OWN_OPTIONS:
+        raise OptionConflictError(
+            f"there are {MAX_OWN_OPTIONS} own options already; delete one that you no longer need"
+        )
+
+
 def _find(session: Session, name: str) -> Option | None:
     if name in BUILT_IN_OPTIONS:
         return BUILT_IN_OPTIONS[name]
-    # PostgreSQL refuses a text with a NUL; no option's name has one.
-    row = session.get(OwnOption, name) if "\0" not in name else None
+    row = _read_row(session, name)
     return None if row is None else Option.of_row(row)
+
+
+def _read_row(session: Session, name: str, **arguments: Any) -> OwnOption | None:
+    return session.get(OwnOption, name, **arguments) if _is_name(name) else None
+
+
+def _is_name(text: str) -> bool:
+    """Whether an option may have this name. PostgreSQL refuses any text with a NUL."""
+    return re.fullmatch(NAME_PATTERN, text) is not None
+
+
+def _describe_missing(name: str) -> str:
+    return f"there is no option {name[:_MAX_LENGTH_SHOWN]!r}; GET /options lists all options"
+
+
+def _describe_unknown(name: str, *, allowed: list[str]) -> str:
+    shown = ", ".join(allowed[:_MAX_NAMES_SHOWN]) + ", …" * (len(allowed) > _MAX_NAMES_SHOWN)
+    message = f"there is no option {name[:_MAX_LENGTH_SHOWN]!r}; allowed are {shown}"
+    return f"{message}. PUT /options/{name} adds it" if _is_name(name) else message
 
 
 def _find_user(session: Session, name: str) -> str | None:

@@ -53,7 +53,7 @@ from server.files.datasets import check_dataset
 from server.jobs import queue
 from server.jobs.events import read_events
 from server.jobs.listing import JobFilter, find_job, read_page
-from server.jobs.options import check_filter
+from server.jobs.options import check_known
 from server.jobs.records import find_artifact, read_artifacts
 from server.jobs.submission import submit_job
 from server.judging.criteria import Thresholds
@@ -115,7 +115,7 @@ def list_jobs(
 ) -> JobList:
     """Newest first. A filter that is left out matches all jobs; `status` may be repeated."""
     if option is not None:
-        check_filter(session, option)
+        check_known(session, option)
     wanted = JobFilter(statuses=status or [], option=option, name=name or None, labels=labels)
     last = find_job(session, after) if after else None
     page = read_page(session, wanted, after=last, limit=limit + 1)

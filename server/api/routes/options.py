@@ -20,7 +20,8 @@ router = APIRouter(prefix="/options", tags=["options"], responses=PROBLEM_RESPON
 
 @router.get("")
 def list_options(session: SessionDep) -> OptionList:
-    """The built-in options, then your own by name, each with its whole configuration."""
+    """The built-in options, then your own by name, each with its whole configuration and its
+    number of jobs."""
     counts = options.count_jobs(session)
     data = [
         OptionPublic.of(option, num_jobs=counts.get(name, 0))
@@ -33,8 +34,7 @@ def list_options(session: SessionDep) -> OptionList:
 def read_option(name: Name, *, session: SessionDep) -> OptionPublic:
     """An option with its whole configuration and the number of its jobs."""
     option = options.find_option(session, name)
-    num_jobs = options.count_jobs(session).get(name, 0)
-    return OptionPublic.of(option, num_jobs=num_jobs)
+    return OptionPublic.of(option, num_jobs=options.count_jobs_of(session, name))
 
 
 @router.put(
@@ -46,10 +46,11 @@ def add_option(
     name: NewName, *, request: OptionRequest, response: Response, engine: EngineDep
 ) -> OptionPublic:
     """Add an option of your own. It never changes: other settings under the same name are answered
-    409."""
-    with Session(engine) as session:
-        row = request.make_row(session, name=name)
-    response.status_code = 201 if options.add_option(engine, row) else 200
+    409. Only its summary can be replaced."""
+    is_new = options.add_option(
+        engine, name, base=request.base, config=request.settings, summary=request.summary
+    )
+    response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/options/{name}"
     with Session(engine) as session:
         return read_option(name, session=session)
@@ -57,5 +58,6 @@ def add_option(
 
 @router.delete("/{name}", status_code=204)
 def delete_option(name: Name, *, engine: EngineDep) -> None:
-    """Delete an option of your own that no study names. Its jobs stay as they are."""
+    """Delete an option of your own; refused while a study or another option names it. Its jobs
+    stay as they are."""
     options.delete_option(engine, name)

@@ -17,7 +17,7 @@ from server.dashboard.rendering import render_page
 from server.database.engine import write_transaction
 from server.files.datasets import DatasetError
 from server.jobs.listing import JobFilter, count_by_status, find_job, read_page
-from server.jobs.options import Option, read_options
+from server.jobs.options import Option, is_known, read_options
 from server.jobs.submission import submit_job
 from server.jobs.workers import list_workers
 from server.judging.comparisons import MAX_COMPARED_JOBS
@@ -50,6 +50,7 @@ def show_jobs(
 ) -> Response:
     # A form sends an empty choice as an empty text.
     chosen = [JobStatus(status)] if status in set(JobStatus) else []
+    option = option if is_known(session, option) else ""
     options = read_options(session)
     last = find_job(session, after) if after else None
     wanted = JobFilter(statuses=chosen, option=option or None)
@@ -67,6 +68,8 @@ def show_jobs(
         max_jobs=MAX_COMPARED_JOBS,
         status=chosen[0] if chosen else "",
         option=option,
+        # That of a deleted option can still be chosen by its address.
+        known_options=dict.fromkeys([*options, *filter(None, [option])]),
         **_describe_form(fill_form({}, options=options), options=options),
     )
 
