@@ -18,6 +18,12 @@ from worker.data import (
 )
 
 CPU = torch.device("cpu")
+#: 200 grids of seed 7 as they were before the data had a seed of their own, by data set.
+OLD_DATA = {
+    "atomic": "3b7ee7f896569a609fadbe8e93c11a4478d4a839eab15bf320f97feaa2ff7eb9",
+    "arc": "f556d4eb3a2302366a3146df109869b6a98c995b393fb9c5afd39661ecd58241",
+    "mine": "ab4992c169f89d5e1c8fd6d86439ebb9a482327b98305e6b30df400de27e0d17",
+}
 
 
 def load(settings: Settings, **config: object) -> Dataset:
@@ -76,6 +82,37 @@ def test_arc_test_split_shares_no_grid_order_with_training(settings: Settings) -
     first, second = load(settings, dataset="arc"), load(settings, dataset="arc", seed=7)
     assert np.array_equal(first.test, second.test)
     assert not np.array_equal(first.val, second.val)
+
+
+@pytest.mark.parametrize(("name", "sha256"), OLD_DATA.items())
+def test_configuration_from_before_the_seed_of_the_data_has_the_data_it_always_had(
+    settings: Settings, write_npz: Callable[..., str], name: str, sha256: str
+) -> None:
+    write_npz(images=random_grids(50))
+    old = TrainingConfig().model_dump(exclude={"data_seed"})
+    dataset = load(settings, **old | {"dataset": name, "num_samples": 200, "seed": 7})
+    assert dataset.compute_sha256() == sha256
+
+
+@pytest.mark.parametrize("name", OLD_DATA)
+def test_data_follow_their_own_seed_alone(
+    settings: Settings, write_npz: Callable[..., str], name: str
+) -> None:
+    write_npz(images=random_grids(50))
+    config = {"dataset": name, "num_samples": 200, "data_seed": 7}
+    for seed in (1, 2):
+        assert load(settings, **config, seed=seed).compute_sha256() == OLD_DATA[name]
+    assert load(settings, **config | {"data_seed": 8}, seed=7).compute_sha256() != OLD_DATA[name]
+
+
+def test_corpus_is_kept_once_for_all_jobs_with_its_seed(settings: Settings) -> None:
+    for seed in (1, 2, 3):
+        load(settings, num_samples=200, data_seed=7, seed=seed)
+    (cached,) = settings.cache_dir.iterdir()
+    # The name from before: a later version finds the corpus of an earlier one.
+    assert cached.name == "atomic-v1-200-seed7.npy"
+    load(settings, num_samples=200, seed=7)
+    assert list(settings.cache_dir.iterdir()) == [cached]
 
 
 def test_npz_with_images_is_split_by_the_seed(

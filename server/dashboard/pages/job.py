@@ -75,8 +75,9 @@ def change_job(
         case "pause":
             queue.pause(engine, job.id)
         case "resume":
-            check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
-            queue.resume(engine, job.id, num_epochs=_read_num_epochs(form))
+            sha256 = check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
+            num_epochs = _read_num_epochs(form)
+            queue.resume(engine, job.id, num_epochs=num_epochs, dataset_sha256=sha256)
         case _:
             raise NotFoundError(f"a job has no action {action!r}")
     target = make_local_path(form.get("next", f"/ui/jobs/{job.id}"))
