@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from server.jobs.studies import StudyEntry, derive_status
 from server.judging.decisions import Recommendation
+from server.judging.differences import ArmDifference, compare_kept_arms
 from server.judging.groups import SeedResult
 from server.judging.studies import ArmVerdict, LookPublic, StudyVerdict
 from server.models.tables import Arm, JobStatus, Study
@@ -70,6 +71,9 @@ class StudyPublic(BaseModel):
     looks: list[LookPublic] = Field(description="those that took place, oldest first")
     next_look: int | None = Field(description="number of seeds; null if no look is left")
     arms: list[ArmVerdict]
+    differences: list[ArmDifference] = Field(
+        description="of the leader among the kept arms to the next best; they decide nothing"
+    )
     recommendation: Recommendation
 
     @classmethod
@@ -89,6 +93,7 @@ class StudyPublic(BaseModel):
             looks=verdict.looks,
             next_look=verdict.next_look,
             arms=verdict.arms,
+            differences=compare_kept_arms(verdict),
             recommendation=verdict.recommendation,
         )  # fmt: skip
 

@@ -22,6 +22,8 @@ PLANNED_LOOKS: Final = (5, 10, 20, 40)
 POWER: Final = 0.8
 #: Fewer paired differences have no interval.
 MIN_PAIRS: Final = 5
+#: Resamples of the bootstrap, as SciPy takes without a number.
+NUM_RESAMPLES: Final = 9999
 #: Of the largest difference: a smaller spread is rounding, and BCa would divide by about 0.
 SMALLEST_SPREAD: Final = 1e-9
 
@@ -352,7 +354,11 @@ def _order_tables(num_seeds: int) -> list[Count]:
 
 
 def paired_difference(
-    first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = NUM_RESAMPLES,
 ) -> PairedDifference | None:
     """The median of first - second over pairs of one seed, in their unit, with its interval.
 
@@ -369,7 +375,9 @@ def paired_difference(
     scale = max(map(abs, differences)) or 1.0
     scaled = [difference / scale for difference in differences]
     method = "percentile" if _is_bca_degenerate(scaled) else "BCa"
-    low, high = _bootstrap(scaled, method=method, confidence=confidence)
+    low, high = _bootstrap(
+        scaled, method=method, confidence=confidence, num_resamples=num_resamples
+    )
     return PairedDifference(
         median(differences), low * scale, high * scale, len(differences), method
     )
@@ -383,7 +391,7 @@ def _is_bca_degenerate(scaled: Sequence[float]) -> bool:
 
 
 def _bootstrap(
-    differences: Sequence[float], *, method: str, confidence: float
+    differences: Sequence[float], *, method: str, confidence: float, num_resamples: int
 ) -> tuple[float, float]:
     """The interval of the median, from the same resamples each time."""
     import numpy as np  # noqa: PLC0415 - slow to import; few commands decide
@@ -393,6 +401,7 @@ def _bootstrap(
         (differences,),
         np.median,
         confidence_level=confidence,
+        n_resamples=num_resamples,
         method=method,
         rng=np.random.default_rng(0),
     ).confidence_interval
