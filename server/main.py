@@ -20,7 +20,15 @@ from server.api.event_feed import EventFeed
 from server.api.limits import MAX_BODY_BYTES, Deadlines, HeaderLimit, RateLimit
 from server.api.monitoring import RequestLog, StoreCollector
 from server.api.problems import install_problem_handlers
-from server.api.routes import comparisons, datasets, jobs, operations, options, studies
+from server.api.routes import (
+    comparisons,
+    datasets,
+    jobs,
+    operations,
+    options,
+    studies,
+    study_reports,
+)
 from server.api.security import Authentication, SameOrigin, ask_for_token, find_allowed_hosts
 from server.dashboard.presentation import install_dashboard
 from server.database.engine import open_database
@@ -83,7 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.verdict_cache = VerdictCache()
     app.state.result_cache = ResultCache()
     install_problem_handlers(app)
-    for routes in (jobs, options, studies, comparisons, datasets, operations):
+    for routes in (jobs, options, studies, study_reports, comparisons, datasets, operations):
         app.include_router(routes.router)
     install_dashboard(app)
     return app

@@ -111,7 +111,7 @@ def _load_templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(criterion=_show, png=_encode_png, share=format_share)
+    environment.filters.update(criterion=_show, png=encode_png, share=format_share)
     return environment
 
 
@@ -131,5 +131,6 @@ def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
     ]
 
 
-def _encode_png(png: bytes) -> str:
+def encode_png(png: bytes) -> str:
+    """A picture as a link that carries it."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -22,8 +22,6 @@ PLANNED_LOOKS: Final = (5, 10, 20, 40)
 POWER: Final = 0.8
 #: Fewer paired differences have no interval.
 MIN_PAIRS: Final = 5
-#: Resamples of the bootstrap, as SciPy takes without a number.
-NUM_RESAMPLES: Final = 9999
 #: Of the largest difference: a smaller spread is rounding, and BCa would divide by about 0.
 SMALLEST_SPREAD: Final = 1e-9
 
@@ -358,7 +356,7 @@ def paired_difference(
     second: Sequence[float],
     *,
     confidence: float = 0.95,
-    num_resamples: int = NUM_RESAMPLES,
+    num_resamples: int = 9999,
 ) -> PairedDifference | None:
     """The median of first - second over pairs of one seed, in their unit, with its interval.
 

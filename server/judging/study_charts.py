@@ -1,0 +1,215 @@
+"""A study's curves as a picture: every seed, the median of each arm, and its final values."""
+
+import io
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+from server.judging.charts import shorten_label
+from server.judging.groups import GroupMetric, SeedResult
+from server.judging.histories import EpochSummary
+from server.judging.study_reports import StudyReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers can distinguish, by the style of the line.
+_COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+_STYLES: Final = ("-", "--", ":")
+_GREY: Final = "#555555"
+#: A loss that falls by more than this factor, or differs so much between arms, is shown by its
+#: logarithm.
+_LARGE_FACTOR: Final = 30.0
+_PANEL_HEIGHT: Final = 4.2
+_DPI: Final = 100
+
+Read = Callable[[EpochSummary], float]
+Histories = Mapping[str, Sequence[EpochSummary]]
+
+_CURVES: Final[dict[str, Read]] = {
+    "training loss": lambda row: row.train_loss,
+    "training pixel accuracy": lambda row: row.train_pixel_accuracy,
+    "validation KL, all dimensions (nats)": lambda row: sum(row.val_kl_per_dimension),
+}
+_STRIPS: Final[dict[GroupMetric, str]] = {
+    GroupMetric.val_foreground_iou: "validation foreground IoU",
+    GroupMetric.train_pixel_accuracy: "training pixel accuracy",
+    GroupMetric.min_kl_per_dimension: "KL of the weakest dimension (nats)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _ArmLook:
+    """How an arm is drawn: its place, its name, and its seeds."""
+
+    index: int
+    name: str
+    results: Sequence[SeedResult]
+
+    @property
+    def colour(self) -> str:
+        return _COLOURS[self.index % len(_COLOURS)]
+
+    @property
+    def style(self) -> str:
+        return _STYLES[self.index // len(_COLOURS) % len(_STYLES)]
+
+
+def render_study_curves(report: StudyReport, histories: Histories) -> bytes:
+    """Loss, training accuracy and KL by epoch, and each seed's final values, as a PNG."""
+    # Imported here: matplotlib takes half a second, which the server's start should not wait for.
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    arms = [
+        _ArmLook(index, draw_name(arm.arm), results)
+        for index, (arm, results) in enumerate(
+            zip(report.verdict.arms, report.verdict.results, strict=True)
+        )
+    ]
+    strip_height = 1.3 + 0.32 * max(2, len(arms))
+    figure = Figure(figsize=(15, _PANEL_HEIGHT + strip_height), dpi=_DPI, layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[_PANEL_HEIGHT, strip_height])
+    _draw_curves(top, arms, report=report, histories=histories)
+    _draw_strips(bottom, arms, report=report)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def draw_name(name: str) -> str:
+    """A name for a picture: a long one without its middle, and only what the font can draw."""
+    known = _find_known_characters()
+    shown = "".join(c if ord(c) in known and c.isprintable() else "\N{REPLACEMENT CHARACTER}"
+                    for c in shorten_label(name))  # fmt: skip
+    # matplotlib reads `$` as a formula and hides a label that begins with an underscore.
+    return "\N{ZERO WIDTH SPACE}" + shown.replace("$", r"\$")
+
+
+@cache
+def _find_known_characters() -> frozenset[int]:
+    from matplotlib.font_manager import findfont, get_font  # noqa: PLC0415 - slow to import
+
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
+# -- curves
+
+
+def _draw_curves(
+    figure: "Figure", arms: Sequence[_ArmLook], *, report: StudyReport, histories: Histories
+) -> None:
+    panels: list[Axes] = list(figure.subplots(1, len(_CURVES)))
+    for axes, (title, read) in zip(panels, _CURVES.items(), strict=True):
+        for arm in arms:
+            _draw_arm(axes, arm, histories, read)
+        _finish_curves(axes, title=title)
+    loss, accuracy, _ = panels
+    _choose_scale(loss)
+    accuracy.set_ylim(-0.02, 1.02)
+    _mark_targets(accuracy, report=report)
+
+
+def _draw_arm(axes: "Axes", arm: _ArmLook, histories: Histories, read: Read) -> None:
+    """Every seed as a thin line, and their median as a thick one."""
+    from matplotlib.collections import LineCollection  # noqa: PLC0415 - slow to import
+
+    curves = [
+        {row.epoch: _or_gap(read(row)) for row in histories.get(result.job_id or "", ())}
+        for result in arm.results
+    ]
+    # One collection: a thousand lines of their own would take seconds.
+    lines = [list(curve.items()) for curve in curves if curve]
+    axes.add_collection(LineCollection(lines, colors=arm.colour, linewidths=0.8, alpha=0.35))
+    median = _find_median(curves)
+    marker = "o" if len(median) == 1 else None
+    axes.plot(list(median), list(median.values()), color=arm.colour, linestyle=arm.style,
+              linewidth=2.4, marker=marker, label=arm.name)  # fmt: skip
+
+
+def _or_gap(value: float) -> float:
+    """A loss that is no number, or endless, leaves a gap in its curve."""
+    return value if math.isfinite(value) else math.nan
+
+
+def _find_median(curves: Iterable[Mapping[int, float]]) -> dict[int, float]:
+    """The median of each epoch over the seeds that have a value for it."""
+    values: dict[int, list[float]] = {}
+    for curve in curves:
+        for epoch, value in curve.items():
+            if math.isfinite(value):
+                values.setdefault(epoch, []).append(value)
+    return {epoch: statistics.median(values[epoch]) for epoch in sorted(values)}
+
+
+def _finish_curves(axes: "Axes", *, title: str) -> None:
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - slow to import
+
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.03)
+
+
+def _choose_scale(axes: "Axes") -> None:
+    values = [float(value) for line in axes.lines for value in line.get_ydata()]  # type: ignore[union-attr]
+    found = [value for value in values if 0 < value < float("inf")]
+    if found and len(found) == len(values) and max(found) > _LARGE_FACTOR * min(found):
+        axes.set_yscale("log")
+
+
+def _mark_targets(axes: "Axes", *, report: StudyReport) -> None:
+    limits = report.thresholds
+    band = axes.axhspan(limits.min_accuracy, limits.max_accuracy, color="#009E73", alpha=0.12)
+    marks, labels = [band], ["target"]
+    for share in report.background_shares:
+        line = axes.axhline(share, color=_GREY, linestyle="--", linewidth=1)
+        marks, labels = [band, line], ["target", "all background"]
+    axes.legend(marks, labels, fontsize=8, loc="lower right")
+
+
+# -- final values
+
+
+def _draw_strips(figure: "Figure", arms: Sequence[_ArmLook], *, report: StudyReport) -> None:
+    panels: list[Axes] = list(figure.subplots(1, len(_STRIPS), sharey=True))
+    for axes, (metric, title) in zip(panels, _STRIPS.items(), strict=True):
+        for arm in arms:
+            _draw_seeds(axes, arm, metric)
+        axes.set_title(title)
+        axes.grid(alpha=0.3, axis="x")
+    limits = report.thresholds
+    panels[1].axvspan(limits.min_accuracy, limits.max_accuracy, color="#009E73", alpha=0.12)
+    panels[2].axvline(limits.min_kl_per_dimension, color=_GREY, linestyle="--", linewidth=1)
+    _name_arms(panels[0], arms)
+    figure.supxlabel("after the last epoch; ● passed, ○ did not; | median", fontsize=9)
+
+
+def _draw_seeds(axes: "Axes", arm: _ArmLook, metric: GroupMetric) -> None:
+    """A point per seed, each a little higher than the one before, and the median."""
+    found = [
+        (value, result.has_passed)
+        for result in arm.results
+        if (value := result.metrics.get(metric)) is not None
+    ]
+    if found:
+        heights = [
+            arm.index + 0.5 * ((place + 0.5) / len(found) - 0.5) for place in range(len(found))
+        ]
+        values = [value for value, _ in found]
+        faces = [arm.colour if has_passed else "none" for _, has_passed in found]
+        axes.scatter(values, heights, s=26, facecolor=faces, edgecolor=arm.colour, linewidth=1.2)
+        median = statistics.median(values)
+        axes.plot([median] * 2, [arm.index - 0.36, arm.index + 0.36], color=arm.colour, lw=2.4)
+
+
+def _name_arms(axes: "Axes", arms: Sequence[_ArmLook]) -> None:
+    """Names in the arms' colours, the first at the top: they are also the legend of the curves."""
+    axes.set_yticks([arm.index for arm in arms], [arm.name for arm in arms])
+    axes.set_ylim(len(arms) - 0.4, -0.6)
+    for label, arm in zip(axes.get_yticklabels(), arms, strict=True):
+        label.set_color(arm.colour)
