@@ -72,13 +72,12 @@ def describe_methods(methods: Methods) -> list[str]:
 
 def _describe_data(methods: Methods) -> str:
     names = _list_values(methods, "dataset")
-    sentences = [f"Data: {_join(names)}{_describe_sizes(methods)}."]
-    if set(names) == {BuiltInDataset.atomic}:
-        sentences.append(f"The grids are generated: {_describe_data_seed(methods)}.")
-    else:
-        sentences.append(f"The split: {_describe_data_seed(methods)}.")
-    sentences.append(_describe_hashes(methods))
-    return " ".join(sentences)
+    is_generated = set(names) == {BuiltInDataset.atomic}
+    origin = "Its grids are generated" if is_generated else "Data without a split is divided"
+    return (
+        f"The data set is {_join(names)}{_describe_sizes(methods)}. {origin} with "
+        f"{_describe_data_seed(methods)}. {_describe_hashes(methods)}"
+    )
 
 
 def _describe_sizes(methods: Methods) -> str:
@@ -101,10 +100,10 @@ def _describe_data_seed(methods: Methods) -> str:
     seeds = sorted({each.data_seed for each in methods.facts.values()})
     own = methods.study.data_seed
     if own is None:
-        return "each seed has data of its own, by the seed of the run"
+        return "the seed of the run, so that each seed has data of its own"
     if seeds in ([], [own]):
-        return f"all runs have the data of data seed {own}"
-    return f"new runs have the data of data seed {own}, reused ones that of their own data seed"
+        return f"data seed {own}, the same for all runs"
+    return f"data seed {own}, except in runs that were trained before the study"
 
 
 def _describe_hashes(methods: Methods) -> str:
@@ -117,7 +116,6 @@ def _describe_hashes(methods: Methods) -> str:
 
 def _describe_arms(methods: Methods) -> str:
     study, arms = methods.study, methods.verdict.arms
-    seeds = ", ".join(map(str, study.seeds))
     race = (
         " It was a race: an arm that was ruled out got no further seeds."
         if study.until_decided
@@ -126,9 +124,16 @@ def _describe_arms(methods: Methods) -> str:
     identities = "; ".join(f"{arm.arm}: {arm.config_sha256}" for arm in arms)
     return (
         f"{_plural(len(arms), 'arm')} (one configuration each, all but the seed) with "
-        f"{_plural(len(study.seeds), 'seed')}: {seeds}.{race} SHA-256 of each arm's configuration: "
-        f"{identities}."
+        f"{_plural(len(study.seeds), 'seed')}: {_list_seeds(study.seeds)}.{race} "
+        f"SHA-256 of each arm's configuration: {identities}."
     )
+
+
+def _list_seeds(seeds: Sequence[int]) -> str:
+    """`0 to 9`, or each of them if they do not follow each other."""
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
 
 
 def _describe_training(methods: Methods) -> str:
@@ -183,7 +188,7 @@ def _describe_criteria(methods: Methods) -> str:
         verdict = judge(Job(option=arm.option, config=arm.config), [], methods.thresholds)
         for criterion in verdict.criteria:
             targets.setdefault(criterion.name, []).append(criterion.target)
-    rules = "; ".join(f"{name}: {_join(_unique(each))}" for name, each in targets.items())
+    rules = "; ".join(f"{name} ({_join(_unique(each))})" for name, each in targets.items())
     own = Thresholds.model_validate(methods.study.thresholds)
     changed = (
         "" if methods.thresholds == own else " These thresholds are not those of the study itself."
@@ -193,7 +198,7 @@ def _describe_criteria(methods: Methods) -> str:
 
 def _describe_decision(methods: Methods) -> str:
     recommended = (
-        f"An arm is recommended if it is the only one left, and the lower end of the 95 % "
+        f"An arm is recommended if it is the only one left, and the lower end of the 95% "
         f"interval of its pass rate (Wilson, 1927) is at least {MIN_PASS_RATE:g}."
     )
     if methods.num_arms == 1:
@@ -247,7 +252,7 @@ def _describe_differences(methods: Methods) -> str:
         return ""
     return (
         "Differences of other metrics between arms are medians over the seeds that both arms have, "
-        "with a 95 % interval by the bootstrap (BCa, Efron, 1987), from five seeds on. They decide "
+        "with a 95% interval by the bootstrap (BCa, Efron, 1987), from five seeds on. They decide "
         "nothing."
     )
 

@@ -136,18 +136,18 @@ def _describe_run(result: SeedResult) -> str:
 
 
 def describe_state(recommendation: Recommendation) -> str:
-    """The first words of the decision."""
+    """The first words of the decision, before its reason."""
     match recommendation.state:
         case DecisionState.decided:
-            return f"Recommended: {recommendation.arm}"
+            return f"Recommended: {recommendation.arm}."
         case DecisionState.narrowed:
-            return "Narrowed"
+            return "Narrowed:"
         case DecisionState.undecided:
-            return "Undecided"
+            return "Undecided:"
         case DecisionState.none:
-            return "No arm is recommended"
+            return "No recommendation:"
         case DecisionState.no_data:
-            return "No data"
+            return "No data:"
 
 
 def list_tables(report: StudyReport) -> list[Table]:
@@ -201,7 +201,7 @@ def _tabulate_arms(report: StudyReport) -> Table:
                 ", ".join(f"{number} {name}" for name, number in arm.diagnoses.items()) or NO_VALUE,
             ]
         )
-    heading = ["arm", "passed", "95 % interval", "state", "missing", "criteria failed", "diagnoses"]
+    heading = ["arm", "passed", "95% interval", "state", "missing", "criteria failed", "diagnoses"]
     return Table("Arms", heading, rows)
 
 
@@ -249,7 +249,7 @@ def _tabulate_differences(report: StudyReport) -> Table:
     ]
     return Table(
         "Paired differences",
-        ["metric", "arms", "median difference", "95 % interval", "seeds"],
+        ["metric", "arms", "median difference", "95% interval", "seeds"],
         rows,
         note="Between the best arms that are kept, over the seeds that both have. They decide "
         "nothing.",
@@ -307,7 +307,7 @@ def _show_signed(value: float) -> str:
 def render_study_markdown(report: StudyReport) -> str:
     """The report as Markdown, without pictures."""
     recommendation = report.verdict.recommendation
-    decision = f"**{escape_name(describe_state(recommendation))}.**"
+    decision = f"**{escape_name(describe_state(recommendation))}**"
     lines = [
         f"# {escape_name(report.title)}",
         "",

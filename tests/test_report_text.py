@@ -1,0 +1,46 @@
+"""How reports, pictures and tables of studies show names that a user chose."""
+
+import pytest
+
+from server.judging.methods import MIN_PASS_RATE
+from server.judging.statistics import decide_in_looks
+from server.judging.study_charts import draw_name
+from server.judging.study_reports import escape_name, show_controls
+from server.judging.tables import guard_text
+
+
+def test_methods_state_the_pass_rate_that_the_decision_uses() -> None:
+    assert decide_in_looks.__kwdefaults__["min_pass_rate"] == MIN_PASS_RATE
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "漢字 שלום", "$x_{$", "_hidden", "\\frac", "🦖"])
+def test_pictures_draw_only_what_their_font_has(name: str) -> None:
+    drawn = draw_name(name)
+    assert len(drawn) <= 60
+    assert not set(drawn) & set("漢字\u202e🦖")
+
+
+@pytest.mark.parametrize("mark", ["=", "+", "-", "@", "\t", "\r", "\n", "＝"])
+def test_text_that_a_spreadsheet_would_compute_gets_an_apostrophe(mark: str) -> None:
+    assert guard_text(f"{mark}1") == f"'{mark}1"
+    assert guard_text(f"a{mark}1") == f"a{mark}1"
+
+
+@pytest.mark.parametrize(
+    ("name", "escaped"),
+    [
+        ("b beta=0.5", "b beta=0.5"),
+        ("not_mode_collapsed", "not_mode_collapsed"),
+        ("_x_ *y* ~z~", "\\_x\\_ \\*y\\* \\~z\\~"),
+        ("a|b <i>&amp;", "a\\|b &lt;i>&amp;amp;"),
+        ("https://x www.x", "https\\://x www\\.x"),
+        ("a\u2028b\u202ec", "a b\\[U+202E\\]c"),
+        ("שלום", "\u2068שלום\u2069"),
+    ],
+)
+def test_markdown_shows_a_name_literally(name: str, escaped: str) -> None:
+    assert escape_name(name) == escaped
+
+
+def test_only_characters_that_turn_the_direction_are_named() -> None:
+    assert show_controls("a\u202eb\u2066c é שלום") == "a[U+202E]b[U+2066]c é שלום"
