@@ -149,7 +149,7 @@ def test_wait_outlasts_a_short_silence() -> None:
 
 
 def test_wait_gives_up_on_a_long_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.client.RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("server.connection.RETRY_SECONDS", 0.05)
     with LosslabClient("http://127.0.0.1:9") as client, pytest.raises(UnreachableError):
         client.wait("0" * 12, poll_seconds=0.01)
 
