@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -46,16 +47,20 @@ WandbProject = Annotated[
 Wait = Annotated[bool, typer.Option("--wait", help="Show progress until the job ends.")]
 
 
-def _check_job_id(job_id: str) -> str:
+def _check_id(given: str) -> str:
     """Refuse an empty id, which an unset variable of a script would give."""
-    if not job_id:
+    if not given:
         raise typer.BadParameter("it is empty")
-    return job_id
+    return given
 
 
 JobId = Annotated[
     str,
-    typer.Argument(metavar="ID", help="The job's id.", show_default=False, callback=_check_job_id),
+    typer.Argument(metavar="ID", help="The job's id.", show_default=False, callback=_check_id),
+]
+StudyId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="The study's id.", show_default=False, callback=_check_id),
 ]
 
 
@@ -64,8 +69,7 @@ def collect_overrides(set_keys: Pairs, **values: Any) -> dict[str, Any]:
     named = {key: value for key, value in values.items() if value is not None}
     extra = {key: _parse_value(text) for key, text in parse_pairs(set_keys).items()}
     for key, value in (named | extra).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise typer.BadParameter(f"{key} must be a finite number, not {value}")
+        _check_finite(key, value)
     if taken := sorted(extra.keys() & _OWN_OPTIONS):
         raise typer.BadParameter(f"--set cannot change {', '.join(taken)}; it has its own option")
     return named | extra
@@ -73,13 +77,33 @@ def collect_overrides(set_keys: Pairs, **values: Any) -> dict[str, Any]:
 
 def parse_pairs(pairs: Pairs) -> dict[str, str]:
     """Split KEY=VALUE pairs. Raises typer.BadParameter if one is invalid."""
-    parsed = {}
-    for pair in pairs or []:
-        key, separator, value = pair.partition("=")
-        if not separator or not key:
-            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE")
-        parsed[key] = value
-    return parsed
+    return dict(_split_pair(pair, form="KEY=VALUE") for pair in pairs or [])
+
+
+def parse_grid(texts: Sequence[str] | None) -> dict[str, list[Any]]:
+    """Split KEY=VALUE,VALUE,... texts. Raises typer.BadParameter, which names the key."""
+    grid: dict[str, list[Any]] = {}
+    for key, text in (_split_pair(text, form="KEY=VALUE,VALUE,...") for text in texts or []):
+        if key in grid:
+            raise typer.BadParameter(f"grid.{key} is given twice; list its values with commas")
+        grid[key] = [_parse_value(value.strip()) for value in text.split(",")]
+        for value in grid[key]:
+            if value == "":
+                raise typer.BadParameter(f"grid.{key}: a value is empty in {text!r}")
+            _check_finite(f"grid.{key}", value)
+    return grid
+
+
+def _split_pair(pair: str, *, form: str) -> tuple[str, str]:
+    key, separator, value = pair.partition("=")
+    if not separator or not key:
+        raise typer.BadParameter(f"{pair!r} is not {form}")
+    return key, value
+
+
+def _check_finite(key: str, value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise typer.BadParameter(f"{key} must be a finite number, not {value}")
 
 
 def _parse_value(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""Runs without a running service: one job without a server, and the quickstart's three jobs.
+"""Runs without a running service: one job without a server, and a study with one of its own.
 
 Slow imports are inside the functions that need them, since the command line imports this module.
 """
@@ -19,11 +19,11 @@ from server.cli.processes import (
     StartError,
     StopSignal,
     check_worker_extra,
+    has_gpu,
     start_worker,
     stop_processes,
 )
 from server.errors import ConflictError, InvalidInputError, NotFoundError
-from server.models.options import BuiltInOption
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 OnUpdate = Callable[[Json], None]
 
-QUICKSTART_PRIORITY: Final = 100  # before other queued jobs in the same data directory
+LOCAL_PRIORITY: Final = 100  # before other queued jobs in the same data directory
 
 #: No other worker on the same data directory can claim the job while its own worker starts.
 _RESERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.25
+_STUDY_POLL_SECONDS = 0.5
 _CANCEL_SECONDS = 10.0
 _OUTPUT_TAIL_BYTES = 2000
 
@@ -69,19 +70,22 @@ def train(settings: "Settings", request: Json, *, log: Path | None, on_update: O
         engine.dispose()
 
 
-@contextmanager
-def quickstart_service(
-    settings: "Settings", *, has_gpu: bool, stop: StopSignal
-) -> Iterator[Service]:
-    """A service with a suitable number of workers, which write to `quickstart.log`."""
+def choose_num_workers(num_jobs: int) -> int:
+    """On a CPU, one worker per core is faster than one worker with all cores. A GPU is used best by
+    a single worker."""
     from server.settings import count_cores  # noqa: PLC0415
 
-    # On a CPU, one worker per option with a share of the cores is faster than one worker with all
-    # cores. A GPU is used best by a single worker.
-    num_workers = len(BuiltInOption) if not has_gpu and count_cores() >= 2 else 1
+    return 1 if has_gpu() else max(1, min(count_cores(), num_jobs))
+
+
+@contextmanager
+def local_service(
+    settings: "Settings", *, num_workers: int, stop: StopSignal, log_name: str
+) -> Iterator[Service]:
+    """A service on a free port, whose workers write to a log in the data directory."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with (
-        (settings.data_dir / "quickstart.log").open("ab") as output,
+        (settings.data_dir / log_name).open("ab") as output,
         Service(
             settings, num_workers=num_workers, stop=stop, output=output, log_level="warning"
         ) as service,
@@ -89,60 +93,39 @@ def quickstart_service(
         yield service
 
 
-def run_quickstart(
-    service: Service, *, client: "LosslabClient", num_samples: int | None, on_update: OnUpdate
-) -> list[Json]:
-    """Post options a, b and c and wait for them; a request to stop cancels the unfinished jobs.
-
-    `num_samples` None is the full corpus.
-    """
-    size = {} if num_samples is None else {"num_samples": num_samples}
-    jobs = [
-        client.create_job(
-            option,
-            quick_test=True,
-            name=f"quickstart {option}",
-            priority=QUICKSTART_PRIORITY,
-            **size,
-        )
-        for option in BuiltInOption
-    ]
-    job_ids = [job["id"] for job in jobs]
-    jobs = _poll(service, client=client, job_ids=job_ids, on_update=on_update)
-    if service.stop.is_set:
-        jobs = _cancel(client, jobs)
-    return jobs
-
-
-def _poll(
-    service: Service, *, client: "LosslabClient", job_ids: list[str], on_update: OnUpdate
-) -> list[Json]:
+def follow_study(
+    service: Service, client: "LosslabClient", study_id: str, on_update: OnUpdate
+) -> Json:
+    """Wait for a study of the service; returns it. A request to stop cancels it."""
     while True:
         service.check()
-        jobs = [client.read_job(job_id) for job_id in job_ids]
-        for job in jobs:
-            on_update(job)
-        if all(_is_settled(job) for job in jobs) or service.stop.wait(_POLL_SECONDS):
-            return jobs
+        study = client.read_study(study_id)
+        on_update(study)
+        if _is_settled(study):
+            return study
+        if service.stop.wait(_STUDY_POLL_SECONDS):
+            return _cancel_study(client, study_id)
 
 
-def _cancel(client: "LosslabClient", jobs: list[Json]) -> list[Json]:
-    """Cancel the jobs that have not ended, so that the next start does not continue them."""
+def _cancel_study(client: "LosslabClient", study_id: str) -> Json:
+    """Cancel a study and see its jobs end, so that the next start does not continue them."""
+    from server.client import RequestError  # noqa: PLC0415
+
+    with suppress(RequestError):  # it has just ended
+        client.cancel_study(study_id)
     deadline = time.monotonic() + _CANCEL_SECONDS
-    for job in jobs:
-        if not _is_settled(job):
-            client.cancel_job(job["id"])
     while True:
-        jobs = [client.read_job(job["id"]) for job in jobs]
-        if all(_is_settled(job) for job in jobs) or time.monotonic() > deadline:
-            return jobs
+        study = client.read_study(study_id)
+        if _is_settled(study) or time.monotonic() > deadline:
+            return study
         time.sleep(_POLL_SECONDS)
 
 
-def _is_settled(job: Json) -> bool:
+def _is_settled(answer: Json) -> bool:
+    """Of a job or a study."""
     from server.client import SETTLED_STATUSES  # noqa: PLC0415
 
-    return job["status"] in SETTLED_STATUSES
+    return answer["status"] in SETTLED_STATUSES
 
 
 def _run_job(

@@ -4,27 +4,32 @@ Slow imports (fastapi, sqlmodel, httpx) are inside the functions that need them,
 answers at once; each such line has `noqa: PLC0415`.
 """
 
-import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console, RenderableType
 from rich.text import Text
 
 from server.cli import arguments as arg
-from server.cli import local, processes, views
-from server.cli.reporting import INTERRUPTED, print_error, report_errors
+from server.cli import local, processes, studies, views
+from server.cli.connections import open_client, read_settings
+from server.cli.quickstart import run_quickstart
+from server.cli.reporting import (
+    INTERRUPTED,
+    check_report,
+    console,
+    error_console,
+    print_answer,
+    print_error,
+    print_json,
+    print_paths,
+    report_errors,
+)
 
 if TYPE_CHECKING:
     from server.client import LosslabClient, ReportFormat
     from server.settings import Settings
 
-#: Three quick tests of this size take about five minutes on two cores.
-QUICKSTART_CPU_SAMPLES: Final = 80_000
 LAST_EPOCHS_SHOWN: Final = 10
 _REPORT_FORMATS: Final[dict[str, "ReportFormat"]] = {".html": "html", ".md": "md", ".png": "curves"}
 
@@ -38,8 +43,7 @@ app = typer.Typer(
     help="Train β-VAEs on ARC grids under three losses and see which escapes mode collapse.",
     epilog="Example: losslab quickstart",
 )
-_console = Console()
-_error_console = Console(stderr=True)
+app.add_typer(studies.app, name="study")
 
 
 @app.command(epilog="Example: losslab up --workers 2")
@@ -50,13 +54,13 @@ def up(
     data_dir: arg.DataDir = None,
 ) -> None:
     """Run the server and its workers until Ctrl-C, which stops all of them."""
-    _run_service(_settings(host=host, port=port, data_dir=data_dir), num_workers=workers)
+    _run_service(read_settings(host=host, port=port, data_dir=data_dir), num_workers=workers)
 
 
 @app.command(epilog="Example: losslab serve --port 8080")
 def serve(host: arg.Host = None, port: arg.Port = None, data_dir: arg.DataDir = None) -> None:
     """Run only the server; workers may run elsewhere."""
-    _run_service(_settings(host=host, port=port, data_dir=data_dir), num_workers=0)
+    _run_service(read_settings(host=host, port=port, data_dir=data_dir), num_workers=0)
 
 
 @app.command(epilog="Example: losslab worker --drain")
@@ -70,9 +74,9 @@ def worker(
     """Run one worker until Ctrl-C; its job then returns to the queue."""
     if check:
         with report_errors():
-            raise typer.Exit(not processes.count_live_workers(_settings(data_dir=data_dir)))
+            raise typer.Exit(not processes.count_live_workers(read_settings(data_dir=data_dir)))
     with report_errors():
-        processes.become_worker(_settings(data_dir=data_dir), *(["--drain"] if drain else []))
+        processes.become_worker(read_settings(data_dir=data_dir), *(["--drain"] if drain else []))
 
 
 @app.command(epilog="Example: losslab train --option b --quick-test --no-wandb --log b.log")
@@ -100,11 +104,11 @@ def train(
         set_keys, dataset=data, epochs=epochs, num_samples=num_samples, batch_size=batch_size,
         learning_rate=learning_rate, latent_dim=latent_dim, beta=beta, seed=seed,
     )  # fmt: skip
-    settings = _settings(data_dir=data_dir, wandb_project="" if no_wandb else wandb_project)
-    with report_errors(), views.JobProgress(_error_console) as progress:
+    settings = read_settings(data_dir=data_dir, wandb_project="" if no_wandb else wandb_project)
+    with report_errors(), views.JobProgress(error_console) as progress:
         answer = local.train(settings, request, log=log, on_update=progress.update)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
     else:
         _print_run(answer, settings=settings, log=log)
     _exit_unless_succeeded([answer["job"]])
@@ -134,13 +138,13 @@ def submit(
         learning_rate=learning_rate, latent_dim=latent_dim, beta=beta, seed=seed,
         name=name, metadata=arg.parse_pairs(metadata) or None,
     )  # fmt: skip
-    with _client() as client:
+    with open_client() as client:
         job = client.create_job(option, quick_test, **overrides)
         if wait:
             job = _wait(client, job["id"])
-    _print_answer(job, as_json=as_json, view=views.job_view)
+    print_answer(job, as_json=as_json, view=views.job_view)
     if not as_json:
-        _console.print(f"losslab show {job['id']}", style="dim", highlight=False)
+        console.print(f"losslab show {job['id']}", style="dim", highlight=False)
     if job["status"] == "paused":
         print_error(f"the job was paused; losslab resume {job['id']} continues it")
     if wait:
@@ -158,49 +162,49 @@ def jobs(
     as_json: arg.AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    with _client() as client:
+    with open_client() as client:
         page = client.list_jobs(status=status, option=option, name=name, limit=limit)
-    _print_answer(page, as_json=as_json, view=views.jobs_table)
+    print_answer(page, as_json=as_json, view=views.jobs_table)
 
 
 @app.command(epilog="Example: losslab show 3f2a9c51d07e")
 def show(job_id: arg.JobId, as_json: arg.AsJson = False) -> None:
     """Show a job, its last epochs and its verdict."""
-    with _client() as client:
+    with open_client() as client:
         job = client.read_job(job_id)
         metrics = client.read_metrics(job_id)
         verdict = client.read_verdict(job_id)
     if as_json:
-        _print_json({"job": job, "metrics": metrics, "verdict": verdict})
+        print_json({"job": job, "metrics": metrics, "verdict": verdict})
         return
-    _console.print(views.job_view(job))
+    console.print(views.job_view(job))
     if metrics["data"]:
-        _console.print(views.epochs_table(metrics["data"][-LAST_EPOCHS_SHOWN:]))
-        _console.print(views.verdict_view(verdict))
+        console.print(views.epochs_table(metrics["data"][-LAST_EPOCHS_SHOWN:]))
+        console.print(views.verdict_view(verdict))
 
 
 @app.command(epilog="Example: losslab cancel 3f2a9c51d07e")
 def cancel(job_id: arg.JobId, as_json: arg.AsJson = False) -> None:
     """Cancel a job: a queued one at once, a running one at its next step."""
-    with _client() as client:
+    with open_client() as client:
         job = client.cancel_job(job_id)
-    _print_answer(job, as_json=as_json, view=views.job_view)
+    print_answer(job, as_json=as_json, view=views.job_view)
 
 
 @app.command(epilog="Example: losslab pause 3f2a9c51d07e")
 def pause(job_id: arg.JobId, as_json: arg.AsJson = False) -> None:
     """Pause a job: a queued one at once, a running one at its next step."""
-    with _client() as client:
+    with open_client() as client:
         job = client.pause_job(job_id)
-    _print_answer(job, as_json=as_json, view=views.job_view)
+    print_answer(job, as_json=as_json, view=views.job_view)
 
 
 @app.command(epilog="Example: losslab resume 3f2a9c51d07e --epochs 100")
 def resume(job_id: arg.JobId, epochs: arg.Epochs = None, as_json: arg.AsJson = False) -> None:
     """Continue a paused, failed or cancelled job; a succeeded one needs more --epochs."""
-    with _client() as client:
+    with open_client() as client:
         job = client.resume_job(job_id, epochs)
-    _print_answer(job, as_json=as_json, view=views.job_view)
+    print_answer(job, as_json=as_json, view=views.job_view)
 
 
 @app.command(epilog="Example: losslab compare --options a,b,c --report out.html")
@@ -219,15 +223,15 @@ def compare(
         raise typer.BadParameter("name jobs by their ids, or options with --options")
     letters = [letter.strip() for letter in options.split(",")] if options else None
     if report is not None:
-        _check_report(report)
-    with _client() as client:
+        check_report(report, suffixes=_REPORT_FORMATS)
+    with open_client() as client:
         comparison = client.compare(job_ids, letters)
         if report is not None:
             form = _REPORT_FORMATS[report.suffix]
             report.write_bytes(client.download_report(job_ids, letters, format=form))
-    _print_answer(comparison, as_json=as_json, view=views.comparison_view)
+    print_answer(comparison, as_json=as_json, view=views.comparison_view)
     if report is not None:
-        _error_console.print(Text(f"Report: {report}"), soft_wrap=True)
+        error_console.print(Text(f"Report: {report}"), soft_wrap=True)
 
 
 @app.command(epilog="Example: losslab token alice --read-only")
@@ -243,42 +247,25 @@ def token(
     secret, scope = new_secret(), TokenScope.read if read_only else TokenScope.full
     with report_errors():
         entry = ApiToken.of(secret, name=name, scope=scope)
-    _console.print(f"client  LOSSLAB_API_TOKEN={secret}", soft_wrap=True, highlight=False)
-    _console.print(f"server  LOSSLAB_API_TOKENS={entry}", soft_wrap=True, highlight=False)
+    console.print(f"client  LOSSLAB_API_TOKEN={secret}", soft_wrap=True, highlight=False)
+    console.print(f"server  LOSSLAB_API_TOKENS={entry}", soft_wrap=True, highlight=False)
 
 
-@app.command(epilog="Example: losslab quickstart --num-samples 20000")
+@app.command(epilog="Example: losslab quickstart --seeds 5")
 def quickstart(
     num_samples: Annotated[
         int | None,
-        typer.Option(help="Grids per job. Default: 100,000 on a GPU, else what takes 5 minutes."),
+        typer.Option(help="Grids per job. Default: 100,000 on a GPU, else 32,000."),
     ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Seeds of each option.")] = 3,
     data_dir: arg.DataDir = None,
     keep_serving: Annotated[
         bool, typer.Option("--keep-serving", help="Keep the server running until Ctrl-C.")
     ] = False,
 ) -> None:
-    """Train options a, b and c as quick tests and compare them; needs no running server."""
-    settings = _settings(host="127.0.0.1", port=0, data_dir=data_dir)
-    has_gpu = processes.has_gpu()
-    if num_samples is None and not has_gpu:
-        num_samples = QUICKSTART_CPU_SAMPLES
-    with (
-        report_errors(),
-        processes.StopSignal() as stop,
-        local.quickstart_service(settings, has_gpu=has_gpu, stop=stop) as service,
-        _client(service.url) as client,
-    ):
-        with views.JobProgress(_error_console) as progress:
-            ended = local.run_quickstart(
-                service, client=client, num_samples=num_samples, on_update=progress.update
-            )
-        if not stop.is_set:
-            _print_quickstart(ended, client=client, settings=settings)
-        if keep_serving:
-            _console.print(Text(f"Serving {service.url} until Ctrl-C."))
-            service.run()
-    _exit_unless_succeeded(ended)
+    """Compare options a, b and c in a short study; needs no running server."""
+    settings = read_settings(host="127.0.0.1", port=0, data_dir=data_dir)
+    run_quickstart(settings, num_seeds=seeds, num_samples=num_samples, keep_serving=keep_serving)
 
 
 def _run_service(settings: "Settings", *, num_workers: int) -> None:
@@ -297,45 +284,17 @@ def _run_service(settings: "Settings", *, num_workers: int) -> None:
                 num_workers=num_workers,
                 needs_token=bool(settings.tokens),
             )
-            _console.print(welcome, soft_wrap=True)
+            console.print(welcome, soft_wrap=True)
         service.run()
 
 
 def _wait(client: "LosslabClient", job_id: str) -> Json:
     try:
-        with views.JobProgress(_error_console) as progress:
+        with views.JobProgress(error_console) as progress:
             return client.wait(job_id, on_update=progress.update)
     except KeyboardInterrupt:
         print_error(f"stopped waiting; job {job_id} continues (losslab cancel {job_id} stops it)")
         raise typer.Exit(INTERRUPTED) from None
-
-
-def _settings(**changes: Any) -> "Settings":
-    """The environment's settings, overridden by the command line's."""
-    from server.settings import Settings  # noqa: PLC0415
-
-    with report_errors():
-        return Settings(**{key: value for key, value in changes.items() if value is not None})
-
-
-@contextmanager
-def _client(url: str | None = None) -> "Iterator[LosslabClient]":
-    from server.client import DEFAULT_URL, LosslabClient  # noqa: PLC0415
-
-    url = url or os.environ.get("LOSSLAB_URL") or DEFAULT_URL
-    with (
-        report_errors(),
-        LosslabClient(url, token=os.environ.get("LOSSLAB_API_TOKEN")) as client,
-    ):
-        yield client
-
-
-def _check_report(path: Path) -> None:
-    """Check the path before the comparison, which may take long and would then be lost."""
-    if path.suffix not in _REPORT_FORMATS:
-        raise typer.BadParameter(f"--report ends in .html, .md or .png, not {path.suffix!r}")
-    if not path.parent.is_dir():
-        raise typer.BadParameter(f"--report: there is no folder {path.parent}")
 
 
 def _exit_unless_succeeded(ended: list[Json]) -> None:
@@ -345,38 +304,11 @@ def _exit_unless_succeeded(ended: list[Json]) -> None:
 
 def _print_run(answer: Json, *, settings: "Settings", log: Path | None) -> None:
     job, run_dir = answer["job"], settings.runs_dir / answer["job"]["id"]
-    _console.print(views.job_view(job))
+    console.print(views.job_view(job))
     if job["epochs_completed"]:
-        _console.print(views.verdict_view(answer["verdict"]))
-        _print_paths(pictures=run_dir / "checkpoints")
-    _print_paths(log=log or run_dir / "job.log")
+        console.print(views.verdict_view(answer["verdict"]))
+        print_paths({"pictures": run_dir / "checkpoints"})
+    print_paths({"log": log or run_dir / "job.log"})
     if job["status"] != "succeeded":
         reason = job["error"]["message"] if job["error"] else f"the job was {job['status']}"
         print_error(reason)
-
-
-def _print_quickstart(ended: list[Json], *, client: "LosslabClient", settings: "Settings") -> None:
-    job_ids = [job["id"] for job in ended]
-    _console.print(views.comparison_view(client.compare(job_ids)))
-    report = settings.data_dir / "quickstart-report.html"
-    report.write_bytes(client.download_report(job_ids))
-    for job in ended:
-        pictures = settings.runs_dir / job["id"] / "checkpoints" / "reconstructions_best.png"
-        _print_paths(**{f"option {job['option']}": pictures})
-    _print_paths(report=report)
-
-
-def _print_paths(**paths: Path) -> None:
-    for label, path in paths.items():
-        _console.print(Text(f"{label.capitalize():<9} {path}"), soft_wrap=True)
-
-
-def _print_answer(answer: Json, *, as_json: bool, view: Callable[[Json], RenderableType]) -> None:
-    if as_json:
-        _print_json(answer)
-    else:
-        _console.print(view(answer))
-
-
-def _print_json(answer: Json) -> None:
-    typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))

@@ -1,15 +1,17 @@
-"""Errors of a command: one line that says what to change, and an exit code.
+"""What a command prints: answers, paths, and errors as one line with an exit code.
 
 Slow imports are inside the functions that need them, as in `server.cli.main`.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from server.errors import BAD_INPUT, FAILED, LosslabError, drop_consequences
@@ -17,10 +19,45 @@ from server.errors import BAD_INPUT, FAILED, LosslabError, drop_consequences
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+Json = dict[str, Any]
+
+#: The exit code of a study that ruled nothing out: more seeds are needed, or no arm passes.
+UNDECIDED: Final = 3
 #: 128 plus SIGINT's number, the convention of shells.
 INTERRUPTED: Final = 130
 
-_error_console = Console(stderr=True)
+console: Final = Console()
+error_console: Final = Console(stderr=True)
+
+
+def print_answer(answer: Json, *, as_json: bool, view: Callable[[Json], RenderableType]) -> None:
+    if as_json:
+        print_json(answer)
+    else:
+        console.print(view(answer))
+
+
+def print_json(answer: Json) -> None:
+    typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+def print_paths(paths: dict[str, Path]) -> None:
+    """One line per path, after its label."""
+    for label, path in paths.items():
+        console.print(Text(f"{label.capitalize():<9} {path}"), soft_wrap=True)
+
+
+def check_report(path: Path, *, suffixes: Collection[str]) -> None:
+    """Check where a report is to go before anything slow, whose result would then be lost.
+
+    Raises typer.BadParameter.
+    """
+    if path.suffix not in suffixes:
+        *first, last = suffixes
+        allowed = f"{', '.join(first)} or {last}"
+        raise typer.BadParameter(f"the report ends in {allowed}, not {path.suffix!r}")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"for the report there is no folder {path.parent}")
 
 
 @contextmanager
@@ -54,7 +91,7 @@ def describe_error(error: Exception) -> str:
 
 
 def print_error(message: str) -> None:
-    _error_console.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
+    error_console.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
 
 
 def _find_exit_code(error: Exception) -> int | None:

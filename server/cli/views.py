@@ -4,21 +4,20 @@ All functions take the API's JSON. Cells are `Text`, so that a job's name is nev
 """
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from server.cli.live import LiveLines, describe_seconds_left
 from server.judging.numbers import NO_VALUE, format_decimals, format_share
 from server.models.options import OPTIONS
 
 Json = dict[str, Any]
 
-_STATUS_STYLES = {
+STATUS_STYLES = {
     "queued": "dim",
     "running": "cyan",
     "paused": "yellow",
@@ -28,65 +27,28 @@ _STATUS_STYLES = {
 }
 _OUTCOME_STYLES = {"success": "bold green", "failure": "bold red", "undecided": "yellow"}
 _CRITERION_STYLES = {"passed": "green", "failed": "red", "no_data": "dim"}
+_WRAPPED: Final = ("Explanation", "Name", "Arm", "Arms", "Failed criteria", "Settings")
 #: The settings in which options differ; other differences make a comparison doubtful.
 _LOSS_SETTINGS: Final = {"option", "use_focal_loss"}.union(*(o.config for o in OPTIONS.values()))
 
 
-class JobProgress:
+class JobProgress(LiveLines):
     """One live line per job; without a terminal, one line per epoch."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=12),
-            TextColumn("{task.fields[numbers]}", markup=False),
-            TextColumn("{task.fields[left]}", style="dim", markup=False),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._printed: dict[str, tuple[str, int]] = {}
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
 
     def update(self, job: Json) -> None:
         """Show the job's progress."""
-        if self._progress.disable:
-            self._print_change(job)
-            return
-        if job["id"] not in self._tasks:
-            self._tasks[job["id"]] = self._progress.add_task(
-                f"option {job['option']}", total=1.0, numbers="", left=""
-            )
-        self._progress.update(
-            self._tasks[job["id"]],
-            completed=job["progress"],
-            numbers=_describe_numbers(job),
-            left=_describe_time_left(job),
-        )
-
-    def _print_change(self, job: Json) -> None:
-        state = (job["status"], job["epochs_completed"])
-        if self._printed.get(job["id"]) != state:
-            self._printed[job["id"]] = state
-            line = f"option {job['option']}  {_describe_numbers(job)}  {_describe_time_left(job)}"
-            self._console.print(Text(line.rstrip()), soft_wrap=True)
+        label, numbers = f"option {job['option']}", _describe_numbers(job)
+        left = _describe_time_left(job)
+        if self.is_live:
+            self.show(job["id"], label=label, completed=job["progress"], numbers=numbers, left=left)
+        else:
+            state = (job["status"], job["epochs_completed"])
+            self.print_change(job["id"], f"{label}  {numbers}  {left}", state=state)
 
 
 def jobs_table(page: Json) -> RenderableType:
     """One line per job, newest first."""
-    table = _make_table("Job", "Name", "Option", "Status", "Epochs", ">Accuracy", ">Recall")
+    table = make_table("Job", "Name", "Option", "Status", "Epochs", ">Accuracy", ">Recall")
     for job in page["data"]:
         table.add_row(
             Text(job["id"]),
@@ -127,7 +89,7 @@ def job_view(job: Json) -> RenderableType:
 
 
 def epochs_table(rows: list[Json]) -> RenderableType:
-    table = _make_table(
+    table = make_table(
         ">Epoch", ">Loss", ">Validation", ">Accuracy", ">Recall", ">IoU", ">KL min", ">Seconds"
     )
     for row in rows:
@@ -147,7 +109,7 @@ def epochs_table(rows: list[Json]) -> RenderableType:
 def verdict_view(verdict: Json) -> RenderableType:
     """The outcome with its diagnosis, then each criterion with its status and explanation."""
     headline = Text.assemble("Verdict: ", _verdict_text(verdict))
-    table = _make_table("Criterion", "Status", "Explanation")
+    table = make_table("Criterion", "Status", "Explanation")
     for criterion in verdict["criteria"]:
         style = _CRITERION_STYLES[criterion["status"]]
         table.add_row(
@@ -163,7 +125,7 @@ def comparison_view(comparison: Json) -> RenderableType:
     """The jobs by rank, then the recommendation."""
     entries = {entry["job"]["id"]: entry for entry in comparison["jobs"]}
     ranked = [entries.pop(job_id) for job_id in comparison["ranking"] if job_id in entries]
-    table = _make_table("Option", "Job", ">Accuracy", ">Recall", ">IoU", ">Criteria", "Verdict")
+    table = make_table("Option", "Job", ">Accuracy", ">Recall", ">IoU", ">Criteria", "Verdict")
     for entry in [*ranked, *entries.values()]:
         table.add_row(*_comparison_cells(entry))
     return Group(table, _recommendation_text(comparison), *_difference_lines(comparison))
@@ -229,7 +191,7 @@ def _verdict_text(verdict: Json) -> Text:
 
 
 def _status_text(job: Json) -> Text:
-    text = Text(job["status"], style=_STATUS_STYLES.get(job["status"], ""))
+    text = Text(job["status"], style=STATUS_STYLES.get(job["status"], ""))
     if job["status"] == "running" and job["cancel_requested_at"]:
         return text.append(", is being cancelled")
     if job["status"] == "running" and job["pause_requested_at"]:
@@ -257,15 +219,11 @@ def _describe_epochs(job: Json) -> str:
 
 
 def _describe_time_left(job: Json) -> str:
-    seconds = job.get("seconds_left")
-    if job["status"] != "running" or seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d} left"
+    return describe_seconds_left(job.get("seconds_left")) if job["status"] == "running" else ""
 
 
-def _make_table(*headings: str) -> Table:
-    """A heading that begins with `>` is a column of numbers."""
+def make_table(*headings: str) -> Table:
+    """An empty table. A heading that begins with `>` is a column of numbers."""
     table = Table(header_style="bold", box=SIMPLE_HEAD)
     for heading in headings:
         is_number = heading.startswith(">")
@@ -273,6 +231,6 @@ def _make_table(*headings: str) -> Table:
         table.add_column(
             heading.removeprefix(">"),
             justify="right" if is_number else "left",
-            no_wrap=heading not in ("Explanation", "Name"),
+            no_wrap=heading not in _WRAPPED,
         )
     return table
