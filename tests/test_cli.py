@@ -7,16 +7,23 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import forks
 import pytest
-from forks import Fork
+from commands import (
+    TINY,
+    Finished,
+    Up,
+    assert_one_line,
+    find_processes,
+    find_workers,
+    make_environment,
+    run,
+    running_up,
+    wait_for,
+)
 from typer.testing import CliRunner
 
 from server.api.queries import MAX_PAGE_SIZE
@@ -25,24 +32,9 @@ from server.cli.main import app
 from server.models.options import BuiltInOption
 
 COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
-TINY = ["--num-samples", "300", "--epochs", "1"]
 EXAMPLE = Path(__file__).parent.parent / "examples" / "compare_options.py"
 
-Finished = subprocess.CompletedProcess[str]
 RunCommand = Callable[..., Finished]
-T = TypeVar("T")
-
-
-def make_environment(**changes: str) -> dict[str, str]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("LOSSLAB_")}
-    # One thread: two would wait for each other on busy cores.
-    quick = {"POLL_SECONDS": "0.05", "RETRY_SECONDS": "0.1", "NUM_WORKERS": "2"}
-    ours = {f"LOSSLAB_{name}": value for name, value in quick.items()}
-    return clean | {"COLUMNS": "200"} | ours | changes
-
-
-def run(*arguments: str, **environment: str) -> Finished:
-    return forks.run("losslab", *arguments, environment=make_environment(**environment))
 
 
 @pytest.fixture
@@ -53,41 +45,6 @@ def run_here(tmp_path: Path) -> RunCommand:
         return run(*arguments, LOSSLAB_DATA_DIR=str(tmp_path), LOSSLAB_URL="http://127.0.0.1:9")
 
     return run_command
-
-
-@dataclass(frozen=True)
-class Up:
-    """A running `losslab up`."""
-
-    process: Fork
-    data_dir: Path
-    log_path: Path
-
-    @property
-    def output(self) -> str:
-        return self.log_path.read_text()
-
-    @property
-    def url(self) -> str:
-        return wait_for(lambda: re.search(r"http://127.0.0.1:\d+", self.output))[0]
-
-    def run(self, *arguments: str) -> Finished:
-        return run(*arguments, LOSSLAB_URL=self.url)
-
-
-@contextmanager
-def running_up(data_dir: Path) -> Iterator[Up]:
-    log_path = data_dir / "up.log"
-    environment = make_environment(LOSSLAB_DATA_DIR=str(data_dir))
-    with log_path.open("w") as log:
-        process = forks.start(
-            "losslab", "up", "--port", "0", environment=environment, stdout=log, stderr=log
-        )
-    try:
-        yield Up(process, data_dir, log_path)
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=40)
 
 
 @pytest.fixture(scope="module")
@@ -110,38 +67,6 @@ def job_ids(service: Up) -> list[str]:
         assert "epoch 1/1" in done.stderr
         ids.append(json.loads(done.stdout)["id"])
     return ids
-
-
-def find_processes(data_dir: Path) -> list[int]:
-    """The processes with this data directory."""
-    needle = f"LOSSLAB_DATA_DIR={data_dir}\0".encode()
-    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ")
-            if needle in read_bytes(path)]  # fmt: skip
-
-
-def find_workers(up: Up) -> list[int]:
-    return [pid for pid in find_processes(up.data_dir) if pid != up.process.pid]
-
-
-def read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:  # another user's, or gone
-        return b""
-
-
-def wait_for(condition: Callable[[], T], *, seconds: float = 40) -> T:
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.1)
-    return value
-
-
-def assert_one_line(done: Finished, *, code: int, words: str) -> None:
-    assert done.returncode == code, done.stderr
-    assert words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -46,7 +46,7 @@ Json = dict[str, Any]
 Follow = Callable[[str, Callable[[Json], None]], Json]
 
 _RUN: Final = "run"
-_DEFAULT_NUM_SEEDS: Final = 5  # of the API, whose module takes too long to import here
+DEFAULT_NUM_SEEDS: Final = 5  # of the API, whose module takes too long to import here
 _REPORT_FORMATS: Final[dict[str, "StudyReportFormat"]] = {
     ".html": "html",
     ".md": "md",
@@ -101,6 +101,10 @@ def run(
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Take finished jobs of the same configuration and seed.")
     ] = False,
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of a criterion, such as min_accuracy=0.6."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="A name for the study.")] = None,
     metadata: Annotated[
         list[str] | None,
@@ -142,6 +146,7 @@ def run(
         "reuse": reuse,
         "name": name,
         "metadata": arg.parse_pairs(metadata),
+        "thresholds": arg.collect_overrides(threshold),
         "priority": local.LOCAL_PRIORITY if is_local else 0,
     }
     _check_together(is_local=is_local, workers=workers, data_dir=data_dir)
@@ -279,7 +284,7 @@ def _check_report(path: Path, *, no_wait: bool) -> None:
 
 def _choose_num_workers(options: Sequence[str], fields: "StudyFields") -> int:
     num_arms = len(options) * math.prod(len(values) for values in (fields["grid"] or {}).values())
-    return local.choose_num_workers(num_arms * (fields["num_seeds"] or _DEFAULT_NUM_SEEDS))
+    return local.choose_num_workers(num_arms * (fields["num_seeds"] or DEFAULT_NUM_SEEDS))
 
 
 @contextmanager

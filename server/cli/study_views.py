@@ -64,7 +64,7 @@ def study_view(study: Json) -> RenderableType:
 def study_result(study: Json) -> RenderableType:
     """One line per arm, then the decision."""
     table = make_table(
-        "Arm", ">Passed", ">95 % interval", ">IoU median", "State", "Failed criteria"
+        "Arm", ">Passed", ">95 %\ninterval", ">Median\nIoU", "State", "Failed\ncriteria"
     )
     for arm in study["arms"]:
         table.add_row(*_arm_cells(arm, recommended=study["recommendation"]["arm"]))
@@ -119,18 +119,20 @@ def _arm_cells(arm: Json, *, recommended: str | None) -> list[Text]:
 
 
 def _list_failed_criteria(arm: Json) -> str:
-    """Those that failed most often first, with the number of seeds if some passed."""
-    failed = [
-        (criterion["num_judged"] - criterion["num_passed"], criterion)
-        for criterion in arm["criteria"]
-        if criterion["num_passed"] < criterion["num_judged"]
-    ]
-    failed.sort(key=lambda entry: -entry[0])
-    return ", ".join(
-        criterion["name"] if not criterion["num_passed"]
-        else f"{criterion['name']} ({number} of {criterion['num_judged']})"
-        for number, criterion in failed
-    )  # fmt: skip
+    """One per line, those that failed most often first."""
+    short = [each for each in arm["criteria"] if each["num_passed"] < arm["num_judged"]]
+    short.sort(key=lambda each: int(each["num_passed"]))
+    return "\n".join(_describe_criterion(each) for each in short)
+
+
+def _describe_criterion(criterion: Json) -> str:
+    """Its name, and in how many seeds it failed unless that is all of them."""
+    num_judged = criterion["num_judged"]
+    num_failed = num_judged - criterion["num_passed"]
+    if not num_failed:
+        return f"{criterion['name']} no data"
+    share = f" {num_failed} of {num_judged}" if criterion["num_passed"] else ""
+    return f"{criterion['name']}{share}"
 
 
 def _decision_text(recommendation: Json) -> Text:

@@ -27,7 +27,7 @@ STATUS_STYLES = {
 }
 _OUTCOME_STYLES = {"success": "bold green", "failure": "bold red", "undecided": "yellow"}
 _CRITERION_STYLES = {"passed": "green", "failed": "red", "no_data": "dim"}
-_WRAPPED: Final = ("Explanation", "Name", "Arm", "Arms", "Failed criteria", "Settings")
+_WRAPPED: Final = ("Explanation", "Name", "Arm", "Arms", "Failed\ncriteria", "Settings")
 #: The settings in which options differ; other differences make a comparison doubtful.
 _LOSS_SETTINGS: Final = {"option", "use_focal_loss"}.union(*(o.config for o in OPTIONS.values()))
 
@@ -232,5 +232,6 @@ def make_table(*headings: str) -> Table:
             heading.removeprefix(">"),
             justify="right" if is_number else "left",
             no_wrap=heading not in _WRAPPED,
+            overflow="fold" if heading in _WRAPPED else "ellipsis",
         )
     return table
