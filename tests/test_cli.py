@@ -5,9 +5,11 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import forks
@@ -29,10 +31,10 @@ from typer.testing import CliRunner
 from server.api.queries import MAX_PAGE_SIZE
 from server.cli import arguments
 from server.cli.main import app
+from server.cli.quickstart import DECIDING_COMMAND
 from server.models.options import BuiltInOption
 
 COMMANDS = sorted(command.callback.__name__ for command in app.registered_commands)
-EXAMPLE = Path(__file__).parent.parent / "examples" / "compare_options.py"
 
 RunCommand = Callable[..., Finished]
 
@@ -266,21 +268,6 @@ def test_train_keeps_its_job_from_the_workers_on_the_same_data_directory(
     assert "[JOB] succeeded" in log.read_text()
 
 
-def test_example_compares_the_options(service: Up, tmp_path: Path) -> None:
-    report = tmp_path / "comparison.html"
-    done = subprocess.run(
-        [sys.executable, EXAMPLE, "--num-samples", "300", "--report", report],
-        env=make_environment(LOSSLAB_URL=service.url),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "accuracy" in done.stdout
-    assert report.stat().st_size > 1000
-
-
 def test_taken_port_is_one_line_and_leaves_nothing(run_here: RunCommand, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -324,11 +311,41 @@ def test_killed_up_takes_its_worker_along(tmp_path: Path) -> None:
 
 
 def test_quickstart_compares_the_options(run_here: RunCommand, tmp_path: Path) -> None:
-    done = run_here("quickstart", "--num-samples", "300")
+    done = run_here("quickstart", "--num-samples", "300", "--seeds", "2")
     assert done.returncode == 0, done.stderr
+    assert "6 of 6 jobs" in done.stderr
+    assert "Decision: " in done.stdout
+    assert "2 of 2 seeds is a rate between 0.34 and 1 (95 % interval)" in done.stdout
+    assert DECIDING_COMMAND in done.stdout
     report = tmp_path / "quickstart-report.html"
     assert str(report) in done.stdout
     assert report.stat().st_size > 1000
     pictures = re.findall(r"Option [abc]\s+(\S+)", done.stdout)
     assert len([path for path in pictures if Path(path).is_file()]) == 3
     assert find_processes(tmp_path) == []
+
+
+def test_interrupted_quickstart_cancels_its_study(tmp_path: Path) -> None:
+    stdout, stderr = tmp_path / "stdout", tmp_path / "stderr"
+    environment = make_environment(LOSSLAB_DATA_DIR=str(tmp_path))
+    with (
+        stdout.open("w") as output,
+        stderr.open("w") as log,
+        forks.start(
+            "losslab", "quickstart", environment=environment, stdout=output, stderr=log
+        ) as process,
+    ):
+        wait_for(lambda: "running" in stderr.read_text() or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=40) == 1
+    with closing(sqlite3.connect(tmp_path / "losslab.db")) as database:
+        rows = database.execute("SELECT status, count(*) FROM job GROUP BY status").fetchall()
+    assert rows == [("cancelled", 9)]
+    assert "Traceback" not in stderr.read_text()
+    assert find_processes(tmp_path) == []
+
+
+def test_command_that_quickstart_names_is_one(run_here: RunCommand) -> None:
+    _, *arguments = DECIDING_COMMAND.split()
+    plan = json.loads(run_here(*arguments, "--dry-run", "--json").stdout)
+    assert plan["num_jobs"] == 30

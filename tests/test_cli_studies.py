@@ -3,6 +3,8 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from server.cli.main import app
 
 COMMANDS = sorted(command.name or command.callback.__name__ for command in
                   studies.app.registered_commands if command.callback)  # fmt: skip
+EXAMPLE = Path(__file__).parent.parent / "examples" / "compare_losses.py"
 #: No criterion fails by these; a job of one epoch has too little data to pass.
 LOOSE = [
     part
@@ -143,6 +146,47 @@ def test_plan_knows_what_would_be_reused(service: Up, study_id: str) -> None:
     plan = json.loads(done.stdout)
     assert (plan["num_jobs"], plan["num_reused"]) == (6, 4)
     assert plan["estimated_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "begin"),
+    [("out.html", b"<!doctype html"), ("out.md", b"# "), ("out.png", b"\x89PNG"), ("out.csv", b"")],
+)
+def test_report_is_saved(
+    service: Up, study_id: str, tmp_path: Path, name: str, begin: bytes
+) -> None:
+    done = service.run("study", "report", study_id, "--output", str(tmp_path / name))
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / name) in done.stderr
+    assert (tmp_path / name).read_bytes().lstrip().lower().startswith(begin.lower())
+
+
+def test_table_of_a_report_has_a_row_for_each_job_or_epoch(service: Up, tmp_path: Path) -> None:
+    jobs, epochs = tmp_path / "jobs.csv", tmp_path / "epochs.csv"
+    done = service.run("study", "a", "--seeds", "1", "--num-samples", "300", "--epochs", "2",
+                       "--report", str(jobs), "--json")  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    study = json.loads(done.stdout)
+    service.run("study", "report", study["id"], "--output", str(epochs), "--per-epoch")
+    assert len(jobs.read_text().splitlines()) == 1 + 1
+    assert len(epochs.read_text().splitlines()) == 1 + 2
+
+
+def test_example_compares_losses(service: Up, tmp_path: Path) -> None:
+    report = tmp_path / "study.html"
+    done = subprocess.run(
+        [sys.executable, EXAMPLE, "a", "b", "--seeds", "1", "--num-samples", "300",
+         "--report", report],
+        env=make_environment(LOSSLAB_URL=service.url),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0 of 1" in done.stdout
+    assert "Decision (none): no arm passed once" in done.stdout
+    assert report.stat().st_size > 1000
 
 
 def test_studies_are_listed(service: Up, study_id: str) -> None:

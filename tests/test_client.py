@@ -11,6 +11,7 @@ import pytest
 from server.cli.processes import ServerThread
 from server.client import LosslabClient, RequestError, UnreachableError
 from server.settings import Settings
+from server.study_client import StudyReportFormat
 
 TINY = {"num_samples": 200, "epochs": 1}
 
@@ -163,3 +164,65 @@ def test_report_is_downloaded(tmp_path: Path) -> None:
     assert by_id == "http://localhost/comparisons/report.md?job_id=x&job_id=y"
     assert by_option.replace("%2C", ",") == "http://localhost/comparisons/report.html?options=a,b"
     assert curves == "http://localhost/comparisons/curves.png?job_id=x"
+
+
+def test_study_is_planned_created_steered_and_deleted(http: LosslabClient) -> None:
+    plan = http.plan_study(["b"], grid={"beta": [0.5, 1]}, num_seeds=2, config=TINY)
+    assert [arm["arm"] for arm in plan["arms"]] == ["b beta=0.5", "b beta=1"]
+    study = http.create_study(
+        ["a", {"name": "mine", "base": "b", "config": {"beta": 2}}],
+        seeds=[3, 4],
+        config=TINY,
+        quick_test=True,
+        name="both",
+        metadata={"k": "v"},
+        thresholds={"min_accuracy": 0.5},
+        priority=1,
+    )
+    assert (study["num_jobs"], study["seeds"], study["metadata"]) == (4, [3, 4], {"k": "v"})
+    assert http.list_studies(limit=1)["data"][0]["id"] == study["id"]
+    assert http.pause_study(study["id"])["status"] == "paused"
+    assert http.wait_study(study["id"])["status"] == "paused"
+    assert http.resume_study(study["id"])["status"] == "queued"
+    assert http.add_seeds(study["id"], 1)["seeds"] == [3, 4, 0]
+    assert http.cancel_study(study["id"])["status"] == "cancelled"
+    assert http.read_study(study["id"])["num_by_status"] == {"cancelled": 6}
+    deleted = http.delete_study(study["id"], keep_jobs=True)
+    assert (deleted["num_jobs_deleted"], deleted["num_jobs_kept"]) == (0, 6)
+
+
+def test_study_with_a_key_is_created_once(http: LosslabClient) -> None:
+    first = http.create_study(["a"], num_seeds=1, config=TINY, idempotency_key="once")
+    again = http.create_study(["a"], num_seeds=1, config=TINY, idempotency_key="once")
+    assert first["id"] == again["id"]
+    with pytest.raises(RequestError, match="Idempotency-Key"):
+        http.create_study(["b"], num_seeds=1, config=TINY, idempotency_key="once")
+
+
+def test_zero_seeds_are_refused_and_not_left_out(http: LosslabClient) -> None:
+    with pytest.raises(RequestError, match="num_seeds"):
+        http.create_study(["a"], num_seeds=0)
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [("html", "report.html"), ("md", "report.md"), ("curves", "curves.png"),
+     ("jobs", "jobs.csv"), ("metrics", "metrics.csv")],
+)  # fmt: skip
+def test_report_of_a_study_is_downloaded(format: StudyReportFormat, name: str) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, text=str(request.url)))
+    with LosslabClient("http://localhost", transport=transport) as client:
+        address = client.download_study_report("x/y", format).decode()
+    assert address == f"http://localhost/studies/x%2Fy/{name}"
+
+
+def test_waiting_for_a_race_goes_on_between_its_looks() -> None:
+    answers = iter(["queued", "running", "running", "succeeded"])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"status": next(answers)})
+
+    seen = []
+    with LosslabClient(transport=httpx.MockTransport(answer)) as client:
+        client.wait_study("0" * 12, poll_seconds=0, on_update=lambda s: seen.append(s["status"]))
+    assert seen == ["queued", "running", "running", "succeeded"]
