@@ -7,10 +7,19 @@ from fastapi.responses import RedirectResponse
 
 from server.api.problems import Problem
 from server.dashboard import rendering
-from server.dashboard.pages import comparison, job, jobs, login
+from server.dashboard.pages import comparison, job, jobs, login, studies, study
 from server.dashboard.rendering import render_page
+from server.dashboard.study_decisions import DecisionCache
 
-_ROUTERS = (jobs.router, job.router, comparison.router, login.router, rendering.router)
+_ROUTERS = (
+    jobs.router,
+    job.router,
+    studies.router,
+    study.router,
+    comparison.router,
+    login.router,
+    rendering.router,
+)
 
 
 class DashboardPresentation:
@@ -37,5 +46,6 @@ class DashboardPresentation:
 def install_dashboard(app: FastAPI) -> None:
     """Add the pages to the application, and show errors on their paths as pages."""
     app.state.presentation = DashboardPresentation()
+    app.state.decision_cache = DecisionCache()
     for router in _ROUTERS:
         app.include_router(router)

@@ -17,8 +17,11 @@ COOKIE_SECONDS = 14 * 24 * 3600
 router = APIRouter(prefix="/ui", include_in_schema=False)
 
 
-async def read_form(request: Request) -> dict[str, str]:
-    """The fields of a form that one of our own pages sent. Raises HTTPException 403."""
+async def read_fields(request: Request) -> list[tuple[str, str]]:
+    """The fields of a form that one of our own pages sent; a name may come more than once.
+
+    Raises HTTPException 403 and 413.
+    """
     if not is_same_origin(request.headers):
         raise HTTPException(403, "this form was not sent from a page of this service")
     body = bytearray()
@@ -26,7 +29,15 @@ async def read_form(request: Request) -> dict[str, str]:
         body += chunk
         if len(body) > MAX_FORM_BYTES:
             raise HTTPException(413, f"a form may have at most {MAX_FORM_BYTES} bytes")
-    return dict(parse_qsl(body.decode("utf-8", errors="replace"), keep_blank_values=True))
+    return parse_qsl(body.decode("utf-8", errors="replace"), keep_blank_values=True)
+
+
+FieldsDep = Annotated[list[tuple[str, str]], Depends(read_fields)]
+
+
+def read_form(fields: FieldsDep) -> dict[str, str]:
+    """The fields of a form in which each name comes once."""
+    return dict(fields)
 
 
 FormDep = Annotated[dict[str, str], Depends(read_form)]

@@ -137,7 +137,7 @@ const Losslab = (() => {
       const query = new URLSearchParams(new FormData(form));
       for (const [key, value] of [...query]) if (!value) query.delete(key);
       try {
-        const answer = await fetch(`/ui/jobs/new?${query}`, { signal });
+        const answer = await fetch(`${form.dataset.preview}?${query}`, { signal });
         const page = new DOMParser().parseFromString(await answer.text(), "text/html");
         const fresh = page.getElementById("preview");
         if (!fresh) throw new Error(`status ${answer.status}`);
@@ -153,7 +153,7 @@ const Losslab = (() => {
     }
 
     function showFailure() {
-      const text = "The server does not send the configuration. This page tries again automatically.";
+      const text = "The server does not send the preview. This page tries again automatically.";
       if (preview.textContent === text) return;
       const problem = document.createElement("p");
       problem.className = "problem";
@@ -220,7 +220,7 @@ const Losslab = (() => {
     rememberLiveParts();
     localiseTimes(document);
     for (const part of document.querySelectorAll("[data-follow]")) part.scrollTop = part.scrollHeight;
-    if (byId("job-form")) followForm(byId("job-form"));
+    for (const form of document.querySelectorAll("form[data-preview]")) followForm(form);
     followMarks();
     for (const form of document.querySelectorAll("[data-instant]")) {
       form.addEventListener("change", () => form.requestSubmit());
