@@ -107,5 +107,7 @@ def _make_rows(job_id: str, outcome: str, *, num_epochs: int) -> Iterator[dict[s
             "learning_rate": 1e-3,
             "num_loss_spikes": 0,
             "max_spike_ratio": 1.2,
-            **{f"{split}_{name}": value for split in ("train", "val") for name, value in measured.items()},
-        }  # fmt: skip
+            **{
+                f"{split}_{name}": measured[name] for split in ("train", "val") for name in measured
+            },
+        }

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from server.dashboard.curves import Values
 from server.dashboard.scales import Scale, make_epoch_scale
@@ -24,6 +24,7 @@ _SIZE: Final = 1000
 _STRIP_HEIGHT: Final = 30
 #: With more epochs, the marks of a median would overlap: it has one at its end.
 _MAX_MARKED_EPOCHS: Final = 12
+_FAILED: Final = ' class="failed"'
 
 #: Marks of arms, around their middle, in the order of the markers in exported curves.
 _ARM_MARKS: Final = (
@@ -129,14 +130,13 @@ def draw_curves(
     inner = Markup("").join(_draw_arm(each, scale=scale, epochs=epochs) for each in curves)
     marks = Markup("").join(_mark_median(each, scale=scale, epochs=epochs) for each in curves)
     return Markup(
-        '<svg class="chart" role="img" aria-label="{}">{}'
-        '<svg class="area" x="46" y="8" height="{}">{}{}'
+        '<div class="chart" role="img" aria-label="{}"><svg class="values">{}</svg>'
+        '<svg class="area">{}{}'
         '<svg viewBox="0 0 {} {}" preserveAspectRatio="none" width="100%" height="{}">{}</svg>'
-        "{}</svg></svg>"
+        "{}</svg></div>"
     ).format(
         label,
         _write_values(scale),
-        _HEIGHT,
         _draw_grid(scale, target=target),
         _write_epochs(epochs),
         _SIZE,
@@ -189,23 +189,26 @@ def _draw_mark(arm: int, *, x: str, y: float) -> Markup:
 
 
 def _draw_arm(curves: Curves, *, scale: Scale, epochs: Scale) -> Markup:
-    places = _SIZE * epochs.place(curves.epochs.astype(np.float64))
-    thin = "".join(_trace(places, row, scale=scale) for row in curves.seeds)
-    thick = _trace(places, curves.median, scale=scale)
+    xs = _to_integers(epochs.place(curves.epochs.astype(np.float64)))
+    rows = np.vstack([curves.seeds, curves.median])
+    heights = _to_integers(1 - scale.place(rows))
+    lines = [
+        _trace(xs, ys, known)
+        for ys, known in zip(heights.tolist(), np.isfinite(rows).tolist(), strict=True)
+    ]
     return Markup(
         '<g class="{}"><path class="runs" d="{}"/><path class="median" d="{}"/></g>'
-    ).format(_style(curves.arm), thin, thick)
+    ).format(_style(curves.arm), "".join(lines[:-1]), lines[-1])
 
 
-def _trace(places: Values, values: Values, *, scale: Scale) -> str:
+def _to_integers(shares: Values) -> npt.NDArray[np.int64]:
+    return np.nan_to_num(_SIZE * shares).round().astype(np.int64)
+
+
+def _trace(xs: Iterable[int], ys: Iterable[int], known: Iterable[bool]) -> str:
     """The line through the known values; a single one is a point."""
-    known = np.isfinite(values)
-    if not known.any():
-        return ""
-    xs = places[known].round().astype(int).tolist()
-    ys = (_SIZE * (1 - scale.place(values[known]))).round().astype(int).tolist()
-    text = " ".join(f"{x} {y}" for x, y in zip(xs, ys, strict=True))
-    return f"M{text}" + "h0" * (len(xs) == 1)
+    points = [f"{x} {y}" for x, y, is_known in zip(xs, ys, known, strict=True) if is_known]
+    return f"M{' '.join(points)}{'h0' * (len(points) == 1)}" if points else ""
 
 
 def _mark_median(curves: Curves, *, scale: Scale, epochs: Scale) -> Markup:
@@ -246,8 +249,8 @@ def _height_of(place: float) -> str:
 
 def _write_values(scale: Scale) -> Markup:
     return Markup("").join(
-        Markup('<text class="tick" x="38" y="{}" text-anchor="end">{}</text>').format(
-            f"{8 + _HEIGHT * (1 - place) + 4:.1f}", _format_tick(value)
+        Markup('<text class="tick" x="100%" y="{}" text-anchor="end">{}</text>').format(
+            f"{_HEIGHT * (1 - place) + 4:.1f}", _format_tick(value)
         )
         for value, place in _place_ticks(scale)
     )
@@ -287,17 +290,17 @@ def _draw_strip_grid(scale: Scale, *, target: Target) -> Markup:
 
 def _draw_points(strip: Strip, *, scale: Scale) -> Markup:
     """Points at different heights, so that equal values can be told apart."""
-    rows = zip(strip.values, strip.labels, strip.has_passed, strict=True)
-    return Markup("").join(
-        Markup('<circle{} cx="{}%" cy="{}" r="3.5"><title>{}</title></circle>').format(
-            "" if has_passed else Markup(' class="failed"'),
-            f"{100 * scale.place_one(value):.2f}",
-            _STRIP_HEIGHT // 2 + 3 * (place * 3 % 5 - 2),
-            label,
-        )
-        for place, (value, label, has_passed) in enumerate(rows)
-        if value is not None
-    )
+    places = 100 * scale.place(np.array(strip.values, np.float64))
+    rows = zip(places.tolist(), strip.labels, strip.has_passed, strict=True)
+    # Thousands of points: a template for each would take most of the page's time.
+    points = [
+        f'<circle{"" if has_passed else _FAILED} cx="{x:.2f}%" '
+        f'cy="{_STRIP_HEIGHT // 2 + 3 * (number * 3 % 5 - 2)}" r="3.5">'
+        f"<title>{escape(label)}</title></circle>"
+        for number, (x, label, has_passed) in enumerate(rows)
+        if x == x
+    ]
+    return Markup("".join(points))
 
 
 def _draw_median(median: float | None, *, scale: Scale) -> Markup:
