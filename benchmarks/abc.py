@@ -1,8 +1,7 @@
 """The main experiment: options a, b and c on the full default corpus, three seeds each.
 
 Runs the jobs through the real queue and worker processes, writes `results/abc.json`, and puts a row
-per job into `docs/results.md` and a row per option into the README. About two minutes per option
-and seed on two cores with bf16:
+per job into `docs/results.md`. About two minutes per option and seed on two cores with bf16:
 
     python -m benchmarks.abc
 
@@ -13,16 +12,14 @@ More seeds, in a separate file, show the random variation:
 
 import argparse
 import os
-import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from sqlmodel import Session
 
-from benchmarks.machine import REPOSITORY, describe_machine, write_results
+from benchmarks.machine import REPOSITORY, describe_machine, show, write_results
 from server.database.engine import open_database, write_transaction
 from server.jobs.submission import new_job, submit_job
 from server.judging.histories import read_epochs
@@ -34,7 +31,6 @@ from server.settings import Settings
 
 #: The results that the documentation shows.
 SHOWN_RESULTS = "abc"
-README_PATH = REPOSITORY / "README.md"
 RESULTS_PAGE = REPOSITORY / "docs" / "results.md"
 PACKAGES = ("losslab", "torch", "numpy")
 
@@ -72,8 +68,7 @@ def main() -> None:
         return
     write_results(arguments.results, machine | {"num_workers": arguments.workers, "jobs": rows})
     if arguments.results == SHOWN_RESULTS:
-        show(table, page=RESULTS_PAGE)
-        show(format_summary(rows), page=README_PATH)
+        show(table, name="abc", page=RESULTS_PAGE)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -146,44 +141,6 @@ def format_table(rows: list[dict[str, Any]]) -> str:
             f"| {row['outcome']}: {row['diagnosis']} |"
         )
     return "\n".join(lines)
-
-
-def format_summary(rows: list[dict[str, Any]]) -> str:
-    """A row per option, with the range over its seeds."""
-    lines = [
-        "| option | final training accuracy | validation foreground recall | IoU | "
-        "seeds that pass | verdicts |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for option in dict.fromkeys(row["option"] for row in rows):
-        group = [row for row in rows if row["option"] == option]
-        num_passed = sum(row["outcome"] == "success" for row in group)
-        diagnoses = Counter(row["diagnosis"] for row in group)
-        lines.append(
-            f"| {option} | {_range(group, 'train_pixel_accuracy', form='.1%')} "
-            f"| {_range(group, 'val_foreground_recall', form='.3f')} "
-            f"| {_range(group, 'val_foreground_iou', form='.3f')} "
-            f"| {num_passed} of {len(group)} "
-            f"| {', '.join(f'{count} {name}' for name, count in diagnoses.most_common())} |"
-        )
-    return "\n".join(lines)
-
-
-def _range(rows: list[dict[str, Any]], key: str, *, form: str) -> str:
-    values = [row[key] for row in rows]
-    lowest, highest = f"{min(values):{form}}", f"{max(values):{form}}"
-    return lowest if lowest == highest else f"{lowest} to {highest}"
-
-
-def show(table: str, *, page: Path) -> None:
-    """Put the table between the marks of the page."""
-    marked = re.sub(
-        r"(<!-- abc -->\n).*?(<!-- /abc -->)",
-        rf"\g<1>\n{table}\n\n\g<2>",
-        page.read_text(),
-        flags=re.DOTALL,
-    )
-    page.write_text(marked)
 
 
 if __name__ == "__main__":

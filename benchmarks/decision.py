@@ -11,13 +11,11 @@ interval of a median difference holds the true one. Prints the tables, writes
 
 import argparse
 import random
-import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import REPOSITORY, describe_machine, write_results
+from benchmarks.machine import REPOSITORY, describe_machine, show, write_results
 from server.judging.statistics import (
     PLANNED_LOOKS,
     SequentialDecision,
@@ -75,7 +73,7 @@ def main() -> None:
         return
     write_results("decision", machine | {"num_studies": num_studies, "seed": arguments.seed} | rows)
     for name, table in tables.items():
-        show(name, table, page=PAGE)
+        show(table, name=name, page=PAGE)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -241,17 +239,6 @@ def format_intervals(rows: list[Row]) -> str:
         f"| {row['num_pairs']} | {row['coverage']:.1%} | {row['mean_width']:.2f} |" for row in rows
     ]
     return "\n".join(lines)
-
-
-def show(name: str, table: str, *, page: Path) -> None:
-    """Put the table between the marks of this name."""
-    marked = re.sub(
-        rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
-        rf"\g<1>\n{table}\n\n\g<2>",
-        page.read_text(),
-        flags=re.DOTALL,
-    )
-    page.write_text(marked)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,17 @@ def describe_machine(packages: tuple[str, ...]) -> dict[str, Any]:
 def write_results(name: str, results: dict[str, Any]) -> None:
     RESULTS_DIR.mkdir(exist_ok=True)
     (RESULTS_DIR / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def show(table: str, *, name: str, page: Path) -> None:
+    """Put a table between the marks of this name in a page."""
+    marked = re.sub(
+        rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+        rf"\g<1>\n{table}\n\n\g<2>",
+        page.read_text(),
+        flags=re.DOTALL,
+    )
+    page.write_text(marked)
 
 
 def _processor_name() -> str:

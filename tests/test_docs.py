@@ -193,8 +193,17 @@ def test_shown_results_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) ->
     from benchmarks import abc  # noqa: PLC0415 - found by the line before
 
     rows = json.loads(read("benchmarks/results/abc.json"))["jobs"]
-    assert f"<!-- abc -->\n\n{abc.format_summary(rows)}\n\n<!-- /abc -->" in read("README.md")
     assert f"<!-- abc -->\n\n{abc.format_table(rows)}\n\n<!-- /abc -->" in read("docs/results.md")
+
+
+def test_shown_study_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import study  # noqa: PLC0415 - found by the line before
+
+    results, page = json.loads(read("benchmarks/results/study.json")), read("README.md")
+    assert f"<!-- study -->\n\n{study.format_table(results)}\n\n<!-- /study -->" in page
+    assert results["status"] == "succeeded"
+    assert all(arm["num_judged"] == len(results["seeds"]) for arm in results["arms"])
 
 
 def test_shown_errors_of_the_decision_are_the_measured_ones(
@@ -213,12 +222,12 @@ def test_measuring_again_rewrites_the_shown_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import abc  # noqa: PLC0415 - found by the line before
+    from benchmarks.machine import show  # noqa: PLC0415 - found by the line before
 
     page = tmp_path / "page.md"
     page.write_text(read("docs/results.md"))
-    abc.show("| new |", page=page)
-    abc.show("| newer |", page=page)
+    show("| new |", name="abc", page=page)
+    show("| newer |", name="abc", page=page)
     assert "<!-- abc -->\n\n| newer |\n\n<!-- /abc -->" in page.read_text()
     assert page.read_text().startswith("# Results")
     assert "## Speed" in page.read_text()
