@@ -7,10 +7,11 @@ after a restart, and two servers on one database queue nothing twice.
 import logging
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session
 
 from server.database.engine import database_now, write_transaction
-from server.jobs import studies
+from server.jobs import seeds, studies
 from server.jobs.submission import QueueFullError
 from server.judging.studies import ResultCache, StudyVerdict, judge_study
 from server.models.tables import Study
@@ -32,6 +33,11 @@ def advance_races(engine: Engine, *, cache: ResultCache, max_queued_jobs: int) -
             _logger.warning("the next look of study %s waits: %s", study_id, error)
         except studies.StudyNotFoundError:
             _logger.info("study %s was deleted", study_id)
+        except SQLAlchemyError:
+            raise
+        except Exception:
+            # One study that cannot be judged should not stop the races of all others.
+            _logger.exception("the race of study %s does not go on", study_id)
     return len(due)
 
 
@@ -42,21 +48,23 @@ def _advance(engine: Engine, study_id: str, *, cache: ResultCache, max_queued_jo
         num_seeds = len(study.seeds)
     with write_transaction(engine) as session:
         study = studies.lock_study(session, study_id)
-        if len(study.seeds) != num_seeds or not studies.is_racing(study):
-            return  # another server was faster, or the study was cancelled meanwhile
-        _queue_next_look(session, study, verdict, max_queued_jobs=max_queued_jobs)
+        # Another server may have been faster, or the study was stopped or resumed meanwhile.
+        if len(study.seeds) == num_seeds and studies.is_due(session, study):
+            _queue_next_look(session, study, verdict, max_queued_jobs=max_queued_jobs)
 
 
 def _queue_next_look(
     session: Session, study: Study, verdict: StudyVerdict, *, max_queued_jobs: int
 ) -> None:
-    num_missing = (verdict.next_look or 0) - len(study.seeds)
-    if num_missing <= 0:
+    num_jobs = 0
+    if verdict.next_look is not None:
+        missing = seeds.next_seeds(study, num=max(0, verdict.next_look - len(study.seeds)))
+        num_jobs = seeds.add_seeds(
+            session, study, missing, arms=verdict.kept, max_queued_jobs=max_queued_jobs
+        )
+    if num_jobs:
+        _logger.info("study %s queues %d jobs of its next look", study.id, num_jobs)
+    else:
+        # Decided, at its last seed, or no seed of the last round was judged.
         study.decided_at = database_now(session)
         _logger.info("the race of study %s is over: %s", study.id, verdict.recommendation.reason)
-        return
-    seeds = studies.next_seeds(study, num=num_missing)
-    num_jobs = studies.add_seeds(
-        session, study, seeds, arms=verdict.kept, max_queued_jobs=max_queued_jobs
-    )
-    _logger.info("study %s queues %d jobs of its next look", study.id, num_jobs)

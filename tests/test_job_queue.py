@@ -68,7 +68,7 @@ def test_submitted_job_is_queued_and_on_disk(engine: Engine, submit_job: SubmitJ
     job = submit_job("b")
     stored = read(engine, job.id)
     assert stored.status is JobStatus.queued
-    assert stored.option is BuiltInOption.b
+    assert stored.option == BuiltInOption.b
     assert stored.created_at.utcoffset() == timedelta(0)
     assert events(engine, job.id) == ["queued"]
 

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from server.api.requests import JobRequest, OptionRequest
+from server.api.study_requests import StudyRequest
 from server.database.engine import OUTAGES
 from server.errors import LosslabError, drop_consequences
 
@@ -30,6 +31,7 @@ _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _BODIES: Final[dict[str, type[BaseModel]]] = {
     "/jobs": JobRequest,
     "/options/{name}": OptionRequest,
+    "/studies": StudyRequest,
 }
 
 _logger = logging.getLogger(__name__)

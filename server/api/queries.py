@@ -60,10 +60,13 @@ LABELS_PARAMETER: Final[dict[str, Any]] = {
 
 def refuse_unknown_parameters(request: Request) -> None:
     """Answer 422 for an unknown parameter: a misspelt filter would otherwise filter nothing."""
-    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    route = request.scope["route"]
+    known = {field.alias for field in route.dependant.query_params}
+    has_labels = any(each.call is get_labels for each in route.dependant.dependencies)
     for name in request.query_params:
-        if name not in known and name != "metadata" and not name.startswith("metadata["):
-            allowed = ", ".join([*sorted(known), "metadata[key]"])
+        is_label = has_labels and (name == "metadata" or name.startswith("metadata["))
+        if name not in known and not is_label:
+            allowed = ", ".join([*sorted(known), *(["metadata[key]"] if has_labels else [])])
             refuse_query(name, f"unknown parameter; known are {allowed}")
 
 

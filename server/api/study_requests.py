@@ -8,12 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 from sqlmodel import Session
 
 from server.api.requests import JsonBody, Labels, Name, OptionConfig, OptionName
-from server.errors import InvalidInputError
-from server.files.datasets import check_dataset
+from server.errors import ConflictError, InvalidInputError
+from server.files.datasets import DatasetError, check_dataset
 from server.jobs.options import Option, choose_option, read_options
 from server.jobs.studies import MAX_ARMS, MAX_JOBS, MAX_SEEDS
 from server.judging.criteria import Thresholds
@@ -43,10 +52,34 @@ _STUDY_EXAMPLES: list[JsonValue] = [
     },
 ]
 
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+def _refuse_words(value: Any) -> Any:
+    """In a list the types of `JsonBody` are not checked."""
+    if isinstance(value, str | bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _read_scalar(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    """One error instead of one for each type that a value may have."""
+    if not isinstance(value, bool | int | float | str):
+        raise ValueError("must be a number, a text, true or false")
+    return read(value)
+
+
+def _read_arm(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    """The errors of what was meant: an option's name, or an arm."""
+    if isinstance(value, dict):
+        return ArmRequest.model_validate(value)
+    if not isinstance(value, str):
+        raise ValueError("must be the name of an option, or an arm with name, base and config")
+    return read(value)
+
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_refuse_words)]
 #: One line of text, as of a job, but short enough for a legend.
 ArmName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", min_length=1, max_length=64)]
-GridValue = bool | int | float | str
+GridValue = Annotated[bool | int | float | str, WrapValidator(_read_scalar)]
 
 
 class StudyError(InvalidInputError):
@@ -67,6 +100,10 @@ class ArmRequest(JsonBody):
     config: OptionConfig = Field(default_factory=OptionConfig)
 
 
+class StudyThresholds(Thresholds, JsonBody):
+    """Thresholds that differ from the defaults."""
+
+
 class StudyConfig(TrainingConfig, JsonBody):
     """Settings of all arms. `data_seed` null gives each seed a data set of its own."""
 
@@ -84,7 +121,9 @@ class StudyRequest(JsonBody):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": _STUDY_EXAMPLES})
 
     name: Name | None = None
-    options: list[OptionName | ArmRequest] = Field(min_length=1, max_length=MAX_ARMS)
+    options: list[Annotated[OptionName | ArmRequest, WrapValidator(_read_arm)]] = Field(
+        min_length=1, max_length=MAX_ARMS
+    )
     grid: dict[str, list[GridValue]] = Field(
         default_factory=dict,
         max_length=MAX_ARMS,
@@ -99,7 +138,7 @@ class StudyRequest(JsonBody):
     seeds: list[Seed] | None = Field(default=None, min_length=1, max_length=MAX_SEEDS)
     quick_test: bool = Field(default=False, description="5 epochs, a checkpoint each epoch")
     config: StudyConfig = Field(default_factory=StudyConfig, description="settings of all arms")
-    thresholds: Thresholds = Field(default_factory=Thresholds)
+    thresholds: StudyThresholds = Field(default_factory=StudyThresholds)
     reuse: bool = Field(
         default=False,
         description="take finished jobs of the same configuration and seed instead of training "
@@ -179,6 +218,7 @@ class _Base:
     name: str
     option: Option
     own: Mapping[str, Any]  # override those of all arms
+    field: str  # of the request
 
 
 def _check_seeds(request: StudyRequest) -> None:
@@ -212,7 +252,12 @@ def _check_grid_values(key: str, values: Sequence[GridValue]) -> None:
             OptionConfig.model_validate({key: value})
         except ValidationError as error:
             message = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise StudyError(f"{message}, not {value!r}", field=f"{field}.{place}") from None
+            raise StudyError(f"{message}{_quote(value)}", field=f"{field}.{place}") from None
+
+
+def _quote(value: GridValue) -> str:
+    """What was sent, if it is short."""
+    return f", not {value!r}" if len(repr(value)) <= _MAX_KEY_SHOWN else ""
 
 
 def _make_arms(
@@ -248,12 +293,13 @@ def _choose_base(
 ) -> _Base:
     field = f"options.{place}"
     if isinstance(wanted, str):
-        return _Base(wanted, choose_option(session, wanted, field=field), {})
+        return _Base(wanted, choose_option(session, wanted, field=field), {}, field)
     if wanted.name in options:
         message = f"{wanted.name!r} is the name of an option; use another name"
         raise StudyError(message, field=f"{field}.name")
     base = choose_option(session, wanted.base, field=f"{field}.base")
-    return _Base(wanted.name, base, wanted.config.model_dump(mode="json", exclude_unset=True))
+    own = wanted.config.model_dump(mode="json", exclude_unset=True)
+    return _Base(wanted.name, base, own, field)
 
 
 def _make_arm(
@@ -269,14 +315,37 @@ def _make_arm(
     if len(name) > MAX_ARM_NAME_LENGTH:
         message = f"the name of an arm would have {len(name)} characters; {MAX_ARM_NAME_LENGTH} "
         raise StudyError(message + "are allowed: vary fewer settings", field="grid")
+    dataset_sha256 = _check_dataset(request, base, point, config, datasets_dir=datasets_dir)
     return Arm(
         name=name,
         option=base.option.name,
         config=config.model_dump(mode="json"),
-        config_sha256=compute_config_sha256(
-            config, dataset_sha256=check_dataset(config.dataset, datasets_dir=datasets_dir)
-        ),
+        config_sha256=compute_config_sha256(config, dataset_sha256=dataset_sha256),
     )
+
+
+def _check_dataset(
+    request: StudyRequest,
+    base: _Base,
+    point: Mapping[str, GridValue],
+    config: TrainingConfig,
+    *,
+    datasets_dir: Path,
+) -> str | None:
+    """Raises StudyError, which names the field that chose the data set."""
+    try:
+        return check_dataset(config.dataset, datasets_dir=datasets_dir)
+    except DatasetError as error:
+        if "dataset" in point:
+            place = request.grid["dataset"].index(point["dataset"])
+            field = f"grid.dataset.{place}"
+        elif "dataset" in base.own:
+            field = f"{base.field}.config.dataset"
+        elif "dataset" in request.config.model_fields_set:
+            field = "config.dataset"
+        else:
+            field = base.field
+        raise StudyError(str(error), field=field) from None
 
 
 def _show(value: GridValue) -> str:
@@ -303,3 +372,17 @@ def _choose_data_seed(config: StudyConfig, arms: Sequence[Arm]) -> int | None:
         return config.data_seed
     default: int = arms[0].config["data_seed"]
     return default
+
+
+def check_datasets(study: Study, *, datasets_dir: Path) -> None:
+    """Raise ConflictError unless the study's jobs would still train on the same data."""
+    for arm in study.arm_list:
+        config = TrainingConfig.model_validate(arm.config)
+        try:
+            sha256 = check_dataset(config.dataset, datasets_dir=datasets_dir)
+        except DatasetError as error:
+            raise ConflictError(f"study {study.id}: {error}") from None
+        if compute_config_sha256(config, dataset_sha256=sha256) != arm.config_sha256:
+            raise ConflictError(
+                f"study {study.id} began with another data set of the name {config.dataset!r}"
+            )

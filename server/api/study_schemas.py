@@ -10,7 +10,8 @@ from server.jobs.studies import StudyEntry, derive_status
 from server.judging.decisions import Recommendation
 from server.judging.differences import ArmDifference, compare_kept_arms
 from server.judging.groups import SeedResult
-from server.judging.studies import ArmVerdict, LookPublic, StudyVerdict
+from server.judging.looks import LookPublic
+from server.judging.studies import ArmVerdict, StudyVerdict
 from server.models.tables import Arm, JobStatus, Study
 
 
@@ -39,9 +40,9 @@ class StudySummary(BaseModel):
             status=entry.status,
             arms=[arm["name"] for arm in study.arms],
             num_seeds=len(study.seeds),
-            num_jobs=sum(entry.counts.values()),
-            num_by_status=dict(entry.counts),
-            progress=entry.progress,
+            num_jobs=entry.counts.num_jobs,
+            num_by_status=dict(entry.counts.by_status),
+            progress=entry.counts.progress,
             until_decided=study.until_decided,
             created_at=study.created_at,
         )

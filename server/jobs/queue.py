@@ -1,4 +1,5 @@
-"""The job queue: all changes of a job's status, which no other module makes.
+"""The job queue: all changes of a job's status. `server.jobs.batches` makes them for many jobs at
+once; no other module makes any.
 
 new -> queued (enqueue, as `server.jobs.submission` does)
 queued -> running (claim) -> succeeded (finish) | failed (fail) | cancelled, paused (stop)
@@ -12,11 +13,11 @@ paused, failed, cancelled, and succeeded with more epochs -> queued (resume)
 A worker's changes need the lease of its claim, see `server.jobs.leases`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, and_, func, insert, or_, update
+from sqlalchemy import Engine, and_, func, or_, update
 from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
@@ -27,7 +28,7 @@ from server.jobs.events import add_event
 from server.jobs.leases import Lease, holding
 from server.jobs.listing import JobNotFoundError
 from server.models.configuration import TrainingConfig, compute_config_sha256
-from server.models.tables import EventKind, FailureKind, Job, JobEvent, JobPhase, JobStatus
+from server.models.tables import EventKind, FailureKind, Job, JobPhase, JobStatus, StudyJob
 
 
 class JobStateError(ConflictError):
@@ -43,45 +44,6 @@ def enqueue(
     job.available_at = available_at
     add_event(session, job, EventKind.queued, message=message)
     notify_workers(session)
-
-
-def enqueue_all(session: Session, jobs: Sequence[Job]) -> None:
-    """Let workers claim new jobs, as part of the caller's transaction; many at once."""
-    now = database_now(session)
-    session.execute(
-        insert(JobEvent),
-        [
-            {
-                "job_id": job.id,
-                "kind": EventKind.queued,
-                "message": f"option {job.option} queued",
-                "created_at": now,
-            }
-            for job in jobs
-        ],
-    )
-    notify_workers(session)
-
-
-def cancel_all(session: Session, jobs: Iterable[Job]) -> None:
-    """Ask jobs that have not ended to stop, as `cancel` does. The caller has locked them."""
-    for job in jobs:
-        _cancel(session, job)
-
-
-def pause_all(session: Session, jobs: Iterable[Job]) -> None:
-    """Ask jobs that have not ended to pause, as `pause` does. The caller has locked them."""
-    for job in jobs:
-        _pause(session, job)
-
-
-def resume_all(session: Session, jobs: Iterable[Job]) -> None:
-    """Let stopped jobs go on, as `resume` does. The caller has locked them.
-
-    Raises JobStateError if one is about to be cancelled.
-    """
-    for job in jobs:
-        _resume(session, job)
 
 
 def count_queued(session: Session, *, job_id: str | None = None) -> int:
@@ -218,14 +180,10 @@ def cancel(engine: Engine, job_id: str) -> Job:
         if job.status in (JobStatus.succeeded, JobStatus.failed):
             raise JobStateError(f"job {job.id} has {job.status}; only a live job can be cancelled")
         if job.status != JobStatus.cancelled:
-            _cancel(session, job)
+            is_requested = job.cancel_requested_at is not None
+            job.cancel_requested_at = job.cancel_requested_at or database_now(session)
+            _stop_or_request(session, job, EventKind.cancel_requested, is_requested=is_requested)
     return job
-
-
-def _cancel(session: Session, job: Job) -> None:
-    is_requested = job.cancel_requested_at is not None
-    job.cancel_requested_at = job.cancel_requested_at or database_now(session)
-    _stop_or_request(session, job, EventKind.cancel_requested, is_requested=is_requested)
 
 
 def pause(engine: Engine, job_id: str) -> Job:
@@ -239,15 +197,11 @@ def pause(engine: Engine, job_id: str) -> Job:
         if job.status.is_terminal or job.cancel_requested_at is not None:
             state = f"is {job.status}" if job.status.is_terminal else "is being cancelled"
             raise JobStateError(f"job {job.id} {state}; only a queued or running job can pause")
-        _pause(session, job)
+        if job.status != JobStatus.paused:
+            is_requested = job.pause_requested_at is not None
+            job.pause_requested_at = job.pause_requested_at or database_now(session)
+            _stop_or_request(session, job, EventKind.pause_requested, is_requested=is_requested)
     return job
-
-
-def _pause(session: Session, job: Job) -> None:
-    if job.status != JobStatus.paused:
-        is_requested = job.pause_requested_at is not None
-        job.pause_requested_at = job.pause_requested_at or database_now(session)
-        _stop_or_request(session, job, EventKind.pause_requested, is_requested=is_requested)
 
 
 def resume(
@@ -269,7 +223,7 @@ def resume(
         if is_live and num_epochs is not None:
             raise JobStateError(f"job {job.id} is {job.status}; wait until it has stopped")
         if num_epochs is not None or job.status == JobStatus.succeeded:
-            _extend(job, num_epochs=num_epochs, dataset_sha256=dataset_sha256)
+            _extend(session, job, num_epochs=num_epochs, dataset_sha256=dataset_sha256)
         _resume(session, job)
     return job
 
@@ -379,18 +333,26 @@ def _requeue(session: Session, job: Job, *, reason: str, delay: timedelta | None
     enqueue(session, job, message=message, available_at=available_at)
 
 
-def _extend(job: Job, *, num_epochs: int | None, dataset_sha256: str | None) -> None:
+def _extend(
+    session: Session, job: Job, *, num_epochs: int | None, dataset_sha256: str | None
+) -> None:
     if num_epochs is None or num_epochs <= job.epochs_completed:
         raise JobStateError(
             f"job {job.id} has completed {job.epochs_completed} epochs; "
             "`epochs` must be larger than that"
         )
-    if job.study_id is not None:
+    if study_id := _find_study(session, job):
         raise JobStateError(
-            f"job {job.id} belongs to study {job.study_id}, whose jobs train equally long"
+            f"job {job.id} belongs to study {study_id}, whose jobs train equally long"
         )
     config = TrainingConfig.model_validate({**job.config, "epochs": num_epochs})
     job.config = config.model_dump(mode="json")
     job.config_sha256 = compute_config_sha256(config, dataset_sha256=dataset_sha256)
     job.progress = job.epochs_completed / num_epochs
     job.test_metrics = None
+
+
+def _find_study(session: Session, job: Job) -> str | None:
+    """A study that counts the job: the one that made it, or one that reuses it."""
+    users = select(StudyJob.study_id).where(StudyJob.job_id == job.id)
+    return session.exec(users.limit(1)).first()

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from pydantic import BaseModel, Field
 
-from server.judging.statistics import Decision, DecisionState, RuledOut
+from server.judging.statistics import PLANNED_LOOKS, Decision, DecisionState, RuledOut
 
 #: The largest chance that the best arm is ruled out, over all planned looks.
 ERROR: Final = 0.05
@@ -52,10 +52,14 @@ def recommend(
     option: str | None = None,
     job_id: str | None = None,
     next_look: int | None = None,
+    has_looked: bool = True,
     has_late_looks: bool = False,
 ) -> Recommendation:
     """The decision with a sentence for people; `counts` are those of the last look."""
-    reason = _explain(decision, counts, next_look=next_look)
+    if has_looked:
+        reason = _explain(decision, counts)
+    else:
+        reason = _announce(next_look, num_arms=len(counts))
     if has_late_looks:
         reason += (
             f". Seeds were added later: the error of {ERROR:.0%} holds for the looks that were "
@@ -87,12 +91,13 @@ def join_names(names: Sequence[str]) -> str:
     return " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), *names[-1:]])
 
 
-def _explain(decision: Decision, counts: Mapping[str, ArmCount], *, next_look: int | None) -> str:
+def _explain(decision: Decision, counts: Mapping[str, ArmCount]) -> str:
+    shown = _list_counts(decision.kept, counts)
     match decision.state:
         case DecisionState.no_data:
-            return _explain_no_data(counts, next_look=next_look)
+            return "nothing was judged"
         case DecisionState.none:
-            return f"no arm passed once: {_list_counts(decision.kept, counts)}"
+            return f"no arm passed once: {shown}"
         case DecisionState.decided:
             return _describe_kept(decision, counts) + _describe_ruled_out(decision.ruled_out)
         case DecisionState.narrowed:
@@ -102,31 +107,34 @@ def _explain(decision: Decision, counts: Mapping[str, ArmCount], *, next_look: i
                 + _explain_rest(decision, counts)
             )
         case DecisionState.undecided:
-            return f"nothing is decided: {_list_counts(decision.kept, counts)}" + _explain_rest(
-                decision, counts
-            )
+            return f"nothing is decided: {shown}" + _explain_rest(decision, counts)
 
 
-def _explain_no_data(counts: Mapping[str, ArmCount], *, next_look: int | None) -> str:
+def _announce(next_look: int | None, *, num_arms: int) -> str:
+    """Before the first look nothing is said, whatever was judged so far."""
     if next_look is None:
-        return "nothing was judged"
-    of_each = " of each arm" if len(counts) > 1 else ""
+        return "nothing was decided: no look took place"
+    of_each = " of each arm" if num_arms > 1 else ""
     plural = "s" if next_look > 1 else ""
-    return f"nothing is judged yet: the first look is at {next_look} seed{plural}{of_each}"
+    return f"nothing is decided yet: the first look is at {next_look} seed{plural}{of_each}"
 
 
 def _describe_kept(decision: Decision, counts: Mapping[str, ArmCount]) -> str:
     """`b and d escape collapse, 9 and 10 of 10`, or the counts if not all of them do."""
     kept = decision.kept
-    numbers = {counts[arm].num_judged for arm in kept}
-    if any(2 * counts[arm].num_passed < counts[arm].num_judged for arm in kept):
-        verb = "is" if len(kept) == 1 else "are"
-        return f"{join_names(kept)} {verb} left: {_list_counts(kept, counts)}"
-    verb = "escapes" if len(kept) == 1 else "escape"
+    shown, numbers = _list_counts(kept, counts), {counts[arm].num_judged for arm in kept}
+    is_one = len(kept) == 1
+    if not all(_passes_mostly(counts[arm]) for arm in kept):
+        return f"{join_names(kept)} {'is' if is_one else 'are'} left: {shown}"
+    verb = "escapes" if is_one else "escape"
     if len(numbers) == 1 and len(kept) <= _MAX_ARMS_NAMED:
         passed = join_names([str(counts[arm].num_passed) for arm in kept])
         return f"{join_names(kept)} {verb} collapse, {passed} of {numbers.pop()}"
-    return f"{join_names(kept)} {verb} collapse: {_list_counts(kept, counts)}"
+    return f"{join_names(kept)} {verb} collapse: {shown}"
+
+
+def _passes_mostly(count: ArmCount) -> bool:
+    return count.num_judged > 0 and 2 * count.num_passed >= count.num_judged
 
 
 def _list_counts(arms: Sequence[str], counts: Mapping[str, ArmCount]) -> str:
@@ -138,10 +146,11 @@ def _list_counts(arms: Sequence[str], counts: Mapping[str, ArmCount]) -> str:
 def _describe_ruled_out(ruled_out: Sequence[RuledOut]) -> str:
     if not ruled_out:
         return ""
-    verb = "is" if len(ruled_out) == 1 else "are"
-    highest = max(entry.p_value for entry in ruled_out)
     names = join_names([entry.arm for entry in ruled_out])
-    return f"; {names} {verb} ruled out, {format_p_value(highest)}"
+    highest = format_p_value(max(entry.p_value for entry in ruled_out))
+    if len(ruled_out) == 1:
+        return f"; {names} is ruled out, {highest}"
+    return f"; {names} are ruled out, {highest.replace('=', '≤')}"
 
 
 def format_p_value(p_value: float) -> str:
@@ -153,15 +162,20 @@ def _explain_rest(decision: Decision, counts: Mapping[str, ArmCount]) -> str:
     """What more seeds would bring."""
     more = decision.more_seeds
     if len(decision.kept) == 1:
-        count = counts[decision.kept[0]]
         low = "its pass rate may still be below one half"
         if more is None:
             return f"; {low}, so it is not recommended"
-        return f"; after {count.num_judged} seeds {low}; {more} more would probably settle it"
-    if len(decision.kept) == 2:
-        task = "telling the two apart"
-    else:
-        task = f"telling the {len(decision.kept)} apart"
-    if more is None:
-        return f"; {task} would take more than 40 seeds"
-    return f"; {task} would probably take {more} more seeds of each"
+        num_judged = counts[decision.kept[0]].num_judged
+        return f"; after {_count_seeds(num_judged)} {low}; {more} more would probably settle it"
+    apart = "the two" if len(decision.kept) == 2 else f"the {len(decision.kept)}"
+    if more is not None:
+        seeds = _count_seeds(more, word="more seed")
+        return f"; telling {apart} apart would probably take {seeds} of each"
+    num_judged = max(counts[arm].num_judged for arm in decision.kept)
+    if num_judged < PLANNED_LOOKS[-1]:
+        return f"; at these rates {PLANNED_LOOKS[-1]} seeds would hardly tell {apart} apart"
+    return f"; {_count_seeds(num_judged)} of each do not tell {apart} apart"
+
+
+def _count_seeds(number: int, *, word: str = "seed") -> str:
+    return f"{number} {word}{'s' if number != 1 else ''}"

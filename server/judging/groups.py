@@ -50,6 +50,7 @@ class SeedResult:
     """
 
     seed: int
+    position: int = 0  #: of the seed in its study
     job_id: str | None = None
     status: JobStatus | None = None
     is_reused: bool = False
@@ -70,12 +71,14 @@ class SeedResult:
         *,
         seed: int,
         thresholds: Thresholds,
+        position: int = 0,
         is_reused: bool = False,
     ) -> Self:
         is_judged = is_judged_job(job)
         verdict = judge(job, epochs, thresholds) if is_judged else None
         return cls(
             seed=seed,
+            position=position,
             job_id=job.id,
             status=job.status,
             is_reused=is_reused,

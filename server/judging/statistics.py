@@ -27,6 +27,7 @@ SMALLEST_SPREAD: Final = 1e-9
 
 Count = tuple[int, int]
 Counts = Mapping[str, Count]
+Results = Mapping[str, Sequence[bool | None]]  # None is a seed that counts for nothing
 
 
 class DecisionState(StrEnum):
@@ -118,7 +119,7 @@ def decide(
 
 
 def decide_in_looks(
-    results: Mapping[str, Sequence[bool]],
+    results: Results,
     *,
     looks: Sequence[int],
     num_planned_looks: int | None = None,
@@ -145,7 +146,7 @@ def decide_in_looks(
 
 
 def _take_looks(
-    results: Mapping[str, Sequence[bool]],
+    results: Results,
     looks: Sequence[int],
     *,
     level: float,
@@ -163,9 +164,9 @@ def _take_looks(
     return taken
 
 
-def _count(results: Mapping[str, Sequence[bool]], *, num_seeds: int) -> dict[str, Count]:
+def _count(results: Results, *, num_seeds: int) -> dict[str, Count]:
     """The counts of each arm's first seeds; an arm with fewer has all of them counted."""
-    used = {arm: seeds[:num_seeds] for arm, seeds in results.items()}
+    used = {arm: [x for x in seeds[:num_seeds] if x is not None] for arm, seeds in results.items()}
     return {arm: (sum(map(bool, seeds)), len(seeds)) for arm, seeds in used.items()}
 
 

@@ -314,6 +314,9 @@ class Study(SQLModel, table=True):
     quick_test: bool = False
     arms: list[dict[str, Any]] = Col(sa_type=JSON)  # each an Arm
     seeds: list[int] = Col(sa_type=JSON)  # queued so far, for arms that are still in
+    #: How many seeds there were each time that some had been queued. A look takes an arm's first
+    #: judged seeds of those that were queued when it was due: later ones never change it.
+    rounds: list[int] = Col(default_factory=list, sa_type=JSON)
     data_seed: int | None = None  # None: each job's own seed
     is_data_seed_fixed: bool = False  # the request named it, so that no other data is reused
     looks: list[int] = Col(sa_type=JSON)  # numbers of seeds at which the study is judged

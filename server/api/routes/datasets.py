@@ -25,6 +25,7 @@ from server.files.datasets import (
     open_upload,
     read_contents,
 )
+from server.jobs import studies
 from server.jobs.retention import ensure_space
 from server.models.configuration import BuiltInDataset
 from server.models.options import NAME_PATTERN
@@ -130,13 +131,12 @@ def read_preview(name: Name, *, request: Request, settings: SettingsDep) -> Resp
 
 @router.delete("/{name}", status_code=204)
 def delete_dataset(name: Name, *, engine: EngineDep, settings: SettingsDep) -> None:
-    """Delete an uploaded data set; refused while a job that has not ended needs it."""
+    """Delete an uploaded data set; refused while a job or a race that goes on needs it."""
     if name in set(BuiltInDataset):
         raise ConflictError(f"{name} is built in")
     with write_transaction(engine) as session:
-        if job_id := _find_user(session, name):
-            detail = f"job {job_id} needs the data set {name!r}; cancel it first"
-            raise ConflictError(detail)
+        if user := _find_user(session, name):
+            raise ConflictError(f"{user} needs the data set {name!r}; cancel it first")
         try:
             find_npz(name, datasets_dir=settings.datasets_dir).unlink()
         except (DatasetError, FileNotFoundError) as error:
@@ -156,7 +156,13 @@ def _read_contents(name: str, *, settings: Settings) -> DatasetContents:
 
 
 def _find_user(session: Session, name: str) -> str | None:
+    """What will read the data set: `job 3f2a9c51d07e` or `study 04b1c2d3e4f5`."""
     jobs = select(Job.id).where(
         col(Job.status).not_in(TERMINAL_STATUSES), col(Job.config)["dataset"].as_string() == name
     )
-    return session.exec(jobs.limit(1)).first()
+    if job_id := session.exec(jobs.limit(1)).first():
+        return f"job {job_id}"
+    for race in studies.read_races(session):
+        if any(arm.config["dataset"] == name for arm in race.arm_list):
+            return f"study {race.id}"
+    return None

@@ -22,8 +22,8 @@ from server.api.idempotency import (
     find_replay,
 )
 from server.api.problems import PROBLEM_RESPONSES
-from server.api.queries import MAX_PAGE_SIZE, refuse_query
-from server.api.study_requests import SeedsRequest, StudyRequest
+from server.api.queries import MAX_PAGE_SIZE, refuse_query, refuse_unknown_parameters
+from server.api.study_requests import SeedsRequest, StudyRequest, check_datasets
 from server.api.study_schemas import (
     DeletedStudy,
     PlannedArm,
@@ -34,8 +34,8 @@ from server.api.study_schemas import (
 )
 from server.database.engine import write_transaction
 from server.files.artifacts import JobFiles
-from server.jobs import queue, studies
-from server.jobs.listing import JobNotFoundError
+from server.jobs import seeds, studies
+from server.jobs.estimates import estimate_seconds
 from server.jobs.workers import count_live
 from server.judging.criteria import Thresholds
 from server.judging.statistics import plan_looks
@@ -47,7 +47,11 @@ router = APIRouter(prefix="/studies", tags=["studies"], responses=PROBLEM_RESPON
 
 
 def get_study(study_id: str, session: SessionDep) -> Study:
-    return studies.find_study(session, study_id)
+    study = studies.find_study(session, study_id)
+    # Return the connection, as for a job: a request that changes the study needs another one.
+    session.expunge(study)
+    session.rollback()
+    return study
 
 
 StudyDep = Annotated[Study, Depends(get_study)]
@@ -58,6 +62,7 @@ ThresholdsQuery = Annotated[Thresholds, Query()]
     "",
     status_code=201,
     response_model=StudyPublic,
+    dependencies=[Depends(refuse_unknown_parameters)],
     responses={200: {"description": "With `dry_run`: nothing is stored", "model": StudyPlan}},
 )
 def create_study(
@@ -65,6 +70,7 @@ def create_study(
     *,
     engine: EngineDep,
     settings: SettingsDep,
+    cache: ResultCacheDep,
     token_name: TokenNameDep,
     dry_run: bool = False,
     idempotency_key: IdempotencyKeyHeader = None,
@@ -85,10 +91,8 @@ def create_study(
 
     def submit(session: Session) -> Answer:
         limit = settings.max_queued_jobs
-        studies.submit_study(session, study, seeds=request.list_seeds(), max_queued_jobs=limit)
-        session.flush()
-        verdict = judge_study(session, study)
-        body = StudyPublic.of(study, verdict).model_dump_json()
+        seeds.submit_study(session, study, seeds=request.list_seeds(), max_queued_jobs=limit)
+        body = _describe(session, study, cache=cache).model_dump_json()
         return Answer(body, location=f"/studies/{study.id}")
 
     return answer_once(engine, keyed, execute=submit)
@@ -98,16 +102,16 @@ def plan_study(
     session: Session, request: StudyRequest, study: Study, *, settings: Settings
 ) -> StudyPlan:
     """What the study would queue, and how long that would take."""
-    arms, seeds = study.arm_list, request.list_seeds()
-    num_reused = studies.count_reusable(session, study, seeds)
-    num_jobs = len(arms) * len(seeds)
+    arms, wanted = study.arm_list, request.list_seeds()
+    num_reused = seeds.count_reusable(session, study, wanted)
+    num_jobs = len(arms) * len(wanted)
     num_workers = count_live(session, lease_seconds=settings.lease_seconds)
-    seconds = studies.estimate_seconds(session, arms, num_workers=num_workers)
+    seconds = estimate_seconds(session, arms, num_workers=num_workers)
     if seconds is not None:
-        seconds = round(seconds * len(seeds) * (num_jobs - num_reused) / num_jobs, 1)
+        seconds = round(seconds * len(wanted) * (num_jobs - num_reused) / num_jobs, 1)
     return StudyPlan(
         arms=[PlannedArm.of(arm) for arm in arms],
-        seeds=seeds,
+        seeds=wanted,
         num_jobs=num_jobs,
         max_num_jobs=len(arms) * study.max_seeds,
         num_reused=num_reused,
@@ -116,7 +120,7 @@ def plan_study(
     )
 
 
-@router.get("")
+@router.get("", dependencies=[Depends(refuse_unknown_parameters)])
 def list_studies(
     session: SessionDep,
     *,
@@ -138,7 +142,7 @@ def read_study(
     return _describe(session, study, cache=cache, thresholds=override(study, thresholds))
 
 
-@router.delete("/{study_id}")
+@router.delete("/{study_id}", dependencies=[Depends(refuse_unknown_parameters)])
 def delete_study(
     study: StudyDep,
     *,
@@ -150,12 +154,10 @@ def delete_study(
 ) -> DeletedStudy:
     """Delete a study that has ended, with its jobs and their files. Jobs that another study uses
     are kept."""
-    own = [] if jobs == "keep" else _list_own_jobs(engine, study.id)
-    for job_id in own:
-        _delete_job(engine, job_id, settings=settings)
+    num_deleted = 0 if jobs == "keep" else _delete_jobs(engine, study.id, settings=settings)
     with write_transaction(engine) as session:
-        num_kept = studies.detach_jobs(session, study.id)
-    return DeletedStudy(id=study.id, num_jobs_deleted=len(own), num_jobs_kept=num_kept)
+        num_kept = studies.delete_study(session, study.id)
+    return DeletedStudy(id=study.id, num_jobs_deleted=num_deleted, num_jobs_kept=num_kept)
 
 
 @router.post("/{study_id}/cancel")
@@ -173,9 +175,12 @@ def pause_study(study: StudyDep, *, engine: EngineDep, cache: ResultCacheDep) ->
 
 
 @router.post("/{study_id}/resume")
-def resume_study(study: StudyDep, *, engine: EngineDep, cache: ResultCacheDep) -> StudyPublic:
+def resume_study(
+    study: StudyDep, *, engine: EngineDep, settings: SettingsDep, cache: ResultCacheDep
+) -> StudyPublic:
     """Let the paused, cancelled and lost jobs of the study go on. Judged seeds are not trained
     again, also those whose loss diverged."""
+    check_datasets(study, datasets_dir=settings.datasets_dir)
     with write_transaction(engine) as session:
         return _describe(session, studies.resume_study(session, study.id), cache=cache)
 
@@ -191,10 +196,12 @@ def add_seeds(
 ) -> StudyPublic:
     """Queue further seeds of each arm, of a race those of each kept arm, and look again at them.
     The stated error holds for the looks that were planned."""
+    check_datasets(study, datasets_dir=settings.datasets_dir)
     with Session(engine) as session:
         kept = judge_study(session, study, cache=cache).kept if study.until_decided else None
     with write_transaction(engine) as session:
-        study = studies.extend_study(
+        study = studies.lock_study(session, study.id)
+        study = seeds.extend_study(
             session,
             study.id,
             num_seeds=request.num,
@@ -228,18 +235,20 @@ def _describe(
     return StudyPublic.of(study, judge_study(session, study, thresholds=thresholds, cache=cache))
 
 
-def _list_own_jobs(engine: Engine, study_id: str) -> list[str]:
-    with write_transaction(engine) as session:
-        return studies.list_own_jobs(session, study_id)
+def _delete_jobs(engine: Engine, study_id: str, *, settings: Settings) -> int:
+    """Some in each transaction: after an interruption the study is there, and can be deleted
+    again."""
 
+    def delete_files(job_id: str) -> None:
+        JobFiles(settings.runs_dir, job_id).delete()
 
-def _delete_job(engine: Engine, job_id: str, *, settings: Settings) -> None:
-    """Each job in a transaction of its own: after an interruption the study is there, and can be
-    deleted again."""
-    try:
-        queue.remove(engine, job_id, delete_files=JobFiles(settings.runs_dir, job_id).delete)
-    except JobNotFoundError:
-        return
+    num_deleted = 0
+    while True:
+        with write_transaction(engine) as session:
+            num = studies.delete_jobs(session, study_id, delete_files=delete_files)
+        if num is None:
+            return num_deleted
+        num_deleted += num
 
 
 def _extend_looks(study: Study, *, num_seeds: int) -> list[int]:

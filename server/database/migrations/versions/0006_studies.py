@@ -78,6 +78,7 @@ def _create_tables() -> None:
         sa.Column("quick_test", sa.Boolean(), nullable=False),
         sa.Column("arms", sa.JSON(), nullable=False),
         sa.Column("seeds", sa.JSON(), nullable=False),
+        sa.Column("rounds", sa.JSON(), nullable=False),
         sa.Column("data_seed", sa.Integer(), nullable=True),
         sa.Column("is_data_seed_fixed", sa.Boolean(), nullable=False),
         sa.Column("looks", sa.JSON(), nullable=False),
