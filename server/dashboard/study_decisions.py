@@ -13,7 +13,7 @@ from server.judging.studies import ResultCache, judge_study
 from server.models.tables import Job, StudyJob
 
 #: Jobs that one request judges at most; the next request goes on.
-MAX_JUDGED: Final = 500
+MAX_JUDGED: Final = 1000
 _MAX_CACHED: Final = 1000
 
 Key = tuple[Any, ...]

@@ -68,6 +68,8 @@ def fill_study_form(sent: Fields, session: Session, *, datasets_dir: Path) -> St
     if not fields:
         options = list(BuiltInOption)
     form = StudyForm(values, options)
+    if not options:
+        form.errors["options"] = "choose at least one option"
     body = _make_body(form)
     if form.errors:
         return form

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
 from server.api.dependencies import EngineDep, JobDep, JobFilesDep, SessionDep, SettingsDep
 from server.api.requests import FORM, ResumeRequest
@@ -21,11 +21,22 @@ from server.jobs.records import read_artifacts
 from server.judging.criteria import Thresholds
 from server.judging.histories import read_epochs
 from server.judging.verdicts import judge
-from server.models.tables import ArtifactKind, EpochMetrics, EventKind, Job, JobEvent, JobStatus
+from server.models.tables import (
+    ArtifactKind,
+    EpochMetrics,
+    EventKind,
+    Job,
+    JobEvent,
+    JobStatus,
+    Study,
+    StudyJob,
+)
 
 NUM_EVENTS = 100
 NUM_LOG_LINES = 100
 NUM_TABLE_EPOCHS = 10
+#: Studies of a job that are named; only reused jobs have more than one.
+MAX_STUDIES = 5
 
 router = APIRouter(prefix="/ui/jobs", include_in_schema=False)
 
@@ -50,6 +61,7 @@ def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFi
         request,
         job=JobPublic.of(job),
         actions=list_actions(job),
+        places=_find_places(session, job),
         verdict=judge(job, epochs, thresholds),
         thresholds=thresholds,
         final=epochs[-1] if epochs else None,
@@ -115,6 +127,25 @@ def _read_num_epochs(form: dict[str, str]) -> int | None:
     except ValueError:
         message = f"epochs must be a whole number up to 1000, not {given[:20]!r}"
         raise InvalidInputError(message) from None
+
+
+def _find_places(session: Session, job: Job) -> list[dict[str, Any]]:
+    """The newest studies that the job belongs to, and the arm and seed that it is there."""
+    links = (
+        select(StudyJob, Study)
+        .join(Study, col(Study.id) == col(StudyJob.study_id))
+        .where(col(StudyJob.job_id) == job.id)
+        .order_by(col(Study.created_at).desc())
+    )
+    return [
+        {
+            "study": study,
+            "arm": study.arms[link.arm]["name"],
+            "seed": link.seed,
+            "number": link.position + 1,
+        }
+        for link, study in session.exec(links.limit(MAX_STUDIES))
+    ]
 
 
 def _describe_pictures(session: Session, job: Job) -> list[dict[str, Any]]:
