@@ -63,8 +63,8 @@ def sum_seconds(client: LosslabClient, study: dict[str, Any]) -> float:
 def format_table(results: dict[str, Any]) -> str:
     """A row per arm: how many seeds passed, with the interval, and the range over the seeds."""
     lines = [
-        "| arm | seeds that pass | pass rate, 95 % interval | training accuracy | foreground recall "
-        "| IoU | weakest KL | verdicts |",
+        "| arm | seeds that pass | pass rate, 95 % interval | training accuracy "
+        "| foreground recall | IoU | weakest KL | verdicts |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for arm in results["arms"]:

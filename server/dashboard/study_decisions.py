@@ -35,7 +35,7 @@ class DecisionCache:
         found: dict[str, Recommendation] = {}
         num_left = MAX_JUDGED
         for entry in ended:
-            key, num_jobs = keys[entry.study.id], sum(entry.counts.values())
+            key, num_jobs = keys[entry.study.id], entry.counts.num_jobs
             known = self._decisions.get(key)
             if known is None and num_left > 0:
                 num_left -= num_jobs
@@ -73,7 +73,7 @@ def _identify(session: Session, entries: Sequence[StudyEntry]) -> dict[str, Key]
             *rows.get(entry.study.id, (entry.study.id,)),
             tuple(entry.study.looks),
             entry.study.cancel_requested_at,
-            tuple(sorted(entry.counts.items())),
+            tuple(sorted(entry.counts.by_status.items())),
         )
         for entry in entries
     }

@@ -12,7 +12,7 @@ from sqlmodel import Session, col
 
 from server.database.engine import database_now
 from server.jobs.batches import enqueue_all
-from server.jobs.options import BUILT_IN_OPTIONS, UnknownOptionError
+from server.jobs.options import BUILT_IN_OPTIONS, UnknownOptionError, read_options
 from server.jobs.studies import MAX_SEEDS, StudyStateError, count_jobs, derive_status, lock_study
 from server.jobs.submission import check_queue, new_job
 from server.models.configuration import TrainingConfig
@@ -166,7 +166,7 @@ def _hold_options(session: Session, study: Study) -> None:
     held = select(col(OwnOption.name)).where(col(OwnOption.name).in_(names))
     found = set(session.scalars(held.order_by(col(OwnOption.name)).with_for_update(read=True)))
     for name in sorted(names - found):
-        raise UnknownOptionError(f"the option {name!r} was deleted", field="options")
+        raise UnknownOptionError(name, allowed=read_options(session), field="options")
 
 
 def _find_open_places(session: Session, study: Study, *, arms: set[str] | None) -> list[_Place]:

@@ -24,6 +24,7 @@ from server.dashboard.study_view import write_sentence
 from server.database.engine import write_transaction
 from server.jobs import studies
 from server.jobs.options import read_options
+from server.jobs.seeds import submit_study
 from server.jobs.studies import MAX_SEEDS
 from server.settings import Settings
 
@@ -96,9 +97,10 @@ def _submit(engine: Engine, form: StudyForm, *, settings: Settings) -> str:
     """Raises QueueFullError."""
     assert form.request is not None and form.study is not None
     with write_transaction(engine) as session:
-        seeds = form.request.list_seeds()
+        wanted = form.request.list_seeds()
         limit = settings.max_queued_jobs
-        return studies.submit_study(session, form.study, seeds=seeds, max_queued_jobs=limit).id
+        study = submit_study(session, form.study, seeds=wanted, max_queued_jobs=limit)
+        return study.id
 
 
 def _describe(form: StudyForm, session: Session, *, settings: Settings) -> dict[str, Any]:

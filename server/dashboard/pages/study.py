@@ -97,7 +97,7 @@ def change_study(
         case "pause":
             routes.pause_study(study, engine=engine, cache=cache)
         case "resume":
-            routes.resume_study(study, engine=engine, cache=cache)
+            routes.resume_study(study, engine=engine, settings=settings, cache=cache)
         case "seeds":
             wanted = _read_num_seeds(form)
             routes.add_seeds(study, request=wanted, engine=engine, settings=settings, cache=cache)
