@@ -30,6 +30,8 @@ MAX_JOBS: Final = 2000
 _NUM_DELETED_AT_ONCE: Final = 100
 
 Counts = Mapping[JobStatus, int]
+#: What a person may ask of a study; it returns the study.
+Command = Callable[[Session, str], Study]
 
 _UNFINISHED: Final = (
     select(col(StudyJob.study_id))
