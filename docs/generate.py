@@ -31,14 +31,17 @@ _COMMENT_WIDTH: Final = 96
 #: What each group of routes is about, in the order of the page.
 _TAGS: Final = {
     "jobs": "Jobs",
+    "options": "Options",
+    "studies": "Studies",
     "comparisons": "Comparisons",
     "datasets": "Data sets",
-    "operations": "Options, workers and health",
+    "operations": "Workers and health",
 }
 _MEDIA_TYPES: Final = {
     "image/png": "a PNG picture",
     "text/html": "an HTML page",
     "text/plain": "text",
+    "text/csv": "a CSV table",
     "text/event-stream": "server-sent events",
     "application/octet-stream": "a file",
 }

@@ -72,7 +72,8 @@ def render_study_curves(report: StudyReport, histories: Histories) -> bytes:
     ]
     strip_height = 1.3 + 0.32 * max(2, len(arms))
     figure = Figure(figsize=(15, _PANEL_HEIGHT + strip_height), dpi=_DPI, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[_PANEL_HEIGHT, strip_height])
+    heights = [_PANEL_HEIGHT, strip_height]
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
     _draw_curves(top, arms, report=report, histories=histories)
     _draw_strips(bottom, arms, report=report)
     buffer = io.BytesIO()
@@ -103,18 +104,18 @@ def _draw_curves(
     figure: "Figure", arms: Sequence[_ArmLook], *, report: StudyReport, histories: Histories
 ) -> None:
     panels: list[Axes] = list(figure.subplots(1, len(_CURVES)))
-    for axes, (title, read) in zip(panels, _CURVES.items(), strict=True):
-        for arm in arms:
-            _draw_arm(axes, arm, histories, read)
-        _finish_curves(axes, title=title)
     loss, accuracy, _ = panels
-    _choose_scale(loss)
+    for axes, (title, read) in zip(panels, _CURVES.items(), strict=True):
+        medians = [_draw_arm(axes, arm, histories, read) for arm in arms]
+        if axes is loss:
+            _choose_scale(axes, medians)
+        _finish_curves(axes, title=title)
     accuracy.set_ylim(-0.02, 1.02)
     _mark_targets(accuracy, report=report)
 
 
-def _draw_arm(axes: "Axes", arm: _ArmLook, histories: Histories, read: Read) -> None:
-    """Every seed as a thin line, and their median as a thick one."""
+def _draw_arm(axes: "Axes", arm: _ArmLook, histories: Histories, read: Read) -> dict[int, float]:
+    """Every seed as a thin line, and their median, which is returned, as a thick one."""
     from matplotlib.collections import LineCollection  # noqa: PLC0415 - slow to import
 
     curves = [
@@ -127,7 +128,8 @@ def _draw_arm(axes: "Axes", arm: _ArmLook, histories: Histories, read: Read) -> 
     median = _find_median(curves)
     marker = "o" if len(median) == 1 else None
     axes.plot(list(median), list(median.values()), color=arm.colour, linestyle=arm.style,
-              linewidth=2.4, marker=marker, label=arm.name)  # fmt: skip
+              linewidth=2.4, marker=marker)  # fmt: skip
+    return median
 
 
 def _or_gap(value: float) -> float:
@@ -155,21 +157,23 @@ def _finish_curves(axes: "Axes", *, title: str) -> None:
     axes.margins(x=0.03)
 
 
-def _choose_scale(axes: "Axes") -> None:
-    values = [float(value) for line in axes.lines for value in line.get_ydata()]  # type: ignore[union-attr]
-    found = [value for value in values if 0 < value < float("inf")]
-    if found and len(found) == len(values) and max(found) > _LARGE_FACTOR * min(found):
+def _choose_scale(axes: "Axes", medians: Iterable[Mapping[int, float]]) -> None:
+    """By the logarithm if the medians span much, as with class weights and without."""
+    values = [value for median in medians for value in median.values()]
+    if values and min(values) > 0 and max(values) > _LARGE_FACTOR * min(values):
         axes.set_yscale("log")
 
 
 def _mark_targets(axes: "Axes", *, report: StudyReport) -> None:
     limits = report.thresholds
-    band = axes.axhspan(limits.min_accuracy, limits.max_accuracy, color="#009E73", alpha=0.12)
-    marks, labels = [band], ["target"]
-    for share in report.background_shares:
-        line = axes.axhline(share, color=_GREY, linestyle="--", linewidth=1)
-        marks, labels = [band, line], ["target", "all background"]
-    axes.legend(marks, labels, fontsize=8, loc="lower right")
+    axes.axhspan(
+        limits.min_accuracy, limits.max_accuracy, color="#009E73", alpha=0.12, label="target"
+    )
+    for place, share in enumerate(report.background_shares):
+        # A label with an underscore in front is left out of the legend.
+        label = "_" * bool(place) + "all background"
+        axes.axhline(share, color=_GREY, linestyle="--", linewidth=1, label=label)
+    axes.legend(fontsize=8, loc="best")
 
 
 # -- final values
