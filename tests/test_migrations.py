@@ -1,7 +1,9 @@
 """Data of any older version survives the upgrade, on both databases."""
 
+import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +17,11 @@ from alembic.script import ScriptDirectory
 from conftest import BOTH_DATABASES
 from fastapi.testclient import TestClient
 from postgres import Postgres
-from sqlalchemy import Column, Connection, Engine, MetaData, Table, func, insert, inspect
+from sqlalchemy import Column, Connection, Engine, MetaData, Table, event, func, insert, inspect
 from sqlmodel import Session, SQLModel, create_engine, select
 
 from server.database import engine as database_module
-from server.database.engine import open_database
+from server.database.engine import open_database, upgrade
 from server.jobs import leases, queue
 from server.jobs.leases import Lease
 from server.models.columns import utc_now
@@ -31,6 +33,9 @@ MIGRATIONS_DIR = Path(database_module.__file__).parent / "migrations"
 LONG_AGO = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 WORKER_ID = "host/1/abc"
 JOB_IDS = {status: f"{number:012x}" for number, status in enumerate(JobStatus, 1)}
+#: The uploaded data sets of two jobs; the file of the second was deleted.
+DATASETS = {JobStatus.succeeded: "mine", JobStatus.cancelled: "deleted"}
+NUM_MANY = 300
 #: Nullable columns whose value would change the job's state.
 EMPTY = (
     "phase",
@@ -96,11 +101,17 @@ def make_values(table: Table, **given: Any) -> Values:
     return {name: given.get(name, value) for name, value in made.items()}
 
 
+def make_config(**settings: Any) -> Values:
+    """A configuration as it was before the data had a seed of their own."""
+    config = TrainingConfig(epochs=3, seed=7, **settings)
+    return config.model_dump(mode="json", exclude={"data_seed"})
+
+
 def make_job(table: Table, status: JobStatus) -> Values:
     given: Values = dict.fromkeys(EMPTY) | {
         "id": JOB_IDS[status],
         "option": "b",
-        "config": TrainingConfig(epochs=3).model_dump(mode="json"),
+        "config": make_config(dataset=DATASETS.get(status, "atomic")),
         "status": status.value,
         "epochs_completed": 2,
         # PostgreSQL can store a NUL only in JSON.
@@ -206,7 +217,10 @@ def settings(
         url = postgres.create_database(template=url)
     else:
         shutil.copy(original.settings.data_dir / "losslab.db", tmp_path)
-    return Settings(data_dir=tmp_path, database_url=url)
+    settings = Settings(data_dir=tmp_path, database_url=url)
+    settings.datasets_dir.mkdir()
+    (settings.datasets_dir / "mine.npz").write_bytes(b"grids")
+    return settings
 
 
 @pytest.fixture
@@ -257,8 +271,54 @@ def test_upgrade_gives_every_job_the_identity_of_its_configuration(
     stored: list[Stored], engine: Engine
 ) -> None:
     with Session(engine) as session:
+        jobs = {job.id: job for job in session.exec(select(Job))}
+    for status, job_id in JOB_IDS.items():
+        # The hash of the file in place of the name; of a deleted one only the name is known.
+        sha256 = hashlib.sha256(b"grids").hexdigest() if DATASETS.get(status) == "mine" else None
+        job = jobs[job_id]
+        expected = compute_config_sha256(job.training_config, dataset_sha256=sha256)
+        assert job.config_sha256 == expected, status
+    assert len({job.config_sha256 for job in jobs.values()}) == 1 + len(DATASETS)
+
+
+def test_upgraded_job_has_the_data_it_always_had(stored: list[Stored], engine: Engine) -> None:
+    with Session(engine) as session:
         for job in session.exec(select(Job)):
-            assert job.config_sha256 == compute_config_sha256(job.training_config)
+            assert "data_seed" not in job.config
+            assert (job.training_config.seed, job.training_config.data_seed) == (7, 7)
+
+
+def test_upgrade_of_many_different_jobs_takes_no_more_statements(
+    stored: list[Stored], settings: Settings
+) -> None:
+    job = next(row.values for row in stored if row.model is Job)
+    copies = [
+        job | {"id": f"copy{number}", "config": make_config(beta=2 + number)}
+        for number in range(NUM_MANY)
+    ]
+    engine = create_engine(settings.resolved_database_url)
+    with engine.begin() as connection:
+        connection.execute(insert(Table("job", MetaData(), autoload_with=connection)), copies)
+    with engine.begin() as connection, counting(connection) as statements:
+        upgrade(connection, revision="head", datasets_dir=settings.datasets_dir)
+    with Session(engine) as session:
+        num_identities = len(set(session.exec(select(Job.config_sha256))))
+    engine.dispose()
+    assert num_identities == NUM_MANY + 1 + len(DATASETS)
+    assert len(statements) < NUM_MANY / 2
+
+
+@contextmanager
+def counting(connection: Connection) -> Iterator[list[str]]:
+    """The statements that are executed meanwhile; one for many rows counts once."""
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(connection, "before_cursor_execute", note)
+    yield statements
+    event.remove(connection, "before_cursor_execute", note)
 
 
 def test_upgraded_schema_is_that_of_the_models(stored: list[Stored], engine: Engine) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ _logger = logging.getLogger("server.database.migrations")
 
 _NOT_IDENTITY = ("seed", "data_seed", "checkpoint_every")
 _BUILT_IN_DATASETS = ("atomic", "arc")
-#: Fewer than SQLite's and PostgreSQL's limits of parameters in a statement.
-_BATCH_SIZE = 500
 
 
 def upgrade() -> None:
@@ -113,39 +110,33 @@ def _create_tables() -> None:
 
 
 def _fill_config_sha256() -> None:
-    """One statement for some hundred jobs of one configuration: most jobs share theirs."""
     connection = op.get_bind()
-    ids: defaultdict[str, list[str]] = defaultdict(list)
-    for job_id, config in _read_configs(connection):
-        ids[_compute_identity(config)].append(job_id)
-    update = sa.text("UPDATE job SET config_sha256 = :sha256 WHERE id IN :ids").bindparams(
-        sa.bindparam("ids", expanding=True)
-    )
-    for sha256, job_ids in ids.items():
-        for first in range(0, len(job_ids), _BATCH_SIZE):
-            some = job_ids[first : first + _BATCH_SIZE]
-            connection.execute(update, {"sha256": sha256, "ids": some})
+    identities = list(_compute_identities(connection))
+    if identities:
+        # One statement for all jobs, each of which may have a configuration of its own.
+        update = sa.text("UPDATE job SET config_sha256 = :sha256 WHERE id = :job_id")
+        connection.execute(update, identities)
 
 
-def _read_configs(connection: sa.Connection) -> Iterator[tuple[str, dict[str, Any]]]:
+def _compute_identities(connection: sa.Connection) -> Iterator[dict[str, str]]:
     job = sa.table("job", sa.column("id", sa.String), sa.column("config", sa.JSON))
     hashes: dict[str, str] = {}
-    for job_id, config in connection.execute(sa.select(job.c.id, job.c.config)).all():
+    for job_id, config in connection.execute(sa.select(job.c.id, job.c.config)):
         name = config["dataset"]
         if name not in hashes:
             hashes[name] = _identify_dataset(name)
-        yield job_id, {**config, "dataset": hashes[name]}
+        yield {"job_id": job_id, "sha256": _compute_identity({**config, "dataset": hashes[name]})}
 
 
 def _identify_dataset(name: str) -> str:
-    """The hash of an uploaded data set; its name if it is built in, or if it was deleted."""
+    """The hash of an uploaded data set; its name if it is built in, or if its file has gone."""
     folder: Path | None = context.config.attributes.get("datasets_dir")
     if name in _BUILT_IN_DATASETS or folder is None:
         return name
     try:
         with (folder / f"{name}.npz").open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
+    except OSError:
         return name
 
 
