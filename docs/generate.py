@@ -7,7 +7,7 @@ the source: not on the machine, the day or `LOSSLAB_*` variables.
 """
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any, Final
@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from server.cli.main import app as command_line
+from server.cli.reporting import INTERRUPTED, UNDECIDED
 from server.errors import BAD_INPUT, FAILED
 from server.judging.criteria import Thresholds
 from server.main import create_app
@@ -151,7 +152,8 @@ def render_api(api: Schema) -> str:
         "## Errors",
         _describe_errors(api),
         "## Thresholds",
-        "Query parameters of verdicts and comparisons. See [criteria](criteria.md).",
+        "Query parameters of verdicts, comparisons and studies, and a field of a study's request. "
+        "See [criteria](criteria.md).",
         _describe_fields(thresholds),
         "## Objects",
         *_describe_objects(schemas),
@@ -211,7 +213,7 @@ def _describe_errors(api: Schema) -> str:
 
 def _describe_objects(schemas: Schema) -> Iterable[str]:
     for name, schema in sorted(schemas.items()):
-        if name.endswith("List"):
+        if name.endswith("List") or name == Thresholds.__name__:  # which has a section of its own
             continue
         yield f"### {name}"
         if "description" in schema:
@@ -285,6 +287,7 @@ def _link(name: str) -> str:
 #: The lists whose entries are named otherwise than the list.
 _LISTED: Final = {
     "JobList": "JobPublic",
+    "StudyList": "StudySummary",
     "MetricsList": "EpochMetrics",
     "OptionList": "OptionPublic",
     "DatasetList": "DatasetPublic",
@@ -302,17 +305,16 @@ def _bounds(schema: Schema) -> str:
 
 
 def render_command_line() -> str:
-    group = typer.main.get_command(command_line)
-    commands: Mapping[str, Any] = group.commands  # type: ignore[attr-defined]
-    parent = _make_context(group, name="losslab", parent=None)
+    commands = list(_walk_commands())
     overview = [
-        (f"[{_code(name)}](#losslab-{name})", _one_line(command.help))
-        for name, command in commands.items()
+        (f"[{_code(name)}](#{name.replace(' ', '-')})", _summarise(context.command.help))
+        for name, context in commands
     ]
-    details = []
-    for name, command in commands.items():
-        context = _make_context(command, name=name, parent=parent)
-        details += [f"## {_code(f'losslab {name}')}", f"```text\n{context.get_help().strip()}\n```"]
+    details = [
+        text
+        for name, context in commands
+        for text in (f"## {_code(name)}", f"```text\n{context.get_help().strip()}\n```")
+    ]
     return _page(
         "# Command line",
         "`make` installs `losslab` in `.venv/bin`.",
@@ -321,9 +323,27 @@ def render_command_line() -> str:
         "send `LOSSLAB_API_TOKEN` if it is set. All other settings are on [their own "
         "page](settings.md).",
         f"Exit codes: 0 is success, {FAILED} is a failed job or request, {BAD_INPUT} is bad input, "
-        "130 is Ctrl-C while waiting.",
+        f"{UNDECIDED} is a study that has ended without ruling out an arm or recommending one, "
+        f"{INTERRUPTED} is Ctrl-C while waiting.",
         *details,
     )
+
+
+def _walk_commands() -> Iterator[tuple[str, Any]]:
+    """Every command by its words, with its context; a group of commands before its commands."""
+    group = typer.main.get_command(command_line)
+    parent = _make_context(group, name="losslab", parent=None)
+    for command in group.commands.values():  # type: ignore[attr-defined]
+        context = _make_context(command, name=command.name, parent=parent)
+        yield context.command_path, context
+        for inner in getattr(command, "commands", {}).values():
+            inner_context = _make_context(inner, name=inner.name, parent=context)
+            yield inner_context.command_path, inner_context
+
+
+def _summarise(help_text: str) -> str:
+    """The first paragraph of a command's help."""
+    return _one_line(help_text.partition("\n\n")[0])
 
 
 def _make_context(command: Any, *, name: str, parent: Any) -> Any:

@@ -1,10 +1,12 @@
 """`losslab study` and the example script with real processes and tiny trainings."""
 
+import io
 import json
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,11 +24,13 @@ from commands import (
     running_up,
     wait_for,
 )
+from rich.console import Console
 from typer.testing import CliRunner
 
 from server.api.study_requests import DEFAULT_NUM_SEEDS
 from server.cli import studies
 from server.cli.main import app
+from server.cli.study_views import StudyProgress
 
 COMMANDS = sorted(command.name or command.callback.__name__ for command in
                   studies.app.registered_commands if command.callback)  # fmt: skip
@@ -187,6 +191,20 @@ def test_example_compares_losses(service: Up, tmp_path: Path) -> None:
     assert "0 of 1" in done.stdout
     assert "Decision (none): no arm passed once" in done.stdout
     assert report.stat().st_size > 1000
+
+
+def test_time_left_is_known_before_a_job_has_ended() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    study = {"id": "1", "status": "running", "seeds": [0], "arms": [], "num_jobs": 1,
+             "seconds_left": None, "until_decided": False}  # fmt: skip
+    with StudyProgress(console) as shown:
+        shown.update(study | {"progress": 0.1})
+        time.sleep(0.1)
+        shown.update(study | {"progress": 0.1001, "status": "succeeded"})
+    assert isinstance(console.file, io.StringIO)
+    first, second = console.file.getvalue().splitlines()
+    assert "left" not in first
+    assert re.search(r"\d+:\d\d left", second)
 
 
 def test_studies_are_listed(service: Up, study_id: str) -> None:

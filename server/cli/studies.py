@@ -132,7 +132,7 @@ def run(
 ) -> None:
     """Train each option with several seeds, and say which passes more often.
 
-    Ends with 0 if at least one arm was ruled out or recommended, and with 3 if nothing is decided.
+    The exit code is 0 if at least one arm is ruled out or recommended, and 3 if nothing is decided.
     """
     fields: StudyFields = {
         "num_seeds": seeds,

@@ -4,6 +4,7 @@ All functions take the API's JSON. Cells are `Text`, so that a name is never rea
 """
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -30,11 +31,15 @@ _ENDED: Final = frozenset({"succeeded", "failed", "cancelled", None})  # None: t
 class StudyProgress(LiveLines):
     """One live line per arm and one for the study; without a terminal, one line per ended job."""
 
+    _seen_first: tuple[float, float] | None = None  # when, and the progress
+
     def update(self, study: Json) -> None:
         """Show the study's progress."""
+        left = self._describe_time_left(study)
         if not self.is_live:
             state = (study["status"], len(study["seeds"]), _count_ended(study["arms"]))
-            self.print_change(study["id"], _describe_progress(study), state=state)
+            line = f"{_describe_progress(study)}  {left}"
+            self.print_change(study["id"], line, state=state)
             return
         for arm in study["arms"]:
             completed = _count_ended([arm]) / max(1, len(arm["seeds"]))
@@ -45,8 +50,20 @@ class StudyProgress(LiveLines):
             label=f"study {study['id']}",
             completed=study["progress"],
             numbers=_describe_jobs(study),
-            left=_describe_time_left(study),
+            left=left,
         )
+
+    def _describe_time_left(self, study: Json) -> str:
+        """By the server, which knows once a job has ended; before, by the progress since it was
+        first seen."""
+        if study["seconds_left"] is not None or not study["progress"]:
+            return _describe_time_left(study, study["seconds_left"])
+        now, progress = time.monotonic(), study["progress"]
+        then, progress_then = self._seen_first = self._seen_first or (now, progress)
+        if progress <= progress_then or progress == 1:
+            return ""
+        seconds = (now - then) * (1 - progress) / (progress - progress_then)
+        return _describe_time_left(study, seconds)
 
 
 def study_view(study: Json) -> RenderableType:
@@ -56,7 +73,7 @@ def study_view(study: Json) -> RenderableType:
         (f"Study {study['id']}{name}", "bold"),
         "  ",
         (study["status"], STATUS_STYLES.get(study["status"], "")),
-        f"  {_describe_jobs(study)}  {_describe_time_left(study)}",
+        f"  {_describe_jobs(study)}  {_describe_time_left(study, study['seconds_left'])}",
     )
     return Group(line, study_result(study))
 
@@ -154,11 +171,11 @@ def _describe_plan(plan: Json) -> list[str]:
     more = f", at most {plan['max_num_jobs']}" if plan["max_num_jobs"] > num_jobs else ""
     reused = f"; {plan['num_reused']} of them are reused" if plan["num_reused"] else ""
     seconds = plan["estimated_seconds"]
-    time = "not known before a job has succeeded" if seconds is None else format_duration(seconds)
+    when = "not known before a job has succeeded" if seconds is None else format_duration(seconds)
     return [
         f"Jobs   {num_jobs}: {len(plan['arms'])} arms, {num_seeds} seeds{more}{reused}",
         f"Looks  {', '.join(map(str, plan['looks']))} seeds",
-        f"Time   {time}",
+        f"Time   {when}",
         "Nothing was queued.",
     ]
 
@@ -175,11 +192,8 @@ def _show_value(value: Any) -> str:
 
 
 def _describe_progress(study: Json) -> str:
-    arms = "  ".join(
-        f"{arm['arm']} {arm['num_passed']}/{arm['num_judged']}" for arm in study["arms"]
-    )
-    parts = [study["status"], _describe_jobs(study), arms, _describe_time_left(study)]
-    return "  ".join(part for part in parts if part)
+    arms = [f"{arm['arm']} {arm['num_passed']}/{arm['num_judged']}" for arm in study["arms"]]
+    return "  ".join([study["status"], _describe_jobs(study), *arms])
 
 
 def _describe_arm(arm: Json) -> str:
@@ -191,9 +205,9 @@ def _describe_jobs(study: Json) -> str:
     return f"{_count_ended(study['arms'])} of {study['num_jobs']} jobs"
 
 
-def _describe_time_left(study: Json) -> str:
+def _describe_time_left(study: Json, seconds: float | None) -> str:
     """Of a race, the time to its next look."""
-    left = describe_seconds_left(study["seconds_left"])
+    left = describe_seconds_left(seconds)
     return f"{left} to the next look" if left and study["until_decided"] else left
 
 
