@@ -25,6 +25,8 @@ LONG_GROUPS = (
     "test_competition-sqlite",
     "test_competition-postgresql",
     "test_comparison_page",
+    "test_study_browser",
+    "test_study_pages",
     "test_job_states-sqlite",
     "test_job_states-postgresql",
     "test_operations",

@@ -213,6 +213,16 @@ def test_seed_that_diverged_does_not_flatten_the_others(client: TestClient, engi
     assert "e+" not in loss
 
 
+def test_of_long_trainings_not_every_epoch_is_drawn(client: TestClient, engine: Engine) -> None:
+    outcomes = {"b": [HEALTHY] + ["queued"] * 99}
+    study_id = store_study(engine, outcomes, config={"epochs": 1000})
+    page = read_page(client, study_id)
+    (runs,) = re.findall(r'class="runs" d="([^"]+)"', page)[:1]
+    points = runs.removeprefix("M").split()[::2]
+    assert (points[0], points[-1]) == ("0", "1000")
+    assert 190 <= len(points) <= 202
+
+
 def test_page_shows_pictures_of_the_median_and_the_worst_run(
     client: TestClient, engine: Engine, settings: Settings
 ) -> None:

@@ -122,6 +122,8 @@ const Losslab = (() => {
   // Updates the resolved configuration after each input.
   function followForm(form) {
     const preview = byId("preview");
+    // Not by `dataset`: the form has a field of that name.
+    const address = form.getAttribute("data-preview");
     let asked = null;
     let timer = 0;
     const askIn = (milliseconds) => {
@@ -137,7 +139,7 @@ const Losslab = (() => {
       const query = new URLSearchParams(new FormData(form));
       for (const [key, value] of [...query]) if (!value) query.delete(key);
       try {
-        const answer = await fetch(`${form.dataset.preview}?${query}`, { signal });
+        const answer = await fetch(`${address}?${query}`, { signal });
         const page = new DOMParser().parseFromString(await answer.text(), "text/html");
         const fresh = page.getElementById("preview");
         if (!fresh) throw new Error(`status ${answer.status}`);
