@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 help:  ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-quickstart: $(VENV)/.user  ## train options a, b and c, and compare them
+quickstart: $(VENV)/.user  ## compare options a, b and c in a short study
 	$(BIN)/losslab quickstart
 
 up: $(VENV)/.user  ## server and worker on SQLite, until Ctrl-C

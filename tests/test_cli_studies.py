@@ -295,6 +295,7 @@ def test_local_study_needs_no_server(tmp_path: Path) -> None:
         (["--seeds", "0"], "--seeds"),
         (["--seeds", "101"], "--seeds"),
         (["--workers", "2"], "--workers needs --local"),
+        (["--local", "--no-wait"], "--local waits"),
         (["--data-dir", "x"], "--data-dir needs --local"),
         (["--report", "out.pdf"], ".html, .md, .png or .csv"),
         (["--report", "/nowhere/out.html"], "no folder /nowhere"),

@@ -27,8 +27,8 @@ Json = dict[str, Any]
 OPTIONS: Final = [option.value for option in BuiltInOption]
 #: As many steps as the full quick test with a quarter of the computation.
 QUICKSTART_CPU_CONFIG: Final[Json] = {"batch_size": 32, "num_samples": 32_000, "epochs": 5}
-#: The study that can recommend an option.
-DECIDING_COMMAND: Final = f"losslab study {' '.join(OPTIONS)} --seeds 10 --quick --local"
+#: The study that can recommend an option, with as many seeds as that takes.
+DECIDING_COMMAND: Final = f"losslab study {' '.join(OPTIONS)} --until-decided --quick --local"
 
 _LOG_NAME = "quickstart.log"
 _REPORT_NAME = "quickstart-report.html"
@@ -76,6 +76,7 @@ def describe_claims(study: Json) -> Text:
     num_seeds = len(study["seeds"])
     low, high = wilson_interval(num_seeds, num_seeds) or (0.0, 1.0)
     lines = [
+        "",
         "What this may claim: an option that is ruled out passes less often than another one. "
         f"At most {study['recommendation']['error']:.0%} of such studies rule out the best option.",
         f"What it may not: how often an option passes. {num_seeds} of {num_seeds} seeds is a rate "

@@ -149,7 +149,7 @@ def run(
         "thresholds": arg.collect_overrides(threshold),
         "priority": local.LOCAL_PRIORITY if is_local else 0,
     }
-    _check_together(is_local=is_local, workers=workers, data_dir=data_dir)
+    _check_together(is_local=is_local, no_wait=no_wait, workers=workers, data_dir=data_dir)
     if report is not None:
         _check_report(report, no_wait=no_wait)
     num_workers = (workers or _choose_num_workers(options, fields)) if is_local else 1
@@ -270,7 +270,11 @@ def delete(
     print_answer(deleted, as_json=as_json, view=deleted_text)
 
 
-def _check_together(*, is_local: bool, workers: int | None, data_dir: Path | None) -> None:
+def _check_together(
+    *, is_local: bool, no_wait: bool, workers: int | None, data_dir: Path | None
+) -> None:
+    if is_local and no_wait:
+        raise typer.BadParameter("--local waits; nothing would be left to train with --no-wait")
     for given, flag in ((workers, "--workers"), (data_dir, "--data-dir")):
         if given is not None and not is_local:
             raise typer.BadParameter(f"{flag} needs --local; a running server has its own")
