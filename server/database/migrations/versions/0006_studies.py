@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ _logger = logging.getLogger("server.database.migrations")
 
 _NOT_IDENTITY = ("seed", "data_seed", "checkpoint_every")
 _BUILT_IN_DATASETS = ("atomic", "arc")
+_BATCH_SIZE = 500
 
 
 def upgrade() -> None:
@@ -110,22 +111,38 @@ def _create_tables() -> None:
 
 
 def _fill_config_sha256() -> None:
+    """A statement for some hundred jobs, each of which may have a configuration of its own.
+
+    One for each job would be slower on PostgreSQL, whose driver sends them without waiting for
+    answers: if the database then falls behind, the connection times out.
+    """
     connection = op.get_bind()
     identities = list(_compute_identities(connection))
-    if identities:
-        # One statement for all jobs, each of which may have a configuration of its own.
-        update = sa.text("UPDATE job SET config_sha256 = :sha256 WHERE id = :job_id")
-        connection.execute(update, identities)
+    for first in range(0, len(identities), _BATCH_SIZE):
+        _store_identities(connection, identities[first : first + _BATCH_SIZE])
 
 
-def _compute_identities(connection: sa.Connection) -> Iterator[dict[str, str]]:
+def _store_identities(connection: sa.Connection, identities: Sequence[tuple[str, str]]) -> None:
+    # SQLite and PostgreSQL both name the columns of VALUES like this.
+    values = ", ".join(f"(:id{n}, :sha256_{n})" for n in range(len(identities)))
+    update = sa.text(
+        f"UPDATE job SET config_sha256 = identity.column2 FROM (VALUES {values}) AS identity "
+        "WHERE job.id = identity.column1"
+    )
+    ids = {f"id{n}": job_id for n, (job_id, _) in enumerate(identities)}
+    hashes = {f"sha256_{n}": sha256 for n, (_, sha256) in enumerate(identities)}
+    connection.execute(update, ids | hashes)
+
+
+def _compute_identities(connection: sa.Connection) -> Iterator[tuple[str, str]]:
+    """Each job's id with the identity of its configuration."""
     job = sa.table("job", sa.column("id", sa.String), sa.column("config", sa.JSON))
     hashes: dict[str, str] = {}
     for job_id, config in connection.execute(sa.select(job.c.id, job.c.config)):
         name = config["dataset"]
         if name not in hashes:
             hashes[name] = _identify_dataset(name)
-        yield {"job_id": job_id, "sha256": _compute_identity({**config, "dataset": hashes[name]})}
+        yield job_id, _compute_identity({**config, "dataset": hashes[name]})
 
 
 def _identify_dataset(name: str) -> str:
