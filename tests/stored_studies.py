@@ -10,7 +10,7 @@ from sqlmodel import Session, col, select
 
 from server.api.study_requests import StudyRequest
 from server.database.engine import write_transaction
-from server.jobs.studies import submit_study
+from server.jobs.seeds import submit_study
 from server.models.columns import utc_now
 from server.models.tables import EpochMetrics, Job, JobStatus, StudyJob
 

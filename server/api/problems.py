@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable
 from difflib import get_close_matches
 from http import HTTPStatus
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -217,8 +217,7 @@ def _explain_error(
         message = f"no JSON: {error['ctx']['error']} (character {location[-1]})"
         return FieldError(field="body", message=message)
     if error["type"] == "extra_forbidden":
-        known = _list_fields(body, location[num_outer:-1])
-        message = _explain_unknown(location, known_fields=known)
+        message = _explain_unknown(location, model=_find_place(body, location[num_outer:-1]))
     else:
         message = _explain(error)
     return FieldError(field=_name_field(location, num_outer=num_outer), message=message)
@@ -230,23 +229,40 @@ def _name_field(location: tuple[int | str, ...], *, num_outer: int) -> str:
     return ".".join(names[num_outer:]) or "".join(names[:1]) or "body"
 
 
-def _list_fields(body: type[BaseModel] | None, parents: Iterable[int | str]) -> list[str]:
-    """The fields that may stand at a place in the body; none if that is not known."""
+def _find_place(
+    body: type[BaseModel] | None, parents: Iterable[int | str]
+) -> type[BaseModel] | None:
+    """The model at a place in the body; None if that is not known."""
     for parent in parents:
-        field = body.model_fields.get(str(parent)) if body is not None else None
-        inner = field.annotation if field is not None else None
-        body = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
-    return [] if body is None else list(body.model_fields)
+        if isinstance(parent, str):
+            field = body.model_fields.get(parent) if body is not None else None
+            body = _find_model(field.annotation) if field is not None else None
+    return body
 
 
-def _explain_unknown(location: tuple[int | str, ...], *, known_fields: list[str]) -> str:
+def _find_model(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field is, or that is in its list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_find_model, get_args(annotation))), None)
+
+
+def _explain_unknown(location: tuple[int | str, ...], *, model: type[BaseModel] | None) -> str:
     if location[0] == "query":
         return "unknown parameter; /docs lists the known ones"
-    if not known_fields:
+    if model is None:
         return "unknown field; /docs lists the known ones"
-    similar = get_close_matches(str(location[-1]), known_fields, n=1)
-    hint = f"; did you mean {similar[0]}?" if similar else ""
+    similar = _find_similar(str(location[-1]), model)
+    hint = f"; did you mean {similar}?" if similar else ""
     return f"unknown field{hint}; see GET /options for the known settings"
+
+
+def _find_similar(name: str, model: type[BaseModel]) -> str | None:
+    """A field of nearly this name, or the setting of this name in `config`."""
+    if similar := get_close_matches(name, model.model_fields, n=1):
+        return similar[0]
+    config = _find_place(model, ["config"])
+    return f"config.{name}" if config is not None and name in config.model_fields else None
 
 
 def _explain(error: dict[str, Any]) -> str:

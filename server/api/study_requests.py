@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -71,14 +72,17 @@ def _read_arm(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
     """The errors of what was meant: an option's name, or an arm."""
     if isinstance(value, dict):
         return ArmRequest.model_validate(value)
-    if not isinstance(value, str):
-        raise ValueError("must be the name of an option, or an arm with name, base and config")
-    return read(value)
+    if isinstance(value, str):
+        return _OPTION_NAME.validate_python(value)
+    if isinstance(value, ArmRequest):
+        return read(value)
+    raise ValueError("must be the name of an option, or an arm with name, base and config")
 
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_refuse_words)]
 #: One line of text, as of a job, but short enough for a legend.
 ArmName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", min_length=1, max_length=64)]
+_OPTION_NAME: Final[TypeAdapter[str]] = TypeAdapter(OptionName)
 GridValue = Annotated[bool | int | float | str, WrapValidator(_read_scalar)]
 
 

@@ -31,6 +31,8 @@ class Looks:
         rounds = study.rounds or [len(study.seeds)]
         self._known = {arm: list_known(each, rounds=rounds) for arm, each in results.items()}
         self._has_ended = all(result.has_ended for each in results.values() for result in each)
+        self._num_due = 0  # planned looks whose seeds have ended
+        self._is_stuck = False  # the last of them had nothing new to see
         self.sequential = self._take()
 
     @property
@@ -39,13 +41,16 @@ class Looks:
         return self.sequential.looks[-1].num_seeds if self.sequential.looks else 0
 
     def find_next(self) -> int | None:
-        """The number of seeds of the next look; None if no look is left."""
-        study = self._study
-        coming = study.looks[len(self.sequential.looks) :]
+        """The number of seeds of the next look; None if no look is left.
+
+        A race ends when the jobs of a whole round are lost: those of the next one would be, too.
+        """
+        study, coming = self._study, self._study.looks[self._num_due :]
         is_cancelled = study.cancel_requested_at is not None
         if not coming or is_cancelled or _is_over(study, self.sequential):
             return None
-        is_at_end = study.decided_at is not None if study.until_decided else self._has_ended
+        is_race_over = study.decided_at is not None or (self._is_stuck and self._has_ended)
+        is_at_end = is_race_over if study.until_decided else self._has_ended
         return None if is_at_end else coming[0]
 
     def count(self) -> dict[str, ArmCount]:
@@ -70,18 +75,20 @@ class Looks:
         return looks
 
     def _take(self) -> SequentialDecision:
-        taken: list[int] = []
-        while True:
-            sequential = self._decide(taken)
-            kept, coming = sequential.decision.kept, self._study.looks[len(taken) :]
-            if not coming or _is_over(self._study, sequential):
-                return sequential
-            num_seeds, before = coming[0], taken[-1] if taken else 0
-            if not all(len(self._known[arm]) >= num_seeds for arm in kept):
-                return sequential
-            if not any(any(self._known[arm][before:num_seeds]) for arm in kept):
-                return sequential  # all further seeds are missing: there is nothing new to see
-            taken.append(num_seeds)
+        taken, before = list[int](), 0
+        sequential = self._decide(taken)
+        for num_seeds in self._study.looks:
+            known = [self._known[arm] for arm in sequential.decision.kept]
+            is_due = all(len(each) >= num_seeds for each in known)
+            if not is_due or _is_over(self._study, sequential):
+                break
+            self._num_due += 1
+            self._is_stuck = not any(any(each[before:num_seeds]) for each in known)
+            if not self._is_stuck:
+                taken.append(num_seeds)
+                sequential = self._decide(taken)
+            before = num_seeds
+        return sequential
 
     def _decide(self, looks: Sequence[int]) -> SequentialDecision:
         return decide_in_looks(

@@ -1,9 +1,9 @@
 """Routes for studies: arms times seeds, judged as groups."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from sqlalchemy import Engine
 from sqlmodel import Session
 
@@ -54,8 +54,17 @@ def get_study(study_id: str, session: SessionDep) -> Study:
     return study
 
 
+class SentThresholds(Thresholds):
+    """Thresholds of a query. What they must be together is checked by `override`, with those of
+    the study that they leave as they are."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        return self
+
+
 StudyDep = Annotated[Study, Depends(get_study)]
-ThresholdsQuery = Annotated[Thresholds, Query()]
+ThresholdsQuery = Annotated[SentThresholds, Query()]
 
 
 @router.post(
