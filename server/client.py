@@ -111,7 +111,22 @@ class LosslabClient(StudyClient):
         return self._request("GET", _REPORT_PATHS[format], params=query).content
 
     def list_options(self) -> Json:
+        """The built-in options, then the own ones, in `data`."""
         return self._request_json("GET", "/options")
+
+    def read_option(self, name: str) -> Json:
+        return self._request_json("GET", _option_path(name))
+
+    def add_option(
+        self, name: str, base: str, config: Mapping[str, Any] | None = None, summary: str = ""
+    ) -> Json:
+        """Add an option: a base and the settings in which it differs. The same one again is
+        welcome, but an option never changes."""
+        body = {"base": base, "config": dict(config or {}), "summary": summary}
+        return self._request_json("PUT", _option_path(name), json=body)
+
+    def delete_option(self, name: str) -> None:
+        self._request("DELETE", _option_path(name))
 
     def list_workers(self) -> Json:
         return self._request_json("GET", "/workers")
@@ -136,7 +151,16 @@ class LosslabClient(StudyClient):
 
 
 def _job_path(job_id: str, *parts: str) -> str:
-    return "/".join(["/jobs", quote(job_id, safe=""), *parts])
+    return "/".join(["/jobs", _quote(job_id), *parts])
+
+
+def _option_path(name: str) -> str:
+    return f"/options/{_quote(name)}"
+
+
+def _quote(text: str) -> str:
+    """One part of a path, whatever the text: `..` would lead to another one."""
+    return quote(text, safe="").replace(".", "%2E")
 
 
 def _comparison_query(job_ids: Sequence[str] | None, options: Sequence[str] | None) -> Json:

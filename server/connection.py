@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 import httpx
 
-from server.errors import LosslabError
+from server.errors import BAD_INPUT, LosslabError
 
 Json = dict[str, Any]
 OnUpdate = Callable[[Json], None]
@@ -20,6 +20,8 @@ DEFAULT_URL: Final = "http://127.0.0.1:8000"
 SETTLED_STATUSES: Final = frozenset({"succeeded", "failed", "cancelled", "paused"})
 RETRY_SECONDS: Final = 60.0
 
+#: The fields of requests that name an option.
+_OPTION_FIELDS = ("option", "options", "base")
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -33,6 +35,9 @@ class RequestError(LosslabError):
     def __init__(self, status: int, problem: Json) -> None:
         self.status = status
         self.problem = problem
+        if any(error.get("field") in _OPTION_FIELDS for error in problem.get("errors") or []):
+            # As for a wrong choice that the command line itself finds.
+            self.exit_code = BAD_INPUT
         super().__init__(_describe(problem))
 
 

@@ -90,18 +90,26 @@ def test_as_many_jobs_are_listed_as_a_page_of_the_api_has() -> None:
     assert arguments.MAX_JOBS == MAX_PAGE_SIZE
 
 
-def test_option_names_are_the_options() -> None:
+@pytest.mark.parametrize("command", ["list", "add", "delete"])
+def test_help_of_a_command_for_options_has_an_example(command: str) -> None:
+    shown = CliRunner().invoke(app, ["option", command, "--help"])
+    assert shown.exit_code == 0
+    assert f"Example: losslab option {command}" in shown.output
+
+
+def test_unknown_option_is_answered_with_those_there_are(tmp_path: Path) -> None:
     # The command as it is installed; the other tests' processes are forks.
     losslab = Path(sys.executable).with_name("losslab")
     done = subprocess.run(
         [losslab, "train", "--option", "d"],
-        env=make_environment(),
+        env=make_environment(LOSSLAB_DATA_DIR=str(tmp_path)),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 2
-    assert ", ".join(f"'{option}'" for option in BuiltInOption) in done.stderr
+    allowed = ", ".join(BuiltInOption)
+    assert_one_line(done, code=2, words=f"there is no option 'd'; allowed are {allowed}")
+    assert find_processes(tmp_path) == []
 
 
 def test_train_ends_with_pictures_log_and_verdict(run_here: RunCommand, tmp_path: Path) -> None:
@@ -181,6 +189,8 @@ def test_job_that_fails_is_explained(run_here: RunCommand, tmp_path: Path) -> No
         (["submit", "--option", "b", "--set", "beta=NaN"], "beta must be a finite number"),
         (["train", "--option", "b", "--learning-rate", "inf"], "learning_rate must be a finite"),
         (["show", ""], "it is empty"),
+        (["option", "delete", ""], "it is empty"),
+        (["option", "add", "x", "--base", "b", "--set", "beta"], "KEY=VALUE"),
         (["compare", "--options", "a,b", "--report", "out.pdf"], ".html, .md or .png"),
         (["compare", "--options", "a,b", "--report", "/nowhere/out.html"], "no folder /nowhere"),
     ],
@@ -194,7 +204,9 @@ def test_arguments_are_checked_before_anything_is_asked(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [["jobs"], ["show", "x"], ["submit", "--option", "b"]])
+@pytest.mark.parametrize(
+    "command", [["jobs"], ["show", "x"], ["submit", "--option", "b"], ["option", "list"]]
+)
 def test_silent_server_is_one_line(run_here: RunCommand, command: list[str]) -> None:
     assert_one_line(run_here(*command), code=1, words="losslab up")
 
@@ -250,10 +262,57 @@ def test_queued_job_is_cancelled(service: Up) -> None:
         (["submit", "--option", "b", "--epochs", "-1"], "epochs"),
         (["submit", "--option", "b", "--data", "nowhere"], "nowhere"),
         (["compare", "000000000000", "111111111111"], "000000000000"),
+        (["option", "add", "x", "--base", "b", "--set", "betta=1"], "config.betta: unknown field"),
+        (["option", "add", "a", "--base", "b"], "option a is built in"),
+        (["option", "add", "..", "--base", "b"], "name"),
+        (["option", "delete", "b"], "option b is built in"),
+        (["option", "delete", "nothing"], "there is no option 'nothing'"),
     ],
 )
 def test_refusal_is_one_line(service: Up, command: list[str], words: str) -> None:
     assert_one_line(service.run(*command), code=1, words=words)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["submit", "--option", "d"],
+        ["jobs", "--option", "d"],
+        ["compare", "--options", "a,d"],
+        ["option", "add", "x", "--base", "d"],
+    ],
+)
+def test_option_that_the_server_does_not_know_is_bad_input(service: Up, command: list[str]) -> None:
+    words = f"there is no option 'd'; allowed are {', '.join(BuiltInOption)}"
+    assert_one_line(service.run(*command), code=2, words=words)
+
+
+def test_own_option_is_added_used_and_deleted(service: Up) -> None:
+    def ask(*arguments: str) -> str:
+        done = service.run(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    settings = ["--set", "free_bits=0.1", "--set", "beta_schedule=constant"]
+    add = ["option", "add", "b_soft", "--base", "b", *settings, "--summary", "b with [bold]bits"]
+    assert "beta_schedule=constant  free_bits=0.1" in ask(*add)
+    assert json.loads(ask(*add, "--json"))["config"]["class_weighting"] == "sqrt_inverse"
+    listed = ask("option", "list")
+    assert all(words in listed for words in ("b_soft", "free_bits=0.1", "b with [bold]bits"))
+
+    submitted = json.loads(ask("submit", "--option", "b_soft", *TINY, "--wait", "--json"))
+    local = ["train", "--option", "b_soft", *TINY, "--json"]
+    trained = run(*local, LOSSLAB_DATA_DIR=str(service.data_dir))
+    ids = [submitted["id"], json.loads(trained.stdout)["job"]["id"]]
+    page = json.loads(ask("jobs", "--option", "b_soft", "--json"))
+    assert [job["id"] for job in page["data"]] == ids[::-1]
+    assert {job["config"]["free_bits"] for job in page["data"]} == {0.1}
+    assert ids[1] in ask("compare", "--options", "b_soft")
+    options = json.loads(ask("option", "list", "--json"))["data"]
+    assert [option["num_jobs"] for option in options if option["name"] == "b_soft"] == [2]
+
+    assert ask("option", "delete", "b_soft") == "Option b_soft is deleted.\n"
+    assert ids[0] in ask("jobs", "--option", "b_soft")
 
 
 def test_train_keeps_its_job_from_the_workers_on_the_same_data_directory(

@@ -10,6 +10,7 @@ import pytest
 
 from server.cli.processes import ServerThread
 from server.client import LosslabClient, RequestError, UnreachableError
+from server.errors import BAD_INPUT, FAILED
 from server.settings import Settings
 from server.study_client import StudyReportFormat
 
@@ -77,6 +78,31 @@ def test_options_and_health(http: LosslabClient) -> None:
     assert http.is_healthy()
 
 
+def test_option_is_added_read_and_deleted(http: LosslabClient) -> None:
+    added = http.add_option("b_soft", "b", {"free_bits": 0.1}, summary="b with free bits")
+    assert http.read_option("b_soft") == added
+    assert http.add_option("b_soft", "b", {"free_bits": 0.1}) == added
+    with pytest.raises(RequestError) as caught:
+        http.add_option("b_soft", "b")
+    assert (caught.value.status, caught.value.exit_code) == (409, FAILED)
+    assert http.create_job("b_soft", **TINY)["config"]["free_bits"] == 0.1
+    http.delete_option("b_soft")
+    with pytest.raises(RequestError) as caught:
+        http.read_option("b_soft")
+    assert caught.value.status == 404
+    with pytest.raises(RequestError) as caught:
+        http.create_job("b_soft", **TINY)
+    assert (caught.value.status, caught.value.exit_code) == (422, BAD_INPUT)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "../jobs", "a b", "%00", "é", "a?b"])
+def test_name_of_an_option_is_no_path(http: LosslabClient, name: str) -> None:
+    for change in (lambda: http.add_option(name, "b"), lambda: http.delete_option(name)):
+        with pytest.raises(RequestError) as caught:
+            change()
+        assert caught.value.status in (404, 422)
+
+
 def test_refused_field_is_named_once(http: LosslabClient) -> None:
     with pytest.raises(RequestError) as caught:
         http.create_job("b", epochs=-1, wrong=2)
@@ -86,7 +112,7 @@ def test_refused_field_is_named_once(http: LosslabClient) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("job_id", ["000000000000", "../options", "a/b", "%00", "é"])
+@pytest.mark.parametrize("job_id", ["000000000000", "..", "../options", "a/b", "%00", "é"])
 def test_unknown_job_is_refused(http: LosslabClient, job_id: str) -> None:
     with pytest.raises(RequestError) as caught:
         http.read_job(job_id)

@@ -115,7 +115,8 @@ def _hide_seeds(schema: dict[str, Any]) -> None:
 
 
 class OptionConfig(TrainingConfig, JsonBody):
-    """The settings in which an option differs from its base. Seeds belong to jobs and studies."""
+    """The settings in which an option differs from its base; one that is left out is the base's.
+    Seeds belong to jobs and studies."""
 
     # Without this, Pydantic's own schema would allow the seeds.
     model_config = ConfigDict(json_schema_extra=_hide_seeds)

@@ -30,9 +30,14 @@ BatchSize = Annotated[int | None, typer.Option(help="Grids per step.")]
 LearningRate = Annotated[float | None, typer.Option(help="Start of the cosine decay.")]
 LatentDim = Annotated[int | None, typer.Option(help="Dimensions of the latent space.")]
 Beta = Annotated[float | None, typer.Option(help="Weight of the KL; 1 is the plain ELBO.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers.")]
+Seed = Annotated[
+    int | None, typer.Option(help="Seed of the training, and of the data unless data_seed is set.")
+]
 SetKeys = Annotated[
     Pairs, typer.Option("--set", metavar="KEY=VALUE", help="Any other configuration key.")
+]
+SetSettings = Annotated[
+    Pairs, typer.Option("--set", metavar="KEY=VALUE", help="A setting; may be repeated.")
 ]
 Metadata = Annotated[
     Pairs, typer.Option("--metadata", "-m", metavar="KEY=VALUE", help="A label for the job.")
@@ -47,20 +52,28 @@ WandbProject = Annotated[
 Wait = Annotated[bool, typer.Option("--wait", help="Show progress until the job ends.")]
 
 
-def _check_id(given: str) -> str:
-    """Refuse an empty id, which an unset variable of a script would give."""
-    if not given:
+def _refuse_empty(text: str) -> str:
+    """Refuse what an unset variable of a script would give."""
+    if not text:
         raise typer.BadParameter("it is empty")
-    return given
+    return text
 
 
 JobId = Annotated[
     str,
-    typer.Argument(metavar="ID", help="The job's id.", show_default=False, callback=_check_id),
+    typer.Argument(metavar="ID", help="The job's id.", show_default=False, callback=_refuse_empty),
 ]
 StudyId = Annotated[
     str,
-    typer.Argument(metavar="ID", help="The study's id.", show_default=False, callback=_check_id),
+    typer.Argument(
+        metavar="ID", help="The study's id.", show_default=False, callback=_refuse_empty
+    ),
+]
+OptionName = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="The option's name.", show_default=False, callback=_refuse_empty
+    ),
 ]
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from server.cli import arguments as arg
-from server.cli import local, processes, studies, views
+from server.cli import local, options, processes, studies, views
 from server.cli.connections import open_client, read_settings
 from server.cli.quickstart import run_quickstart
 from server.cli.reporting import (
@@ -44,6 +44,7 @@ app = typer.Typer(
     epilog="Example: losslab quickstart",
 )
 app.add_typer(studies.app, name="study")
+app.add_typer(options.app, name="option")
 
 
 @app.command(epilog="Example: losslab up --workers 2")
@@ -221,14 +222,14 @@ def compare(
     """Compare jobs: verdicts, ranking and a recommendation."""
     if bool(job_ids) == bool(options):
         raise typer.BadParameter("name jobs by their ids, or options with --options")
-    letters = [letter.strip() for letter in options.split(",")] if options else None
+    names = [name.strip() for name in options.split(",")] if options else None
     if report is not None:
         check_report(report, suffixes=_REPORT_FORMATS)
     with open_client() as client:
-        comparison = client.compare(job_ids, letters)
+        comparison = client.compare(job_ids, names)
         if report is not None:
             form = _REPORT_FORMATS[report.suffix]
-            report.write_bytes(client.download_report(job_ids, letters, format=form))
+            report.write_bytes(client.download_report(job_ids, names, format=form))
     print_answer(comparison, as_json=as_json, view=views.comparison_view)
     if report is not None:
         error_console.print(Text(f"Report: {report}"), soft_wrap=True)

@@ -27,7 +27,7 @@ STATUS_STYLES = {
 }
 _OUTCOME_STYLES = {"success": "bold green", "failure": "bold red", "undecided": "yellow"}
 _CRITERION_STYLES = {"passed": "green", "failed": "red", "no_data": "dim"}
-_WRAPPED: Final = ("Explanation", "Name", "Arm", "Arms", "Failed\ncriteria", "Settings")
+_WRAPPED: Final = ("Explanation", "Name", "Arm", "Arms", "Failed\ncriteria", "Settings", "Summary")
 #: The settings in which options differ; other differences make a comparison doubtful.
 _LOSS_SETTINGS: Final = {"option", "use_focal_loss"}.union(*(o.config for o in OPTIONS.values()))
 
@@ -70,6 +70,32 @@ def jobs_table(page: Json) -> RenderableType:
     return table if page["data"] else Text("No jobs.")
 
 
+def options_table(page: Json) -> RenderableType:
+    """One line per option, the built-in ones first."""
+    table = make_table("Option", "Base", ">Jobs", "Settings", "Summary")
+    for option in page["data"]:
+        table.add_row(
+            Text(option["name"]),
+            Text(option["base"] or NO_VALUE),
+            Text(str(option["num_jobs"])),
+            Text(_describe_settings(option["overrides"])),
+            Text(option["summary"]),
+        )
+    return table
+
+
+def option_view(option: Json) -> RenderableType:
+    """An option and the settings in which it differs from its base."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_row("option", Text(option["name"], style="bold"))
+    table.add_row("base", Text(option["base"] or NO_VALUE))
+    table.add_row("settings", Text(_describe_settings(option["overrides"]) or NO_VALUE))
+    table.add_row("summary", Text(option["summary"] or NO_VALUE))
+    table.add_row("jobs", Text(str(option["num_jobs"])))
+    return table
+
+
 def job_view(job: Json) -> RenderableType:
     """The job's state and its configuration."""
     table = Table.grid(padding=(0, 2))
@@ -83,8 +109,7 @@ def job_view(job: Json) -> RenderableType:
     table.add_row("progress", Text(_describe_numbers(job, with_status=False)))
     table.add_row("best epoch", Text(str(job["best_epoch"] or NO_VALUE)))
     table.add_row("device", Text(job["device"] or NO_VALUE))
-    config = "  ".join(f"{key}={value}" for key, value in job["config"].items())
-    table.add_row("config", Text(config))
+    table.add_row("config", Text(_describe_settings(job["config"])))
     return table
 
 
@@ -197,6 +222,10 @@ def _status_text(job: Json) -> Text:
     if job["status"] == "running" and job["pause_requested_at"]:
         return text.append(", is being paused")
     return text
+
+
+def _describe_settings(settings: Json) -> str:
+    return "  ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def _describe_numbers(job: Json, *, with_status: bool = True) -> str:

@@ -108,7 +108,9 @@ def list_jobs(
     *,
     labels: LabelsDep,
     status: Annotated[list[JobStatus] | None, Query()] = None,
-    option: OptionName | None = None,
+    option: Annotated[
+        OptionName | None, Query(description="that an option or a job has; others are refused")
+    ] = None,
     name: Annotated[PlainText | None, Query()] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = 20,
     after: Annotated[str | None, Query(description="the last id of the page before")] = None,
