@@ -1,6 +1,6 @@
 """A thin client of the HTTP API, for scripts and the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 from urllib.parse import quote
 

@@ -35,7 +35,8 @@ class RequestError(LosslabError):
     def __init__(self, status: int, problem: Json) -> None:
         self.status = status
         self.problem = problem
-        if any(error.get("field") in _OPTION_FIELDS for error in problem.get("errors") or []):
+        fields = [str(error.get("field")) for error in problem.get("errors") or []]
+        if any(field.partition(".")[0] in _OPTION_FIELDS for field in fields):
             # As for a wrong choice that the command line itself finds.
             self.exit_code = BAD_INPUT
         super().__init__(_describe(problem))
