@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -154,6 +155,11 @@ def _describe(problem: Json) -> str:
     fields = [f"{error.get('field')}: {error.get('message')}" for error in errors]
     # The detail may already list some fields.
     return " ".join("; ".join([line, *(f for f in fields if f not in line)]).split())
+
+
+def quote_part(text: str) -> str:
+    """One part of a path, whatever the text: `..` would lead to another one."""
+    return quote(text, safe="").replace(".", "%2E")
 
 
 def without_none(query: Mapping[str, Any]) -> Json:

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypedDict, Unpack
-from urllib.parse import quote
 
-from server.connection import Connection, Json, OnUpdate, without_none
+from server.connection import Connection, Json, OnUpdate, quote_part, without_none
 
 StudyReportFormat = Literal["html", "md", "curves", "jobs", "metrics"]
 
@@ -109,4 +108,4 @@ def _study_body(options: Sequence[str | Json], fields: StudyFields) -> Json:
 
 
 def _study_path(study_id: str, *parts: str) -> str:
-    return "/".join(["/studies", quote(study_id, safe=""), *parts])
+    return "/".join(["/studies", quote_part(study_id), *parts])

@@ -225,6 +225,13 @@ def test_study_with_a_key_is_created_once(http: LosslabClient) -> None:
         http.create_study(["b"], num_seeds=1, config=TINY, idempotency_key="once")
 
 
+@pytest.mark.parametrize("study_id", ["000000000000", "..", "../options", "a/b", "%00", "é"])
+def test_unknown_study_is_refused(http: LosslabClient, study_id: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        http.read_study(study_id)
+    assert caught.value.status == 404
+
+
 def test_zero_seeds_are_refused_and_not_left_out(http: LosslabClient) -> None:
     with pytest.raises(RequestError, match="num_seeds"):
         http.create_study(["a"], num_seeds=0)
