@@ -321,7 +321,6 @@ def test_command_of_a_study_checks_its_arguments(command: list[str]) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["nonsense"], "nonsense"),
         (["a", "--grid", "wrong=1"], "grid.wrong"),
         (["a", "--grid", "beta=1,x"], "grid.beta.1"),
         (["a", "--set", "seed=1"], "config.seed"),
@@ -333,6 +332,10 @@ def test_command_of_a_study_checks_its_arguments(command: list[str]) -> None:
 )
 def test_refusal_is_one_line(service: Up, command: list[str], words: str) -> None:
     assert_one_line(service.run("study", *command), code=1, words=words)
+
+
+def test_unknown_option_is_bad_input(service: Up) -> None:
+    assert_one_line(service.run("study", "a", "nonsense"), code=2, words="nonsense")
 
 
 def test_silent_server_is_one_line() -> None:
