@@ -16,6 +16,8 @@ from schemathesis.core.failures import Failure
 
 #: Finished jobs, which no request may delete.
 JOB_IDS = os.environ["CONTRACT_JOB_IDS"].split()
+#: Their options, which no request can change.
+OPTIONS = ("a", "b", "c")
 #: Their data set, without which none of them could be resumed.
 DATASET = os.environ["CONTRACT_DATASET"]
 
@@ -30,10 +32,14 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
         return
     if case.path.startswith("/jobs/{job_id}") and case.method == "GET":
         case.path_parameters["job_id"] = JOB_IDS[len(str(case.query)) % len(JOB_IDS)]
+    if case.path == "/options/{name}" and case.method == "GET":
+        case.path_parameters["name"] = OPTIONS[len(str(case.query)) % len(OPTIONS)]
     if case.path.startswith("/comparisons"):
         name_jobs(case.query)
     if "min_accuracy" in case.query or "max_accuracy" in case.query:
         order_thresholds(case.query)
+    for holder in (case.body, case.query):
+        use_known_options(holder)
     if case.path == "/jobs" and isinstance(case.body, dict):
         use_known_dataset(case.body)
         if case.headers and case.headers.get("idempotency-key"):
@@ -46,9 +52,11 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
 
 @schemathesis.hook
 def filter_failure(context: HookContext, failure: Failure, case: Case, response: Response) -> bool:
-    """What is sent as an array or as a float may be on the wire a whole number, which is right."""
+    """What is sent as an array or as a float may be on the wire a whole number, which is right; and
+    a query may be wrong and too long, which is refused first."""
     last_event_id = case.headers.get("last-event-id")
-    return not (failure.code == "ST201" and last_event_id and is_whole(last_event_id))
+    is_right = response.status_code == 431 or (last_event_id and is_whole(last_event_id))
+    return not (failure.code == "ST201" and is_right)
 
 
 def is_whole(text: str) -> bool:
@@ -68,6 +76,17 @@ def name_jobs(query: dict[str, Any]) -> None:
 def order_thresholds(query: dict[str, Any]) -> None:
     given = sorted([float(query.get("min_accuracy", 0)), float(query.get("max_accuracy", 1))])
     query["min_accuracy"], query["max_accuracy"] = given
+
+
+def use_known_options(holder: Any) -> None:
+    """Those that nobody deletes."""
+    if not isinstance(holder, dict):
+        return
+    for field in ("option", "base"):
+        if isinstance(holder.get(field), str):
+            holder[field] = OPTIONS[len(holder[field]) % len(OPTIONS)]
+    if holder.get("options"):
+        holder["options"] = ", ".join(OPTIONS[: 1 + len(holder["options"]) % len(OPTIONS)])
 
 
 def use_known_dataset(body: dict[str, Any]) -> None:

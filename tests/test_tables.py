@@ -27,6 +27,7 @@ def show(view: RenderableType) -> str:
     ("keys", "warning"),
     [
         (["option", "focal_gamma"], ""),
+        (["option", "beta", "free_bits"], ""),
         (["option", "num_samples", "seed"], "They also differ in num_samples, seed."),
     ],
 )

@@ -28,8 +28,11 @@ STATUS_STYLES = {
 _OUTCOME_STYLES = {"success": "bold green", "failure": "bold red", "undecided": "yellow"}
 _CRITERION_STYLES = {"passed": "green", "failed": "red", "no_data": "dim"}
 _WRAPPED: Final = ("Explanation", "Name", "Arm", "Arms", "Failed\ncriteria", "Settings", "Summary")
-#: The settings in which options differ; other differences make a comparison doubtful.
-_LOSS_SETTINGS: Final = {"option", "use_focal_loss"}.union(*(o.config for o in OPTIONS.values()))
+#: The settings of the loss, in which options differ; others make a comparison doubtful.
+_LOSS_SETTINGS: Final = {
+    *("option", "use_focal_loss", "beta", "beta_schedule", "beta_warmup_fraction", "free_bits"),
+    *(key for option in OPTIONS.values() for key in option.config),
+}
 
 
 class JobProgress(LiveLines):
