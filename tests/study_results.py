@@ -10,7 +10,7 @@ from sqlmodel import Session, col
 from server.api.study_requests import StudyRequest
 from server.database.engine import write_transaction
 from server.jobs import seeds
-from server.judging.studies import StudyVerdict, judge_study
+from server.judging.studies import ResultCache, StudyVerdict, judge_study
 from server.models.columns import utc_now
 from server.models.tables import EpochMetrics, FailureKind, Job, JobStatus, Study, StudyJob
 from server.settings import Settings
@@ -128,6 +128,6 @@ def read_job_ids(engine: Engine, study_id: str, arm: int) -> list[str | None]:
         return list(session.scalars(rows.order_by(col(StudyJob.position))))
 
 
-def judge(engine: Engine, study_id: str) -> StudyVerdict:
+def judge(engine: Engine, study_id: str, *, cache: ResultCache | None = None) -> StudyVerdict:
     with Session(engine) as session:
-        return judge_study(session, session.get_one(Study, study_id))
+        return judge_study(session, session.get_one(Study, study_id), cache=cache)
