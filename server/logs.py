@@ -36,6 +36,11 @@ def _add_context(record: logging.LogRecord) -> bool:
     return True
 
 
+def _is_of_losslab(record: logging.LogRecord) -> bool:
+    """Whether a message is for the operator: scipy's optimizer tells each step to the root."""
+    return record.name != "root" or "scipy" not in record.pathname
+
+
 class LineFormatter(logging.Formatter):
     """Puts a message on one line, even if it quotes several; a traceback keeps its lines."""
 
@@ -68,6 +73,7 @@ def configure_logging(*, as_json: bool, log_path: Path | None = None) -> None:
     formatter = JsonFormatter() if as_json else LineFormatter(_FORMAT)
     for handler in handlers:
         handler.setFormatter(formatter)
+        handler.addFilter(_is_of_losslab)
         handler.addFilter(_add_context)
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     # httpx logs every request at INFO, alembic every migration.

@@ -34,6 +34,7 @@ from server.dashboard.presentation import install_dashboard
 from server.database.engine import open_database
 from server.jobs import retention
 from server.jobs.reaper import Reaper
+from server.judging.statistics import decide
 from server.judging.studies import ResultCache
 from server.judging.verdicts import VerdictCache
 from server.races import advance_races
@@ -41,6 +42,8 @@ from server.settings import Settings
 
 _FREE_SPACE_SECONDS = 60.0
 _RACE_SECONDS = 1.0
+#: After the start, which it would slow down.
+_WARM_UP_SECONDS = 10.0
 
 _DESCRIPTION = """\
 Trains β-VAEs on ARC grids under three loss configurations and says, with evidence, which one
@@ -68,6 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
             _reap(engine, settings),
             _free_space(engine, settings),
             _race(engine, settings, cache=app.state.result_cache),
+            _warm_up(),
         ):
             yield
         registry.unregister(store)
@@ -150,6 +154,12 @@ async def _race(engine: Engine, settings: Settings, *, cache: ResultCache) -> No
         except SQLAlchemyError as error:
             _logger.warning("races do not go on: %s", error)
         await asyncio.sleep(_RACE_SECONDS)
+
+
+async def _warm_up() -> None:
+    """Import the slow library of the tests, for which the first study would wait two seconds."""
+    await asyncio.sleep(_WARM_UP_SECONDS)
+    await asyncio.to_thread(decide, {"a": (1, 1), "b": (0, 1)})
 
 
 async def _free_space(engine: Engine, settings: Settings) -> None:
