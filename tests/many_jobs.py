@@ -2,14 +2,15 @@
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Column, Connection, Engine, Integer, MetaData, String, Table, insert, select
-from sqlmodel import SQLModel
+from sqlmodel import Session, SQLModel
 
-from server.models.configuration import resolve_config
+from server.judging.statistics import plan_looks
+from server.models.configuration import TrainingConfig, resolve_config
 from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import (
     Artifact,
@@ -20,6 +21,8 @@ from server.models.tables import (
     JobEvent,
     JobLabel,
     JobStatus,
+    Study,
+    StudyJob,
 )
 
 FIRST_CREATED_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -62,6 +65,49 @@ def fill(engine: Engine, *, num_jobs: int, num_epochs: int) -> None:
             for model in (EpochMetrics, JobEvent, Artifact):
                 copy_rows(connection, model, copies, first=first, last=first + 999)
         copies.drop(connection)
+
+
+def fill_studies(
+    engine: Engine, job_ids: Sequence[str], *, num_studies: int, num_arms: int, num_seeds: int
+) -> list[str]:
+    """Studies that count some of the jobs, each a seed of an arm; returns their ids."""
+    chance = random.Random(num_studies)
+    arms = [make_arm(number) for number in range(num_arms)]
+    ids = [f"{chance.getrandbits(48):012x}" for _ in range(num_studies)]
+    places = [(arm, seed) for seed in range(num_seeds) for arm in range(num_arms)]
+    rows = [
+        {
+            "id": study_id,
+            "name": f"study {number}",
+            "labels": {"owner": chance.choice(_OWNERS)},
+            "arms": arms,
+            "seeds": list(range(num_seeds)),
+            "rounds": [num_seeds],
+            "looks": plan_looks(num_seeds),
+            "num_planned_looks": len(plan_looks(num_seeds)),
+            "max_seeds": num_seeds,
+            "thresholds": {},
+            "created_at": FIRST_CREATED_AT + timedelta(minutes=number),
+        }
+        for number, study_id in enumerate(ids)
+    ]
+    links = [
+        {"study_id": study_id, "seed": seed, "position": seed, "arm": arm, "job_id": job_id}
+        for study_id in ids
+        for (arm, seed), job_id in zip(places, chance.sample(job_ids, len(places)), strict=True)
+    ]
+    with Session(engine) as session:
+        session.add_all([Study(**row) for row in rows])
+        session.flush()
+        session.execute(insert(StudyJob), [{**link, "is_reused": True} for link in links])
+        session.commit()
+    return ids
+
+
+def make_arm(number: int) -> Values:
+    config = TrainingConfig(beta=number / 10).model_dump(mode="json")
+    arm = {"name": f"b beta={number / 10}", "option": "b", "config": config}
+    return arm | {"config_sha256": f"{number:064x}"}
 
 
 def make_job(chance: random.Random, number: int, *, num_jobs: int, num_epochs: int) -> Values:

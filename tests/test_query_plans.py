@@ -1,7 +1,7 @@
 """Queries of the routes on many jobs read about as many rows as they return."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,12 +13,14 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Connection, Engine, event, text
 from sqlmodel import Session, SQLModel, col, select
 
+from server.jobs import studies
 from server.main import create_app
 from server.models.tables import Job
 
 pytestmark = BOTH_DATABASES
 
 NUM_JOBS, NUM_EPOCHS, NUM_COMPARED = 4000, 5, 100
+NUM_STUDIES, NUM_ARMS, NUM_SEEDS = 4000, 3, 1
 #: A page of 100, or 100 jobs with their epochs, and the few that PostgreSQL may pass over.
 MAX_ROWS_READ = 800
 
@@ -51,6 +53,8 @@ COMBINATIONS = [
     "metadata[study]=study 1&option=b&name=baseline",
     "name=baseline&option=c&status=succeeded&status=failed",
 ]
+#: Of a statement that the server executes every second.
+OF_RACES = "decided_at IS NULL"
 JOB_PATHS = ("", "/metrics", "/verdict", "/events", "/reconstructions", "/checkpoints")
 #: Without these, another index is nearly as good for the jobs of this test.
 NEARLY_SPARED = {
@@ -67,11 +71,13 @@ class Store(NamedTuple):
     client: TestClient
     engine: Engine
     job_ids: list[str]  # the newest first
+    study_ids: list[str]
 
 
 class Plan(NamedTuple):
     """A database's query plan of a statement."""
 
+    statement: str
     text: str
     flaws: list[str]
 
@@ -91,12 +97,15 @@ def store(
     with open_client(app) as client:
         engine: Engine = app.state.engine
         many_jobs.fill(engine, num_jobs=NUM_JOBS, num_epochs=NUM_EPOCHS)
-        if has_statistics:
-            analyze(engine)
         newest_first = select(Job.id).order_by(col(Job.created_at).desc(), col(Job.id).desc())
         with Session(engine) as session:
             job_ids = list(session.exec(newest_first))
-        yield Store(client, engine, job_ids)
+        study_ids = many_jobs.fill_studies(
+            engine, job_ids, num_studies=NUM_STUDIES, num_arms=NUM_ARMS, num_seeds=NUM_SEEDS
+        )
+        if has_statistics:
+            analyze(engine)
+        yield Store(client, engine, job_ids, study_ids)
 
 
 def analyze(engine: Engine) -> None:
@@ -107,6 +116,11 @@ def analyze(engine: Engine) -> None:
 
 def explain(store: Store, path: str) -> list[Plan]:
     """The plans of all statements that the server executes for a request."""
+    plans = explain_all(store, lambda: store.client.get(path).raise_for_status())
+    return [plan for plan in plans if OF_RACES not in plan.statement]
+
+
+def explain_all(store: Store, execute: Callable[[], object]) -> list[Plan]:
     statements: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
@@ -114,7 +128,7 @@ def explain(store: Store, path: str) -> list[Plan]:
 
     event.listen(store.engine, "before_cursor_execute", note)
     try:
-        store.client.get(path).raise_for_status()
+        execute()
     finally:
         event.remove(store.engine, "before_cursor_execute", note)
     read_plan = read_sqlite_plan if store.engine.dialect.name == "sqlite" else read_postgres_plan
@@ -141,7 +155,7 @@ def read_sqlite_plan(connection: Connection, statement: str, parameters: Any) ->
         if (step.startswith("USE TEMP B-TREE") and not is_merge)
         or (re.match(r"SCAN (?!anon_)", step) and (is_filtered or "USING" not in step))
     ]
-    return Plan("\n".join(steps), flaws)
+    return Plan(statement, "\n".join(steps), flaws)
 
 
 def read_postgres_plan(connection: Connection, statement: str, parameters: Any) -> Plan:
@@ -153,7 +167,8 @@ def read_postgres_plan(connection: Connection, statement: str, parameters: Any) 
     flaws = [f"reads {node['Relation Name']}" for node in nodes if node["Node Type"] == "Seq Scan"]
     if num_read > MAX_ROWS_READ:
         flaws.append(f"reads {num_read} rows")
-    return Plan("\n".join(node.get("Index Name", node["Node Type"]) for node in nodes), flaws)
+    steps = [node.get("Index Name", node["Node Type"]) for node in nodes]
+    return Plan(statement, "\n".join(steps), flaws)
 
 
 def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -223,3 +238,29 @@ def test_comparison_reads_the_epochs_of_its_jobs_alone(store: Store, name: str) 
     for query in (ids, "options=a,b,c"):
         plans = explain(store, f"/comparisons{name}?{query}")
         assert find_flaws(plans) == [], plans
+
+
+@pytest.mark.parametrize("query", ["", "after={middle}"])
+def test_list_of_studies_reads_little_more_than_its_page(store: Store, query: str) -> None:
+    path = "/studies?" + query.replace("{middle}", store.study_ids[NUM_STUDIES // 2])
+    plans = explain(store, path)
+    # The jobs of a page are counted by status, which no index can have in order.
+    flaws = [flaw for flaw in find_flaws(plans) if flaw != "USE TEMP B-TREE FOR GROUP BY"]
+    assert flaws == [], plans
+
+
+def test_list_of_studies_without_its_index_reads_or_sorts_everything(store: Store) -> None:
+    with without(store.engine, "ix_study_created_at_id"):
+        assert find_flaws(explain(store, "/studies")), "it is needed"
+
+
+def test_study_reads_its_own_jobs_alone(store: Store) -> None:
+    plans = explain(store, f"/studies/{store.study_ids[0]}")
+    flaws = [flaw for flaw in find_flaws(plans) if flaw != "USE TEMP B-TREE FOR ORDER BY"]
+    assert flaws == [], plans
+
+
+def test_races_are_found_without_reading_other_studies(store: Store) -> None:
+    with Session(store.engine) as session:
+        plans = explain_all(store, lambda: studies.list_due_races(session))
+    assert all("ix_study_racing" in plan.text for plan in plans), plans

@@ -303,7 +303,16 @@ class Study(SQLModel, table=True):
     """Arms times seeds, judged as groups. Only `server.jobs.studies` changes it."""
 
     __tablename__ = "study"
-    __table_args__ = (Index("ix_study_created_at_id", "created_at", "id"),)
+    __table_args__ = (
+        Index("ix_study_created_at_id", "created_at", "id"),
+        # The server looks for races every second, and the rows of other studies are long.
+        Index(
+            "ix_study_racing",
+            "id",
+            sqlite_where=text("until_decided IS 1 AND decided_at IS NULL"),
+            postgresql_where=text("until_decided IS true AND decided_at IS NULL"),
+        ),
+    )
 
     id: str = Col(default_factory=new_id, primary_key=True, max_length=12)
     name: str | None = None

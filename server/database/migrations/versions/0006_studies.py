@@ -91,6 +91,13 @@ def _create_tables() -> None:
         sa.Column("decided_at", moment, nullable=True),
     )
     op.create_index("ix_study_created_at_id", "study", ["created_at", "id"])
+    op.create_index(
+        "ix_study_racing",
+        "study",
+        ["id"],
+        sqlite_where=sa.text("until_decided IS 1 AND decided_at IS NULL"),
+        postgresql_where=sa.text("until_decided IS true AND decided_at IS NULL"),
+    )
     op.create_table(
         "study_job",
         sa.Column(
