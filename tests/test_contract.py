@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import drain
+from conftest import TINY, drain
 from prometheus_client.parser import text_string_to_metric_families
 from service import Service
 
@@ -43,7 +43,16 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def job_ids(service: Service) -> list[str]:
+def study_id(service: Service) -> str:
+    """Trained together with the jobs."""
+    study = service.post(
+        "/studies", options=["a", "b"], num_seeds=2, config=TINY | {"dataset": DATASET}
+    )
+    return str(study["id"])
+
+
+@pytest.fixture(scope="module")
+def job_ids(service: Service, study_id: str) -> list[str]:
     ids = [service.train(option, dataset=DATASET)["id"] for option in "abc"]
     settings = Settings(data_dir=service.data_dir, poll_seconds=0.02)
     engine = open_database(settings)
@@ -53,7 +62,12 @@ def job_ids(service: Service) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def report(service: Service, job_ids: list[str], tmp_path_factory: pytest.TempPathFactory) -> Json:
+def report(
+    service: Service,
+    job_ids: list[str],
+    study_id: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Json:
     """The results of schemathesis with all of its checks."""
     directory = tmp_path_factory.mktemp("schemathesis")
     command = [
@@ -64,7 +78,7 @@ def report(service: Service, job_ids: list[str], tmp_path_factory: pytest.TempPa
     ]
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "CONTRACT_JOB_IDS": " ".join(job_ids)}
-    environment["CONTRACT_DATASET"] = DATASET
+    environment |= {"CONTRACT_DATASET": DATASET, "CONTRACT_STUDY_ID": study_id}
     run = subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True)
     sys.stderr.write(run.stdout[-1500:])
     report: Json = json.loads((directory / "report.json").read_text())
