@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 from long_histories import fill_database
 from page_views import (
     HOSTILE,
@@ -222,6 +223,28 @@ def test_pages_fit_on_a_phone(open_page: OpenPage, trained: dict[str, dict[str, 
         page = open_page(path, viewport=PHONE)
         page.wait_for_load_state("networkidle")
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"], path
+
+
+def test_option_with_a_long_name_is_chosen_on_a_phone(
+    own_service: Service, open_page: OpenPage
+) -> None:
+    name = "b_" + "x" * 62
+    body = {"base": "b", "config": {"free_bits": 0.1}, "summary": "b with free bits " * 20}
+    httpx.put(f"{own_service.url}/options/{name}", json=body).raise_for_status()
+    own_service.train("a")
+    page = open_page("/ui/jobs/new", url=own_service.url, viewport=PHONE)
+    page.get_by_label(name).check()
+    expect(page.locator("#preview")).to_contain_text("free bits0.1")
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    page.get_by_role("button", name="Post the job").click()
+    page.wait_for_url("**/ui/jobs/*")
+    expect(page.get_by_role("heading", level=1)).to_contain_text(name)
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    page.goto(own_service.url)
+    expect(page.locator("#rows tr")).to_have_count(2)
+    page.locator("select[name=option]").select_option(name)
+    expect(page.locator("#rows tr")).to_have_count(1)
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
 
 
 def test_pages_say_the_same_without_a_script(
