@@ -34,7 +34,7 @@ from sqlalchemy import Engine, func, text
 from sqlmodel import Session, col, select
 
 from server.database.engine import open_database
-from server.models.tables import EpochMetrics, Job, JobStatus
+from server.models.tables import EpochMetrics, Job, JobStatus, Study
 from server.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent
@@ -43,6 +43,8 @@ START_SECONDS = 60.0
 NUM_WARM_UPS = 3
 MAX_COMPARED = 100
 PAGE_MS, FILTER_MS, METRICS_MS, COMPARISON_MS, OPTIONS_MS = 30.0, 50.0, 20.0, 300.0, 50.0
+STUDY_MS, STUDIES_MS = 300.0, 50.0
+NUM_ARMS, NUM_SEEDS, NUM_STUDIES, NUM_LARGE = 20, 50, 1000, 3
 PACKAGES = ("losslab", "fastapi", "pydantic", "sqlalchemy", "sqlmodel", "starlette", "uvicorn")
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
@@ -104,6 +106,7 @@ def measure(settings: Settings, *, arguments: argparse.Namespace) -> Row:
     begin = time.perf_counter()
     if not count(engine, Job):
         many_jobs.fill(engine, num_jobs=arguments.num_jobs, num_epochs=arguments.num_epochs)
+        fill_studies(engine)
         settle(engine)
     row = {
         "database": engine.dialect.name,
@@ -119,6 +122,16 @@ def measure(settings: Settings, *, arguments: argparse.Namespace) -> Row:
             time_requests(client, each, num_requests=arguments.num_requests) for each in questions
         ]
     return row | {"questions": answers}
+
+
+def fill_studies(engine: Engine) -> None:
+    """A thousand small studies, and then the newest: a few large ones."""
+    with Session(engine) as session:
+        ended = list(session.exec(select(Job.id).where(Job.status == JobStatus.succeeded)))
+    many_jobs.fill_studies(engine, ended, num_studies=NUM_STUDIES, num_arms=3, num_seeds=5)
+    many_jobs.fill_studies(
+        engine, ended, num_studies=NUM_LARGE, num_arms=NUM_ARMS, num_seeds=NUM_SEEDS
+    )
 
 
 def settle(engine: Engine) -> None:
@@ -160,6 +173,23 @@ def make_questions(engine: Engine) -> Iterator[Question]:
     yield Question(f"comparison of {MAX_COMPARED} jobs", COMPARISON_MS, compared)
     options: Query = {"options": "a,b,c"}
     yield Question("comparison options=a,b,c", OPTIONS_MS, [("/comparisons", options)])
+    yield from make_study_questions(engine)
+
+
+def make_study_questions(engine: Engine) -> Iterator[Question]:
+    newest_first = select(Study).order_by(col(Study.created_at).desc(), col(Study.id).desc())
+    with Session(engine) as session:
+        known = [(study.id, len(study.arms)) for study in session.exec(newest_first)]
+    small = [study_id for study_id, num_arms in known if num_arms < NUM_ARMS]
+    large: list[tuple[str, Query]] = [
+        (f"/studies/{study_id}", {}) for study_id, num_arms in known if num_arms == NUM_ARMS
+    ]
+    name = f"study of {NUM_ARMS} arms and {NUM_SEEDS} seeds"
+    yield Question(name, STUDY_MS, large)
+    yield Question("studies, first page", STUDIES_MS, [("/studies", {})])
+    after: Query = {"after": small[len(small) // 2]}
+    yield Question(f"studies, page after {len(small) // 2}", STUDIES_MS, [("/studies", after)])
+    yield Question("studies, limit=100", STUDIES_MS, [("/studies", {"limit": 100})])
 
 
 def make_page_questions(job_ids: list[str]) -> Iterator[Question]:

@@ -115,7 +115,8 @@ def make_study_possible(body: dict[str, Any]) -> None:
         body["grid"] = {"latent_dim": [4, 5]}
     if isinstance(body.get("config"), dict):
         use_known_dataset(body["config"])
-        body["config"].pop("seed", None)
+        for key in ("seed", "class_weighting", "focal_gamma"):  # the options differ in the latter
+            body["config"].pop(key, None)
     if thresholds := body.get("thresholds"):
         order_thresholds(thresholds)
     is_race = body.get("until_decided")
@@ -136,7 +137,7 @@ def make_arm(arm: Any, number: int) -> Any:
     given = arm.get("config", {}).items()
     config = {key: value for key, value in given if key not in ("seed", "data_seed")}
     use_known_dataset(config)
-    return arm | {"name": f"arm {number}", "base": base, "config": config | {"beta": 2 + number}}
+    return arm | {"name": f"arm {number}", "base": base, "config": config | {"beta": 900 + number}}
 
 
 def make_npz() -> bytes:
