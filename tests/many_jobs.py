@@ -10,7 +10,7 @@ from sqlalchemy import Column, Connection, Engine, Integer, MetaData, String, Ta
 from sqlmodel import Session, SQLModel
 
 from server.judging.statistics import plan_looks
-from server.models.configuration import TrainingConfig, resolve_config
+from server.models.configuration import TrainingConfig, compute_config_sha256, resolve_config
 from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import (
     Artifact,
@@ -130,6 +130,7 @@ def make_job(chance: random.Random, number: int, *, num_jobs: int, num_epochs: i
         "metadata": make_labels(chance, number),
         "priority": 0,
         "config": config.model_dump(mode="json") | {"seed": chance.randrange(100)},
+        "config_sha256": compute_config_sha256(config),
         "status": status,
         "progress": 1.0 if status is JobStatus.succeeded else chance.random(),
         "attempt": 1,

@@ -59,6 +59,7 @@ def test_no_path_leads_out_of_the_folders(finished: Finished, up: str) -> None:
         for url in (
             *(f"{base}/checkpoints/{away}", f"{base}/reconstructions/{away}.png"),
             *(f"/jobs/{away}", f"/jobs/{away}/log", f"/datasets/{away}", f"/static/{away}"),
+            f"/options/{away}",
             *(f"/datasets/{away}/preview.png", f"/static/0000000000000000/{away}"),
         ):
             for method in ("GET", "DELETE"):
@@ -124,18 +125,26 @@ BODIES: list[tuple[bytes, set[int]]] = [
 
 
 @pytest.mark.parametrize(("body", "statuses"), BODIES, ids=lambda value: repr(value)[:40])
-@pytest.mark.parametrize("url", ["/jobs", "/jobs/{}/resume", "/jobs/{}"])
+@pytest.mark.parametrize(
+    ("method", "url"),
+    [
+        ("POST", "/jobs"),
+        ("POST", "/jobs/{}/resume"),
+        ("PATCH", "/jobs/{}"),
+        ("PUT", "/options/mine"),
+    ],
+)
 def test_hostile_body_is_refused(
     client: TestClient,
     engine: Engine,
     settings: Settings,
+    method: str,
     url: str,
     body: bytes,
     statuses: set[int],
 ) -> None:
     job_id = client.post("/jobs", json={"option": "b"}).json()["id"]
     before = read_state(engine, settings)
-    method = "PATCH" if url == "/jobs/{}" else "POST"
     answer = client.request(method, url.format(job_id), content=body, headers=JSON)
     assert answer.status_code in statuses, answer.text[:300]
     assert len(answer.content) < 10_000

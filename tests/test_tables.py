@@ -7,10 +7,17 @@ import pytest
 import typer
 from rich.console import Console, RenderableType
 
-from server.api.schemas import JobPublic
+from server.api.schemas import JobPublic, OptionPublic
 from server.cli.reporting import report_errors
-from server.cli.views import comparison_view, job_view, jobs_table, welcome_text
+from server.cli.views import (
+    comparison_view,
+    job_view,
+    jobs_table,
+    options_table,
+    welcome_text,
+)
 from server.client import RequestError
+from server.jobs.options import BUILT_IN_OPTIONS
 from server.models.columns import utc_now
 from server.models.configuration import TrainingConfig
 from server.models.options import BuiltInOption
@@ -64,6 +71,24 @@ def test_each_job_of_a_list_is_one_line_whatever_its_name(name: str | None) -> N
     last_line = show(jobs_table(page)).rstrip().splitlines()[-1]
     assert job.id in last_line
     assert (name or "")[:8] in last_line
+
+
+@pytest.mark.parametrize("option", ["b_soft", "x" * 64, "b-with-free-bits-" + "and-more" * 5])
+def test_long_name_of_an_option_leaves_room_for_the_rest(option: str) -> None:
+    job = Job(option=option, config=TrainingConfig().model_dump(), name="baseline")
+    page = {"data": [JobPublic.of(job).model_dump(mode="json")], "has_more": False}
+    last_line = show(jobs_table(page)).rstrip().splitlines()[-1]
+    for words in (job.id, "base", option[:6], "queued", "0/50"):
+        assert words in last_line
+
+
+def test_options_are_listed_with_their_whole_names() -> None:
+    built_in = OptionPublic.of(BUILT_IN_OPTIONS["b"], num_jobs=3).model_dump(mode="json")
+    own = built_in | {"name": "x" * 64, "base": "z" * 64, "summary": "words " * 80}
+    shown = show(options_table({"data": [built_in, own | {"overrides": {"free_bits": 0.1}}]}))
+    assert shown.count("x") == shown.count("z") == 64
+    assert "free_bits=0.1" in shown
+    assert "…" not in shown
 
 
 def test_refused_token_tells_where_to_set_one(capsys: pytest.CaptureFixture[str]) -> None:

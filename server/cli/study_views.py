@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from server.cli.live import LiveLines, describe_seconds_left, format_duration
-from server.cli.views import STATUS_STYLES, make_table
+from server.cli.views import STATUS_STYLES, make_table, name_cell
 from server.judging.numbers import NO_VALUE, format_decimals, format_share
 
 Json = dict[str, Any]
@@ -104,7 +104,7 @@ def studies_table(page: Json) -> RenderableType:
     for study in page["data"]:
         table.add_row(
             Text(study["id"]),
-            Text(study["name"] or "", no_wrap=True, overflow="ellipsis"),
+            name_cell(study["name"] or ""),
             Text(study["status"], style=STATUS_STYLES.get(study["status"], "")),
             Text(", ".join(study["arms"])),
             Text(str(study["num_seeds"])),

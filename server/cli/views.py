@@ -27,7 +27,11 @@ STATUS_STYLES = {
 }
 _OUTCOME_STYLES = {"success": "bold green", "failure": "bold red", "undecided": "yellow"}
 _CRITERION_STYLES = {"passed": "green", "failed": "red", "no_data": "dim"}
-_WRAPPED: Final = ("Explanation", "Name", "Arm", "Arms", "Failed\ncriteria", "Settings", "Summary")
+#: The columns that may be narrower than their texts.
+_WRAPPED: Final = (
+    *("Explanation", "Failed\ncriteria", "Settings", "Summary"),
+    *("Name", "Arm", "Arms", "Option", "Base"),
+)
 #: The settings of the loss, in which options differ; others make a comparison doubtful.
 _LOSS_SETTINGS: Final = {
     *("option", "use_focal_loss", "beta", "beta_schedule", "beta_warmup_fraction", "free_bits"),
@@ -55,8 +59,8 @@ def jobs_table(page: Json) -> RenderableType:
     for job in page["data"]:
         table.add_row(
             Text(job["id"]),
-            Text(job["name"] or "", no_wrap=True, overflow="ellipsis"),
-            Text(job["option"]),
+            name_cell(job["name"] or ""),
+            name_cell(job["option"]),
             _status_text(job),
             Text(_describe_epochs(job)),
             Text(format_share(job["train_pixel_accuracy"])),
@@ -181,7 +185,7 @@ def _comparison_cells(entry: Json) -> list[Text]:
     job, verdict = entry["job"], entry["verdict"]
     passed = [item["name"] for item in verdict["criteria"] if item["status"] == "passed"]
     return [
-        Text(job["option"]),
+        name_cell(job["option"]),
         Text(job["id"]),
         Text(format_share(job["train_pixel_accuracy"])),
         Text(format_decimals(job["val_foreground_recall"])),
@@ -252,6 +256,11 @@ def _describe_epochs(job: Json) -> str:
 
 def _describe_time_left(job: Json) -> str:
     return describe_seconds_left(job.get("seconds_left")) if job["status"] == "running" else ""
+
+
+def name_cell(name: str) -> Text:
+    """One line, which is shortened rather than another column."""
+    return Text(name, no_wrap=True, overflow="ellipsis")
 
 
 def make_table(*headings: str) -> Table:
