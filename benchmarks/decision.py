@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.machine import REPOSITORY, describe_machine, show, write_results
+from server.judging.intervals import paired_difference
 from server.judging.statistics import (
     PLANNED_LOOKS,
     SequentialDecision,
     decide_in_looks,
-    paired_difference,
 )
 
 PAGE = REPOSITORY / "docs" / "deciding.md"

@@ -34,7 +34,7 @@ from server.dashboard.presentation import install_dashboard
 from server.database.engine import open_database
 from server.jobs import retention
 from server.jobs.reaper import Reaper
-from server.judging.statistics import decide
+from server.judging.statistics import load_library
 from server.judging.studies import ResultCache
 from server.judging.verdicts import VerdictCache
 from server.races import advance_races
@@ -159,7 +159,7 @@ async def _race(engine: Engine, settings: Settings, *, cache: ResultCache) -> No
 async def _warm_up() -> None:
     """Import the slow library of the tests, for which the first study would wait two seconds."""
     await asyncio.sleep(_WARM_UP_SECONDS)
-    await asyncio.to_thread(decide, {"a": (1, 1), "b": (0, 1)})
+    await asyncio.to_thread(load_library)
 
 
 async def _free_space(engine: Engine, settings: Settings) -> None:

@@ -13,6 +13,7 @@ from sqlmodel import Session
 from server.database.engine import database_now, write_transaction
 from server.jobs import seeds, studies
 from server.jobs.submission import QueueFullError
+from server.judging.statistics import load_library
 from server.judging.studies import ResultCache, StudyVerdict, judge_study
 from server.models.tables import Study
 
@@ -42,6 +43,7 @@ def advance_races(engine: Engine, *, cache: ResultCache, max_queued_jobs: int) -
 
 
 def _advance(engine: Engine, study_id: str, *, cache: ResultCache, max_queued_jobs: int) -> None:
+    load_library()
     with Session(engine) as session:
         study = studies.find_study(session, study_id)
         verdict = judge_study(session, study, cache=cache)

@@ -65,6 +65,7 @@ def list_page_requests() -> list[tuple[str, str]]:
 def fill_in(path: str, *, job_id: str) -> str:
     """The path as it would be sent."""
     values = {"job_id": job_id, "epoch": "best", "name": "mine", "action": "cancel"}
+    values["study_id"] = "0" * 12  # there is none; a token is asked for before that is found out
     return re.sub(r"{(\w+)}", lambda match: values[match[1]], path)
 
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from scipy.stats import binom, boschloo_exact
 
 from server.judging import statistics
+from server.judging.intervals import paired_difference
 from server.judging.statistics import (
     Decision,
     DecisionState,
     decide,
     decide_in_looks,
-    paired_difference,
     plan_looks,
     wilson_interval,
 )

@@ -11,6 +11,7 @@ from sqlmodel import Session
 from server.api.event_feed import EventFeed
 from server.files.artifacts import JobFiles
 from server.jobs.listing import find_job
+from server.judging.statistics import load_library
 from server.judging.studies import ResultCache
 from server.models.tables import Job
 from server.settings import Settings
@@ -43,6 +44,10 @@ ResultCacheDep = Annotated[ResultCache, Depends(get_result_cache)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 EngineDep = Annotated[Engine, Depends(get_engine)]
 EventFeedDep = Annotated[EventFeed, Depends(get_event_feed)]
+
+
+#: For routes that judge groups of jobs: the library is imported before they open a transaction.
+NeedsStatistics: Final = Depends(load_library)
 
 
 async def get_session(request: Request, engine: EngineDep) -> AsyncIterator[Session]:

@@ -11,7 +11,7 @@ from typing import Final
 from pydantic import BaseModel, Field
 
 from server.judging.groups import RANKING_METRIC, GroupMetric, SeedResult
-from server.judging.statistics import PairedDifference, paired_difference
+from server.judging.intervals import PairedDifference, paired_difference
 from server.judging.studies import ArmVerdict, StudyVerdict
 
 #: Arms that the leader is compared with: twenty arms would need a hundred bootstraps.

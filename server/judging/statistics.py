@@ -6,24 +6,18 @@ p <= error / (looks * (arms - 1)). Whatever the true chances, the best arm is te
 most arms - 1 others at each look, so that by the union bound it is ruled out with at most `error`.
 """
 
-import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from itertools import pairwise
-from statistics import median
 from typing import Final
 
 #: Numbers of seeds after which a study is judged, as far as its seeds go.
 PLANNED_LOOKS: Final = (5, 10, 20, 40)
 #: The chance that `more_seeds` gives the decision, if the pass rates stay as they are.
 POWER: Final = 0.8
-#: Fewer paired differences have no interval.
-MIN_PAIRS: Final = 5
-#: Of the largest difference: a smaller spread is rounding, and BCa would divide by about 0.
-SMALLEST_SPREAD: Final = 1e-9
 
 Count = tuple[int, int]
 Counts = Mapping[str, Count]
@@ -78,17 +72,6 @@ class SequentialDecision:
 
     decision: Decision
     looks: list[Look]
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """The median of first - second over pairs of one seed, with its interval, in their unit."""
-
-    median: float
-    low: float
-    high: float
-    num_pairs: int
-    method: str
 
 
 # -- decisions
@@ -247,6 +230,15 @@ def _is_decided(kept: Counts, min_pass_rate: float) -> bool:
 # -- the test
 
 
+def load_library() -> None:
+    """Import scipy, which takes two seconds the first time.
+
+    To be called before a transaction: PostgreSQL ends one that is idle, and SQLite's would keep
+    others from writing.
+    """
+    import scipy.stats  # noqa: F401, PLC0415 - slow to import; few commands decide
+
+
 @lru_cache(maxsize=100_000)
 def _find_p_value(passed: int, judged: int, other_passed: int, other_judged: int) -> float:
     """Boschloo's one-sided p-value for passing more often than the other; 1 if it does not."""
@@ -347,61 +339,3 @@ def _order_tables(num_seeds: int) -> list[Count]:
     # Tables that mirror each other differ by rounding only.
     keys = [float(f"{p_value:.9e}") for p_value in p_values]
     return [table for _, table in sorted(zip(keys, tables, strict=True))]
-
-
-# -- secondary metrics
-
-
-def paired_difference(
-    first: Sequence[float],
-    second: Sequence[float],
-    *,
-    confidence: float = 0.95,
-    num_resamples: int = 9999,
-) -> PairedDifference | None:
-    """The median of first - second over pairs of one seed, in their unit, with its interval.
-
-    The interval is by the bootstrap, BCa (Efron, 1987), or of percentiles where BCa has no answer.
-    Pairs with a value that is not finite are left out. None below five pairs. Raises ValueError if
-    the lengths differ, and for a confidence outside 0 to 1.
-    """
-    if not 0 < confidence < 1:
-        raise ValueError(f"the confidence is between 0 and 1, not {confidence}")
-    pairs = zip(first, second, strict=True)
-    differences = [one - other for one, other in pairs if math.isfinite(one - other)]
-    if len(differences) < MIN_PAIRS:
-        return None
-    scale = max(map(abs, differences)) or 1.0
-    scaled = [difference / scale for difference in differences]
-    method = "percentile" if _is_bca_degenerate(scaled) else "BCa"
-    low, high = _bootstrap(
-        scaled, method=method, confidence=confidence, num_resamples=num_resamples
-    )
-    return PairedDifference(
-        median(differences), low * scale, high * scale, len(differences), method
-    )
-
-
-def _is_bca_degenerate(scaled: Sequence[float]) -> bool:
-    """Whether the median is the same whichever value is left out: BCa divides by its spread."""
-    ordered = sorted(scaled)
-    medians = [median(ordered[:i] + ordered[i + 1 :]) for i in range(len(ordered))]
-    return max(medians) - min(medians) < SMALLEST_SPREAD
-
-
-def _bootstrap(
-    differences: Sequence[float], *, method: str, confidence: float, num_resamples: int
-) -> tuple[float, float]:
-    """The interval of the median, from the same resamples each time."""
-    import numpy as np  # noqa: PLC0415 - slow to import; few commands decide
-    from scipy.stats import bootstrap  # noqa: PLC0415 - slow to import; few commands decide
-
-    interval = bootstrap(
-        (differences,),
-        np.median,
-        confidence_level=confidence,
-        n_resamples=num_resamples,
-        method=method,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)

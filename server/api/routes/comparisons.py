@@ -5,7 +5,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
-from server.api.dependencies import SessionDep, SettingsDep
+from server.api.dependencies import NeedsStatistics, SessionDep, SettingsDep
 from server.api.problems import PROBLEM_RESPONSES
 from server.api.queries import ComparisonQuery
 from server.api.schemas import ComparisonPublic
@@ -16,7 +16,12 @@ from server.judging.reports import read_picture, render_html, render_markdown
 #: The report embeds its styles and pictures and has no script.
 _REPORT_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
-router = APIRouter(prefix="/comparisons", tags=["comparisons"], responses=PROBLEM_RESPONSES)
+router = APIRouter(
+    prefix="/comparisons",
+    tags=["comparisons"],
+    responses=PROBLEM_RESPONSES,
+    dependencies=[NeedsStatistics],
+)
 
 
 def get_comparison(

@@ -9,6 +9,7 @@ from sqlmodel import Session
 
 from server.api.dependencies import (
     EngineDep,
+    NeedsStatistics,
     ResultCacheDep,
     SessionDep,
     SettingsDep,
@@ -43,7 +44,9 @@ from server.judging.studies import ResultCache, judge_study
 from server.models.tables import Study
 from server.settings import Settings
 
-router = APIRouter(prefix="/studies", tags=["studies"], responses=PROBLEM_RESPONSES)
+router = APIRouter(
+    prefix="/studies", tags=["studies"], responses=PROBLEM_RESPONSES, dependencies=[NeedsStatistics]
+)
 
 
 def get_study(study_id: str, session: SessionDep) -> Study:

@@ -6,7 +6,13 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 
-from server.api.dependencies import EngineDep, ResultCacheDep, SessionDep, SettingsDep
+from server.api.dependencies import (
+    EngineDep,
+    NeedsStatistics,
+    ResultCacheDep,
+    SessionDep,
+    SettingsDep,
+)
 from server.api.problems import PROBLEM_RESPONSES
 from server.api.routes.studies import StudyDep, ThresholdsQuery, override
 from server.judging.histories import read_histories
@@ -27,7 +33,12 @@ _NO_SNIFFING: Final = {"X-Content-Type-Options": "nosniff"}
 _TEXT: Final = {"schema": {"type": "string"}}
 _CSV: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {"text/csv": _TEXT}}}
 
-router = APIRouter(prefix="/studies/{study_id}", tags=["studies"], responses=PROBLEM_RESPONSES)
+router = APIRouter(
+    prefix="/studies/{study_id}",
+    tags=["studies"],
+    responses=PROBLEM_RESPONSES,
+    dependencies=[NeedsStatistics],
+)
 
 
 def get_report(

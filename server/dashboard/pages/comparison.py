@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request, Response
 from sqlmodel import Session
 
-from server.api.dependencies import SessionDep
+from server.api.dependencies import NeedsStatistics, SessionDep
 from server.api.queries import ComparisonQuery
 from server.dashboard.curves import draw_history
 from server.dashboard.rendering import render_page
@@ -16,7 +16,7 @@ from server.judging.comparisons import MAX_COMPARED_JOBS, ComparedJob
 
 NUM_CHOICES: Final = 50
 
-router = APIRouter(prefix="/ui", include_in_schema=False)
+router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[NeedsStatistics])
 
 
 class PageQuery(ComparisonQuery):

@@ -7,7 +7,13 @@ from fastapi.responses import RedirectResponse
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from server.api.dependencies import EngineDep, ResultCacheDep, SessionDep, SettingsDep
+from server.api.dependencies import (
+    EngineDep,
+    NeedsStatistics,
+    ResultCacheDep,
+    SessionDep,
+    SettingsDep,
+)
 from server.api.routes.studies import plan_study
 from server.api.study_requests import DEFAULT_MAX_SEEDS, DEFAULT_NUM_SEEDS
 from server.api.study_schemas import StudySummary
@@ -30,7 +36,7 @@ from server.settings import Settings
 
 PAGE_SIZE: Final = 25
 
-router = APIRouter(prefix="/ui/studies", include_in_schema=False)
+router = APIRouter(prefix="/ui/studies", include_in_schema=False, dependencies=[NeedsStatistics])
 
 
 def get_decision_cache(request: Request) -> DecisionCache:

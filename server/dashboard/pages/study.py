@@ -8,7 +8,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from sqlmodel import Session
 
-from server.api.dependencies import EngineDep, ResultCacheDep, SessionDep, SettingsDep
+from server.api.dependencies import (
+    EngineDep,
+    NeedsStatistics,
+    ResultCacheDep,
+    SessionDep,
+    SettingsDep,
+)
 from server.api.requests import FORM
 from server.api.routes import studies as routes
 from server.api.routes.studies import StudyDep, ThresholdsQuery
@@ -37,7 +43,7 @@ from server.judging.studies import ArmVerdict, judge_study
 _REFRESH_SECONDS = 4
 _JOBS_PER_SECOND = 50
 
-router = APIRouter(prefix="/ui/studies", include_in_schema=False)
+router = APIRouter(prefix="/ui/studies", include_in_schema=False, dependencies=[NeedsStatistics])
 
 
 @router.get("/{study_id}")
