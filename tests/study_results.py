@@ -1,15 +1,16 @@
 """Studies with stored results, made without training."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Final
 
-from sqlalchemy import Engine, delete, insert, select, update
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, delete, event, func, insert, select, update
 from sqlmodel import Session, col
 
 from server.api.study_requests import StudyRequest
 from server.database.engine import write_transaction
-from server.jobs import seeds
+from server.jobs import seeds, studies
 from server.judging.studies import ResultCache, StudyVerdict, judge_study
 from server.models.columns import utc_now
 from server.models.tables import EpochMetrics, FailureKind, Job, JobStatus, Study, StudyJob
@@ -26,6 +27,8 @@ ENDINGS: Final[dict[str, dict[str, Any]]] = {
     "i": {"status": JobStatus.failed, "failure_kind": FailureKind.infrastructure},
     "c": {"status": JobStatus.cancelled},
 }
+#: At five seeds b is decided.
+PASSING: Final = {"a": "fffff", "b": "ppppp"}
 NUM_EPOCHS: Final = 3
 QUICK: Final = {"epochs": NUM_EPOCHS, "num_samples": 200}
 FIRST_END: Final = utc_now() - timedelta(days=1)
@@ -131,3 +134,65 @@ def read_job_ids(engine: Engine, study_id: str, arm: int) -> list[str | None]:
 def judge(engine: Engine, study_id: str, *, cache: ResultCache | None = None) -> StudyVerdict:
     with Session(engine) as session:
         return judge_study(session, session.get_one(Study, study_id), cache=cache)
+
+
+# -- by the API
+
+
+def post(client: TestClient, *, key: str | None = None, **body: Any) -> Json:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    request = {"options": ["a", "b"], "config": QUICK, **body}
+    answer = client.post("/studies", json=request, headers=headers)
+    assert answer.status_code == 201, answer.text
+    study: Json = answer.json()
+    assert answer.headers["location"] == f"/studies/{study['id']}"
+    return study
+
+
+def read(client: TestClient, study: Json | str, **query: Any) -> Json:
+    study_id = study if isinstance(study, str) else study["id"]
+    answer: Json = client.get(f"/studies/{study_id}", params=query).raise_for_status().json()
+    return answer
+
+
+def command(client: TestClient, study: Json, name: str, **body: Any) -> Json:
+    answer = client.post(f"/studies/{study['id']}/{name}", json=body or None)
+    assert answer.status_code == 200, answer.text
+    found: Json = answer.json()
+    return found
+
+
+def count(engine: Engine, table: type = Job) -> int:
+    with engine.connect() as connection:
+        return connection.execute(select(func.count()).select_from(table)).scalar_one()
+
+
+def read_statuses(engine: Engine) -> list[str]:
+    with engine.connect() as connection:
+        return sorted(connection.execute(select(col(Job.status))).scalars())
+
+
+def count_statements(engine: Engine, execute: Callable[[], object]) -> int:
+    """How often the database is asked."""
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if not statement.startswith("BEGIN"):
+            statements.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        execute()
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    return len(statements)
+
+
+def list_studies(engine: Engine) -> list[Study]:
+    with Session(engine) as session:
+        return list(session.scalars(select(Study)))
+
+
+def run(engine: Engine, change: studies.Command, study_id: str) -> Study:
+    with write_transaction(engine) as session:
+        return change(session, study_id)

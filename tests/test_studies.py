@@ -1,72 +1,39 @@
-"""Studies: queued whole or not at all, steered together, and judged at planned looks."""
+"""Studies: queued whole or not at all, from new jobs or finished ones, and extended."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import numpy as np
 import pytest
 from conftest import BOTH_DATABASES, open_client, problem
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, event, func, select, update
+from sqlalchemy import Engine, select, update
 from sqlmodel import Session, col
 from stored_state import read_state
 from study_results import (
-    FIRST_END,
+    PASSING,
     QUICK,
+    Json,
+    command,
+    count,
+    count_statements,
     end_seeds,
-    judge,
-    read_job_ids,
-    read_study,
+    list_studies,
+    post,
+    read,
+    read_statuses,
+    run,
     submit_study,
 )
 
+from server.api.study_requests import StudyRequest
 from server.database.engine import write_transaction
 from server.jobs import queue, studies
-from server.judging.studies import ResultCache
+from server.jobs.options import UnknownOptionError
+from server.jobs.seeds import submit_study as submit
 from server.main import create_app
-from server.models.tables import Job, JobEvent, JobStatus, Study, StudyJob
-from server.races import advance_races
+from server.models.tables import Job, JobEvent, Study, StudyJob
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES
-
-Json = dict[str, Any]
-PASSING = {"a": "fffff", "b": "ppppp"}
-
-
-def post(client: TestClient, *, key: str | None = None, **body: Any) -> Json:
-    headers = {} if key is None else {"Idempotency-Key": key}
-    request = {"options": ["a", "b"], "config": QUICK, **body}
-    answer = client.post("/studies", json=request, headers=headers)
-    assert answer.status_code == 201, answer.text
-    study: Json = answer.json()
-    assert answer.headers["location"] == f"/studies/{study['id']}"
-    return study
-
-
-def read(client: TestClient, study: Json | str, **query: Any) -> Json:
-    study_id = study if isinstance(study, str) else study["id"]
-    answer: Json = client.get(f"/studies/{study_id}", params=query).raise_for_status().json()
-    return answer
-
-
-def command(client: TestClient, study: Json, name: str, **body: Any) -> Json:
-    answer = client.post(f"/studies/{study['id']}/{name}", json=body or None)
-    assert answer.status_code == 200, answer.text
-    found: Json = answer.json()
-    return found
-
-
-def count(engine: Engine, table: type = Job) -> int:
-    with engine.connect() as connection:
-        return connection.execute(select(func.count()).select_from(table)).scalar_one()
-
-
-def read_statuses(engine: Engine) -> list[str]:
-    with engine.connect() as connection:
-        return sorted(connection.execute(select(col(Job.status))).scalars())
 
 
 # -- queueing
@@ -208,30 +175,17 @@ def test_largest_study_needs_a_few_statements(engine: Engine, settings: Settings
     assert count(engine, JobEvent) == 4 * 2000
 
 
-def count_statements(engine: Engine, execute: Callable[[], object]) -> int:
-    """How often the database is asked."""
-    statements: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if not statement.startswith("BEGIN"):
-            statements.append(statement)
-
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        execute()
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
-    return len(statements)
-
-
-def list_studies(engine: Engine) -> list[Study]:
+def test_study_of_an_option_that_was_deleted_meanwhile_is_not_stored(
+    client: TestClient, engine: Engine, settings: Settings
+) -> None:
+    client.put("/options/mine", json={"base": "b"}).raise_for_status()
+    request = StudyRequest.model_validate({"options": ["a", "mine"]})
     with Session(engine) as session:
-        return list(session.scalars(select(Study)))
-
-
-def run(engine: Engine, change: studies.Command, study_id: str) -> Study:
-    with write_transaction(engine) as session:
-        return change(session, study_id)
+        study = request.make_study(session, datasets_dir=settings.datasets_dir)
+    client.delete("/options/mine").raise_for_status()
+    with pytest.raises(UnknownOptionError, match="mine"), write_transaction(engine) as session:
+        submit(session, study, seeds=[0])
+    assert count(engine, Study) == count(engine) == 0
 
 
 # -- reuse
@@ -390,255 +344,7 @@ def test_cancelled_study_goes_on_with_further_seeds(client: TestClient) -> None:
     assert extended["num_by_status"] == {"cancelled": 2, "queued": 2}
 
 
-# -- steering
-
-
-def test_pause_resume_and_cancel_act_on_all_jobs_and_may_be_repeated(
-    client: TestClient, engine: Engine
-) -> None:
-    study = post(client, num_seeds=2)
-    queue.claim(engine, worker_id="w", lease_seconds=1000)
-    for _ in range(2):
-        paused = command(client, study, "pause")
-        assert paused["num_by_status"] == {"running": 1, "paused": 3}
-    for _ in range(2):
-        resumed = command(client, study, "resume")
-        assert resumed["num_by_status"] == {"running": 1, "queued": 3}
-    for _ in range(2):
-        cancelled = command(client, study, "cancel")
-        assert cancelled["num_by_status"] == {"running": 1, "cancelled": 3}
-    assert cancelled["status"] == "running"
-    assert "being cancelled" in problem(client.post(f"/studies/{study['id']}/pause"), 409)["detail"]
-    assert "wait until" in problem(client.post(f"/studies/{study['id']}/resume"), 409)["detail"]
-
-
-def test_study_that_ended_cannot_be_steered(
-    client: TestClient, engine: Engine, settings: Settings
-) -> None:
-    study = post(client, num_seeds=1)
-    end_seeds(engine, study["id"], {"a": "n", "b": "p"})
-    before = read_state(engine, settings)
-    for name in ("cancel", "pause", "resume"):
-        answer = problem(client.post(f"/studies/{study['id']}/{name}"), 409)
-        assert "has ended" in answer["detail"]
-    assert read_state(engine, settings) == before
-
-
-def test_resumed_study_trains_lost_seeds_again_and_no_judged_ones(
-    client: TestClient, engine: Engine
-) -> None:
-    study = post(client, num_seeds=6)
-    end_seeds(engine, study["id"], {"a": "fnoutc", "b": "pppppp"})
-    assert read(client, study)["arms"][0]["num_missing"] == 4
-    assert command(client, study, "resume")["num_by_status"] == {
-        "queued": 4,
-        "succeeded": 7,
-        "failed": 1,
-    }
-
-
-@pytest.mark.parametrize(
-    ("endings", "status"),
-    [
-        ({"a": "qq", "b": "qq"}, "queued"),
-        ({"a": "qc", "b": "qq"}, "queued"),
-        ({"a": "qp", "b": "qq"}, "running"),
-        ({"a": "rq", "b": "qq"}, "running"),
-        ({"a": "pp", "b": "pi"}, "succeeded"),
-        ({"a": "ni", "b": "cc"}, "failed"),
-        ({"a": "cc", "b": "cc"}, "cancelled"),
-        ({"a": "dd", "b": "dd"}, "cancelled"),
-        ({"a": "dd", "b": "pd"}, "succeeded"),
-    ],
-)
-def test_status_and_progress_sum_up_the_jobs(
-    client: TestClient, engine: Engine, endings: dict[str, str], status: str
-) -> None:
-    study = post(client, num_seeds=2)
-    end_seeds(engine, study["id"], endings)
-    letters = "".join(endings.values())
-    progress = sum({"q": 0.0, "r": 0.5}.get(letter, 1.0) for letter in letters) / 4
-    (entry,) = client.get("/studies").json()["data"]
-    for found in (read(client, study), entry):
-        assert (found["status"], found["progress"], found["num_jobs"]) == (status, progress, 4)
-    assert entry["num_by_status"] == read(client, study)["num_by_status"]
-
-
-def test_seconds_left_are_those_of_the_jobs_that_wait(client: TestClient, engine: Engine) -> None:
-    study = post(client, num_seeds=2)
-    assert read(client, study)["seconds_left"] is None
-    end_seeds(engine, study["id"], {"a": "pr", "b": "pq"})  # a minute each
-    assert read(client, study)["seconds_left"] == 90
-    end_seeds(engine, study["id"], {"a": "pp", "b": "pp"})
-    assert read(client, study)["seconds_left"] is None
-
-
-# -- deleting
-
-
-def test_deleting_needs_an_end_and_says_what_it_deletes(
-    client: TestClient, engine: Engine, settings: Settings
-) -> None:
-    study = post(client, num_seeds=2)
-    assert "4 jobs have not ended" in problem(
-        client.delete(f"/studies/{study['id']}"), 409)["detail"]  # fmt: skip
-    command(client, study, "cancel")
-    for arm in study["arms"]:
-        for job_id in arm["jobs"]:
-            (settings.runs_dir / job_id / "checkpoints").mkdir(parents=True)
-    answer = client.delete(f"/studies/{study['id']}")
-    assert answer.json() == {"id": study["id"], "num_jobs_deleted": 4, "num_jobs_kept": 0}
-    assert [count(engine, table) for table in (Study, StudyJob, Job, JobEvent)] == [0] * 4
-    assert list(settings.runs_dir.iterdir()) == []
-    problem(client.get(f"/studies/{study['id']}"), 404)
-
-
-def test_study_may_be_deleted_without_its_jobs(client: TestClient, engine: Engine) -> None:
-    study = post(client, num_seeds=1)
-    command(client, study, "cancel")
-    answer = client.delete(f"/studies/{study['id']}", params={"jobs": "keep"}).json()
-    assert answer == {"id": study["id"], "num_jobs_deleted": 0, "num_jobs_kept": 2}
-    jobs = client.get("/jobs").json()["data"]
-    assert [job["study_id"] for job in jobs] == [None, None]
-    assert count(engine, Study) == count(engine, StudyJob) == 0
-
-
-def test_large_study_is_deleted_with_few_statements(
-    client: TestClient, engine: Engine, settings: Settings, app: FastAPI
-) -> None:
-    study_id = submit_study(engine, settings, num_seeds=100)
-    run(engine, studies.cancel_study, study_id)
-    server: Engine = app.state.engine
-    num = count_statements(server, lambda: client.delete(f"/studies/{study_id}").raise_for_status())
-    assert count(engine) == 0
-    assert num < 60
-
-
-def test_race_that_goes_on_is_not_deleted(client: TestClient, engine: Engine) -> None:
-    study = post(client, until_decided=True)
-    command(client, study, "pause")
-    end_seeds(engine, study["id"], PASSING)
-    detail = problem(client.delete(f"/studies/{study['id']}"), 409)["detail"]
-    assert "its race goes on; cancel it" in detail
-    command(client, study, "cancel")
-    client.delete(f"/studies/{study['id']}").raise_for_status()
-
-
-def test_option_and_data_set_stay_while_a_study_needs_them(
-    client: TestClient, engine: Engine, write_npz: Callable[..., str]
-) -> None:
-    client.put("/options/mine", json={"base": "b", "config": {"beta": 2}}).raise_for_status()
-    name = write_npz(images=np.zeros((20, 8, 8), dtype=np.uint8))
-    study = post(client, options=["mine"], until_decided=True, config=QUICK | {"dataset": name})
-    assert study["id"] in problem(client.delete("/options/mine"), 409)["detail"]
-    command(client, study, "pause")
-    end_seeds(engine, study["id"], {"mine": "fffff"})
-    assert study["id"] in problem(client.delete(f"/datasets/{name}"), 409)["detail"]
-    command(client, study, "cancel")
-    client.delete(f"/datasets/{name}").raise_for_status()
-    answer = client.post(f"/studies/{study['id']}/seeds", json={"num": 1})
-    assert name in problem(answer, 409)["detail"]
-    write_npz(images=np.ones((20, 8, 8), dtype=np.uint8))
-    answer = client.post(f"/studies/{study['id']}/seeds", json={"num": 1})
-    assert "another data set" in problem(answer, 409)["detail"]
-    client.delete(f"/studies/{study['id']}").raise_for_status()
-    client.delete("/options/mine").raise_for_status()
-
-
-# -- looks
-
-
-def test_look_uses_the_first_judged_seeds_and_waits_for_them(
-    engine: Engine, settings: Settings
-) -> None:
-    study_id = submit_study(engine, settings, num_seeds=10)
-    end_seeds(engine, study_id, {"a": "fff", "b": "ppp"})
-    end_seeds(engine, study_id, {"a": "ppppp", "b": "fffff"}, first=5)
-    assert (judge(engine, study_id).looks, judge(engine, study_id).next_look) == ([], 5)
-    end_seeds(engine, study_id, {"a": "oo", "b": "pp"}, first=3)
-    first, _ = judge(engine, study_id).looks
-    assert (first.num_seeds, first.ruled_out) == (5, []), "two of five against five of five"
-    end_seeds(engine, study_id, {"a": "ff"}, first=3)
-    first, _ = judge(engine, study_id).looks
-    assert (first.num_seeds, first.ruled_out) == (5, ["a"])
-
-
-def test_look_does_not_change_when_later_seeds_end_first(
-    engine: Engine, settings: Settings
-) -> None:
-    study_id = submit_study(engine, settings, num_seeds=10)
-    end_seeds(engine, study_id, PASSING)
-    before = judge(engine, study_id)
-    assert [look.ruled_out for look in before.looks] == [["a"]]
-    end_seeds(engine, study_id, {"a": "qpppp", "b": "qffff"}, first=5)
-    after = judge(engine, study_id)
-    assert after.looks == before.looks
-    assert after.recommendation.reason == before.recommendation.reason
-    assert (after.arms[0].num_judged, after.next_look) == (9, 10)
-
-
-def test_cancelled_study_is_judged_by_what_there_is(client: TestClient, engine: Engine) -> None:
-    study = post(client, num_seeds=20)
-    end_seeds(engine, study["id"], {"a": "fffffff", "b": "ppppppp"})
-    found = command(client, study, "cancel")
-    assert [look["num_seeds"] for look in found["looks"]] == [5, 10]
-    assert (found["next_look"], found["status"]) == (None, "cancelled")
-    assert found["arms"][0]["num_missing"] == 13
-    assert found["recommendation"]["reason"].startswith("b escapes collapse, 7 of 7; a is ruled")
-
-
-def test_thresholds_of_the_request_are_kept_and_those_of_a_query_judge_anew(
-    client: TestClient, engine: Engine
-) -> None:
-    strict = {"min_foreground_recall": 0.7}
-    study = post(client, thresholds=strict)
-    end_seeds(engine, study["id"], PASSING)
-    assert read(client, study)["thresholds"] == strict
-    assert [arm["num_passed"] for arm in read(client, study)["arms"]] == [0, 0]
-    lenient = read(client, study, min_foreground_recall=0.3)
-    assert [arm["num_passed"] for arm in lenient["arms"]] == [0, 5]
-    assert lenient["recommendation"]["arm"] == "b"
-    assert [arm["num_passed"] for arm in read(client, study)["arms"]] == [0, 0]
-
-
-def test_thresholds_of_a_query_need_fit_only_those_of_the_study(client: TestClient) -> None:
-    study = post(client, thresholds={"min_accuracy": 0.9, "max_accuracy": 1.0})
-    read(client, study, min_accuracy=0.95)
-    read(client, study, max_accuracy=0.92)
-    bad = client.get(f"/studies/{study['id']}", params={"max_accuracy": 0.8})
-    (error,) = problem(bad, 422)["errors"]
-    assert "min_accuracy must not be above max_accuracy" in error["message"]
-
-
-def test_answer_has_every_seed_of_every_arm(client: TestClient, engine: Engine) -> None:
-    study = post(client, num_seeds=3)
-    end_seeds(engine, study["id"], {"a": "fdn", "b": "ppr"})
-    first, second = read(client, study)["arms"]
-    assert [seed["has_passed"] for seed in first["seeds"]] == [False, None, False]
-    assert [seed["status"] for seed in first["seeds"]] == ["succeeded", None, "failed"]
-    assert [seed["seed"] for seed in first["seeds"]] == [0, 1, 2]
-    assert first["jobs"][1] is None
-    assert second["metrics"]["val_foreground_iou"]["values"] == [0.2, 0.2, None]
-    assert second["pass_rate_interval"] == pytest.approx([0.3424, 1.0], abs=1e-4)
-    assert second["diagnoses"] == {"healthy": 2}
-
-
-def test_results_are_read_with_few_statements_whatever_the_number_of_arms_and_seeds(
-    engine: Engine, settings: Settings
-) -> None:
-    cache, numbers = ResultCache(), []
-    for num_arms, num_seeds in ((1, 2), (10, 8)):
-        grid = {"beta": [number / 10 for number in range(num_arms)]}
-        study_id = submit_study(engine, settings, options=["b"], grid=grid, num_seeds=num_seeds)
-        arms = [arm["name"] for arm in read_study(engine, study_id).arms]
-        end_seeds(engine, study_id, dict.fromkeys(arms, "p" * num_seeds))
-        for _ in range(2):
-            reading = lambda i=study_id: judge(engine, i, cache=cache)  # noqa: E731
-            numbers.append(count_statements(engine, reading))
-    assert numbers == [numbers[0], numbers[0] - 1] * 2, "the epochs are read once"
-    with Session(engine) as session:
-        listing = lambda: studies.read_studies(session, after=None, limit=20)  # noqa: E731
-        assert count_statements(engine, listing) == 2
+# -- finding
 
 
 def test_list_is_newest_first_in_pages(client: TestClient) -> None:
@@ -659,69 +365,3 @@ def test_unknown_study_is_named(client: TestClient, study_id: str, name: str) ->
     else:
         answer = client.get(f"/studies/{study_id}")
     assert "there is no study" in problem(answer, 404)["detail"]
-
-
-def test_many_requests_at_the_same_time_do_not_wait_for_each_others_connections(
-    client: TestClient, engine: Engine
-) -> None:
-    found = [post(client, options=["b"], num_seeds=1) for _ in range(12)]
-    with ThreadPoolExecutor(24) as pool:
-        list(pool.map(lambda study: command(client, study, "pause"), found * 2))
-    assert read_statuses(engine) == ["paused"] * 12
-
-
-def test_job_that_vanishes_while_a_study_is_judged_is_missing(
-    client: TestClient, engine: Engine
-) -> None:
-    study = post(client, num_seeds=1)
-    end_seeds(engine, study["id"], {"a": "f", "b": "p"})
-    (job_id,) = read_job_ids(engine, study["id"], 0)
-    assert job_id is not None
-    queue.remove(engine, job_id)
-    found = read(client, study)
-    assert (found["arms"][0]["num_missing"], found["num_jobs"]) == (1, 2)
-    assert found["recommendation"]["kept"] == ["a", "b"]
-
-
-def test_batch_changes_a_job_as_a_single_request_does(engine: Engine, settings: Settings) -> None:
-    """Each job of one study alone, those of its twin together."""
-    single, many = (submit_study(engine, settings, options=["b"], num_seeds=7) for _ in range(2))
-    for study_id in (single, many):
-        end_seeds(engine, study_id, {"b": "picqqqq"})
-        ids = read_job_ids(engine, study_id, 0)
-        queue.pause(engine, ids[3] or "")
-        for place, seconds in ((4, 1000.0), (5, 0.0), (6, 1000.0)):
-            queue.claim(engine, worker_id="w", lease_seconds=seconds, job_id=ids[place])
-    for change, alone in (
-        (studies.pause_study, queue.pause),
-        (studies.resume_study, queue.resume),
-        (studies.cancel_study, queue.cancel),
-    ):
-        run(engine, change, many)
-        for job_id in read_job_ids(engine, single, 0):
-            try:
-                alone(engine, job_id or "")
-            except queue.JobStateError:
-                continue
-        assert describe_jobs(engine, single) == describe_jobs(engine, many)
-
-
-def describe_jobs(engine: Engine, study_id: str) -> list[Any]:
-    """Rows and events of a study's jobs, without their ids; of times only whether there is one."""
-    described = []
-    with Session(engine) as session:
-        for job_id in read_job_ids(engine, study_id, 0):
-            row = session.get_one(Job, job_id).model_dump(exclude={"id", "study_id"})
-            told = select(JobEvent.kind, JobEvent.message).where(col(JobEvent.job_id) == job_id)
-            values = {k: v if k[-3:] != "_at" else v is not None for k, v in row.items()}
-            described.append((values, session.execute(told.order_by(col(JobEvent.id))).all()))
-    return described
-
-
-def test_race_is_looked_at_by_the_server(client: TestClient, engine: Engine) -> None:
-    study = post(client, until_decided=True, max_seeds=5)
-    end_seeds(engine, study["id"], PASSING)
-    advance_races(engine, cache=ResultCache(), max_queued_jobs=100)
-    found = read(client, study)
-    assert (found["status"], found["recommendation"]["arm"]) == (JobStatus.succeeded, "b")
-    assert found["looks"][0]["at"].startswith(f"{FIRST_END:%Y-%m-%d}")

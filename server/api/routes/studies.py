@@ -175,15 +175,13 @@ def delete_study(
 @router.post("/{study_id}/cancel")
 def cancel_study(study: StudyDep, *, engine: EngineDep, cache: ResultCacheDep) -> StudyPublic:
     """Cancel all jobs of the study that have not ended; a repeated request is harmless."""
-    with write_transaction(engine) as session:
-        return _describe(session, studies.cancel_study(session, study.id), cache=cache)
+    return _change(engine, study, studies.cancel_study, cache=cache)
 
 
 @router.post("/{study_id}/pause")
 def pause_study(study: StudyDep, *, engine: EngineDep, cache: ResultCacheDep) -> StudyPublic:
     """Pause all jobs of the study that have not ended; a repeated request is harmless."""
-    with write_transaction(engine) as session:
-        return _describe(session, studies.pause_study(session, study.id), cache=cache)
+    return _change(engine, study, studies.pause_study, cache=cache)
 
 
 @router.post("/{study_id}/resume")
@@ -193,8 +191,7 @@ def resume_study(
     """Let the paused, cancelled and lost jobs of the study go on. Judged seeds are not trained
     again, also those whose loss diverged."""
     check_datasets(study, datasets_dir=settings.datasets_dir)
-    with write_transaction(engine) as session:
-        return _describe(session, studies.resume_study(session, study.id), cache=cache)
+    return _change(engine, study, studies.resume_study, cache=cache)
 
 
 @router.post("/{study_id}/seeds")
@@ -211,17 +208,19 @@ def add_seeds(
     check_datasets(study, datasets_dir=settings.datasets_dir)
     with Session(engine) as session:
         kept = judge_study(session, study, cache=cache).kept if study.until_decided else None
-    with write_transaction(engine) as session:
-        study = studies.lock_study(session, study.id)
-        study = seeds.extend_study(
+
+    def extend(session: Session, study_id: str) -> Study:
+        locked = studies.lock_study(session, study_id)
+        return seeds.extend_study(
             session,
-            study.id,
+            study_id,
             num_seeds=request.num,
             arms=kept,
-            looks=_extend_looks(study, num_seeds=len(study.seeds) + request.num),
+            looks=_extend_looks(locked, num_seeds=len(locked.seeds) + request.num),
             max_queued_jobs=settings.max_queued_jobs,
         )
-        return _describe(session, study, cache=cache)
+
+    return _change(engine, study, extend, cache=cache)
 
 
 def override(study: Study, sent: Thresholds) -> Thresholds:
@@ -235,6 +234,16 @@ def override(study: Study, sent: Thresholds) -> Thresholds:
         )
     except ValidationError as error:
         refuse_query("min_accuracy", error.errors()[0]["msg"].removeprefix("Value error, "))
+
+
+def _change(
+    engine: Engine, study: Study, change: studies.Command, *, cache: ResultCache
+) -> StudyPublic:
+    """Change a study and describe it, which may take seconds, after the lock is given back."""
+    with write_transaction(engine) as session:
+        changed = change(session, study.id)
+    with Session(engine) as session:
+        return _describe(session, changed, cache=cache)
 
 
 def _describe(
