@@ -189,11 +189,20 @@ def without(engine: Engine, index: str) -> Iterator[None]:
     """The database without one of its indices."""
     (known,) = [i for t in SQLModel.metadata.tables.values() for i in t.indexes if i.name == index]
     known.drop(engine)
-    engine.dispose()  # SQLite's driver keeps statements, and with them their plans
+    _forget_plans(engine)
     try:
         yield
     finally:
         known.create(engine)
+        _forget_plans(engine)
+
+
+def _forget_plans(engine: Engine) -> None:
+    """SQLite's driver keeps statements, and with them their plans; PostgreSQL makes new plans.
+
+    Disposing the engine while the server uses a connection would leave that one open.
+    """
+    if engine.dialect.name == "sqlite":
         engine.dispose()
 
 
