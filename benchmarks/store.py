@@ -34,7 +34,8 @@ from sqlalchemy import Engine, func, text
 from sqlmodel import Session, col, select
 
 from server.database.engine import open_database
-from server.models.tables import EpochMetrics, Job, JobStatus, Study
+from server.models.studies import Study
+from server.models.tables import EpochMetrics, Job, JobStatus
 from server.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent

@@ -15,7 +15,7 @@ from server.jobs import seeds, studies
 from server.jobs.submission import QueueFullError
 from server.judging.statistics import load_library
 from server.judging.studies import ResultCache, StudyVerdict, judge_study
-from server.models.tables import Study
+from server.models.studies import Study
 
 _logger = logging.getLogger(__name__)
 

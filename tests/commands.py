@@ -54,6 +54,7 @@ class Up:
 
 @contextmanager
 def running_up(data_dir: Path) -> Iterator[Up]:
+    """`losslab up` until the end of the block, which must leave neither an error nor a process."""
     log_path = data_dir / "up.log"
     environment = make_environment(LOSSLAB_DATA_DIR=str(data_dir))
     with log_path.open("w") as log:
@@ -65,6 +66,10 @@ def running_up(data_dir: Path) -> Iterator[Up]:
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=40)
+    up = Up(process, data_dir, log_path)
+    assert process.returncode == 0, up.output
+    assert "Traceback" not in up.output
+    assert find_processes(data_dir) == []
 
 
 def find_processes(data_dir: Path) -> list[int]:

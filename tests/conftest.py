@@ -30,6 +30,18 @@ from server.settings import Settings
 from worker.main import work
 
 TINY = {"num_samples": 200, "epochs": 2, "batch_size": 32, "checkpoint_every": 1}
+#: With these thresholds a run passes every criterion unless all of its output is black.
+LENIENT = {
+    "min_accuracy": 0,
+    "max_accuracy": 1,
+    "min_foreground_recall": 0,
+    "max_all_black_share": 1,
+    "min_kl_per_dimension": 0,
+    "loss_tolerance": 10,
+    "max_accuracy_change": 1,
+    "max_loss_rise": 10,
+    "max_spike_ratio": 1000,
+}
 
 # Test processes run in parallel; more threads than cores would mostly wait for each other.
 torch.set_num_threads(1)

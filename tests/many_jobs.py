@@ -12,6 +12,7 @@ from sqlmodel import Session, SQLModel
 from server.judging.statistics import plan_looks
 from server.models.configuration import TrainingConfig, compute_config_sha256, resolve_config
 from server.models.options import OPTIONS, BuiltInOption
+from server.models.studies import Study, StudyJob
 from server.models.tables import (
     Artifact,
     ArtifactKind,
@@ -21,8 +22,6 @@ from server.models.tables import (
     JobEvent,
     JobLabel,
     JobStatus,
-    Study,
-    StudyJob,
 )
 
 FIRST_CREATED_AT = datetime(2026, 1, 1, tzinfo=UTC)

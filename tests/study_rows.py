@@ -11,7 +11,8 @@ from sqlmodel import Session
 from server.judging.statistics import plan_looks
 from server.models.configuration import compute_config_sha256, resolve_config
 from server.models.options import OPTIONS, BuiltInOption
-from server.models.tables import Arm, EpochMetrics, Job, JobStatus, Study, StudyJob
+from server.models.studies import Arm, Study, StudyJob
+from server.models.tables import EpochMetrics, Job, JobStatus
 
 _BATCH = 1000
 

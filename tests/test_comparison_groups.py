@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from conftest import BOTH_DATABASES, TINY, drain, open_client
+from conftest import BOTH_DATABASES, LENIENT, TINY, drain, open_client
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
@@ -23,18 +23,6 @@ pytestmark = BOTH_DATABASES
 
 HEALTHY = history(train_recon_loss=[1.0, 0.9, 0.8])
 COLLAPSED = history(**BLACK)
-#: With these thresholds the metrics of an epoch of a tiny job pass.
-LENIENT = {
-    "min_accuracy": 0,
-    "max_accuracy": 1,
-    "min_foreground_recall": 0,
-    "max_all_black_share": 1,
-    "min_kl_per_dimension": 0,
-    "loss_tolerance": 10,
-    "max_accuracy_change": 1,
-    "max_loss_rise": 10,
-    "max_spike_ratio": 1000,
-}
 
 
 def make_seed(seed: int, *, option: str = "b", status: JobStatus = JobStatus.succeeded,

@@ -16,7 +16,7 @@ from server.database.engine import write_transaction
 from server.jobs import options
 from server.main import create_app
 from server.models.configuration import TrainingConfig
-from server.models.tables import Study
+from server.models.studies import Study
 from server.settings import Settings
 from server.tokens import ApiToken, TokenScope
 

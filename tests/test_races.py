@@ -19,7 +19,8 @@ from study_results import (
 from server.database.engine import open_database, write_transaction
 from server.jobs import queue, seeds, studies
 from server.judging.studies import ResultCache
-from server.models.tables import Job, JobStatus, Study, StudyJob
+from server.models.studies import Study, StudyJob
+from server.models.tables import Job, JobStatus
 from server.races import advance_races
 from server.settings import Settings
 

@@ -9,10 +9,14 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 import pytest
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, boschloo_exact
 
+from server.api.routes import comparisons, studies, study_reports
+from server.dashboard.pages import study as study_page
 from server.judging import statistics
 from server.judging.intervals import paired_difference
 from server.judging.statistics import (
@@ -20,6 +24,7 @@ from server.judging.statistics import (
     DecisionState,
     decide,
     decide_in_looks,
+    load_library,
     plan_looks,
     wilson_interval,
 )
@@ -464,3 +469,26 @@ def test_any_differences_have_an_interval_without_warnings(values: list[float]) 
 def test_scipy_is_not_imported_before_a_decision() -> None:
     check = "import sys, server.judging.statistics; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_steps_of_the_optimizer_stay_out_of_the_log() -> None:
+    program = (
+        "from server.logs import configure_logging; configure_logging(as_json=False); "
+        "from server.judging.statistics import decide; decide({'a': (9, 10), 'b': (3, 10)}); "
+        "import logging; logging.info('from the root')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert [line.rpartition(": ")[2] for line in done.stdout.splitlines()] == ["from the root"]
+
+
+@pytest.mark.parametrize(
+    "router",
+    [studies.router, study_reports.router, comparisons.router, study_page.router],
+    ids=["studies", "reports", "comparisons", "page"],
+)
+def test_library_is_imported_before_a_route_opens_a_transaction(router: APIRouter) -> None:
+    assert router.routes
+    for route in router.routes:
+        assert isinstance(route, APIRoute)
+        first = route.dependant.dependencies[0]
+        assert first.call is load_library, route.path

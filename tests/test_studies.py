@@ -30,7 +30,8 @@ from server.jobs import queue, studies
 from server.jobs.options import UnknownOptionError
 from server.jobs.seeds import submit_study as submit
 from server.main import create_app
-from server.models.tables import Job, JobEvent, Study, StudyJob
+from server.models.studies import Study, StudyJob
+from server.models.tables import Job, JobEvent
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES

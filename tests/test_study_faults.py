@@ -23,7 +23,8 @@ from server.database.engine import open_database
 from server.jobs import queue
 from server.jobs.leases import Lease, LeaseLostError
 from server.main import create_app
-from server.models.tables import Job, JobStatus, Study, StudyJob
+from server.models.studies import Study, StudyJob
+from server.models.tables import Job, JobStatus
 from server.settings import Settings
 
 pytestmark = [BOTH_DATABASES, pytest.mark.slow]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from conftest import BOTH_DATABASES, TINY, MakeSettings, drain, open_client, problem
+from conftest import BOTH_DATABASES, LENIENT, TINY, MakeSettings, drain, open_client, problem
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -29,18 +29,6 @@ NAME = (HOSTILE + "x" * 200)[:200]
 ARM = '@<b>|*x*\u202e_y_,"é'
 SMALLEST = TINY | {"num_samples": 100, "epochs": 2, "checkpoint_every": 2}
 SEEDS = [0, 1, 2, 3, 4]
-#: All but the accuracy and the foreground are left out, so that some tiny runs pass.
-LENIENT = {
-    "min_accuracy": 0,
-    "max_accuracy": 1,
-    "min_foreground_recall": 0,
-    "max_all_black_share": 1,
-    "min_kl_per_dimension": 0,
-    "loss_tolerance": 10,
-    "max_accuracy_change": 1,
-    "max_loss_rise": 10,
-    "max_spike_ratio": 1000,
-}
 Json = dict[str, Any]
 Rows = list[dict[str, str]]
 

@@ -28,7 +28,8 @@ from study_results import (
 )
 
 from server.jobs import queue, studies
-from server.models.tables import Job, JobEvent, Study, StudyJob
+from server.models.studies import Study, StudyJob
+from server.models.tables import Job, JobEvent
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES

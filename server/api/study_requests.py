@@ -25,7 +25,7 @@ from server.api.requests import JsonBody, Labels, Name, OptionConfig, OptionName
 from server.errors import ConflictError, InvalidInputError
 from server.files.datasets import DatasetError, check_dataset
 from server.jobs.options import Option, choose_option, read_options
-from server.jobs.studies import MAX_ARMS, MAX_JOBS, MAX_SEEDS
+from server.jobs.studies import MAX_ARMS, MAX_SEEDS
 from server.judging.criteria import Thresholds
 from server.judging.statistics import PLANNED_LOOKS, plan_looks
 from server.models.configuration import (
@@ -34,7 +34,7 @@ from server.models.configuration import (
     compute_config_sha256,
     resolve_config,
 )
-from server.models.tables import Arm, Study
+from server.models.studies import Arm, Study
 
 DEFAULT_NUM_SEEDS: Final = 5
 DEFAULT_MAX_SEEDS: Final = 40
@@ -181,13 +181,6 @@ class StudyRequest(JsonBody):
         for key, values in self.grid.items():
             _check_grid_values(key, values)
         arms = _make_arms(self, read_options(session), session=session, datasets_dir=datasets_dir)
-        num_jobs = len(arms) * self.largest_num_seeds
-        if num_jobs > MAX_JOBS:
-            raise StudyError(
-                f"{len(arms)} arms of {self.largest_num_seeds} seeds are {num_jobs} jobs; "
-                f"{MAX_JOBS} are allowed",
-                field="max_seeds" if self.until_decided else "num_seeds",
-            )
         looks = plan_looks(self.largest_num_seeds)
         return Study(
             name=self.name,

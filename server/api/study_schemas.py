@@ -12,7 +12,8 @@ from server.judging.differences import ArmDifference, compare_kept_arms
 from server.judging.groups import SeedResult
 from server.judging.looks import LookPublic
 from server.judging.studies import ArmVerdict, StudyVerdict
-from server.models.tables import Arm, JobStatus, Study
+from server.models.studies import Arm, Study
+from server.models.tables import JobStatus
 
 
 class StudySummary(BaseModel):

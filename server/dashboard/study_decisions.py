@@ -10,7 +10,8 @@ from sqlmodel import Session, col
 from server.jobs.studies import StudyEntry
 from server.judging.decisions import Recommendation
 from server.judging.studies import ResultCache, judge_study
-from server.models.tables import Job, StudyJob
+from server.models.studies import StudyJob
+from server.models.tables import Job
 
 #: Jobs that one request judges at most; the next request goes on.
 MAX_JUDGED: Final = 1000

@@ -16,7 +16,7 @@ from server.dashboard.job_form import OVERRIDES, Override
 from server.errors import InvalidInputError
 from server.models.configuration import NOT_IDENTITY
 from server.models.options import BuiltInOption
-from server.models.tables import Study
+from server.models.studies import Study
 
 NUM_GRID_ROWS: Final = 3
 _COMMON: Final = ("dataset", "num_samples", "epochs", "batch_size")

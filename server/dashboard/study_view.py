@@ -13,8 +13,10 @@ from server.dashboard.rendering import format_words
 from server.jobs.studies import MAX_SEEDS, is_racing
 from server.judging.decisions import Recommendation, RuledOutArm
 from server.judging.groups import GroupMetric
+from server.judging.methods import list_varied
 from server.judging.studies import ArmVerdict, SeedPublic
-from server.models.tables import JobStatus, Study
+from server.models.studies import Study
+from server.models.tables import JobStatus
 
 #: The mark of a seed that is not judged, by the status of its job.
 _OPEN_MARKS: Final = {
@@ -131,10 +133,10 @@ def isolate_names(text: str, names: Sequence[str]) -> Markup:
 
 
 def find_differences(arms: Sequence[ArmVerdict]) -> dict[str, list[Any]]:
-    """The settings in which arms differ, each with its value by arm."""
-    settings = [{"option": arm.option, **arm.config} for arm in arms]
-    values = {key: [each.get(key) for each in settings] for key in settings[0]}
-    return {key: row for key, row in values.items() if any(each != row[0] for each in row)}
+    """The option and the settings in which arms differ, each with its value by arm."""
+    options = [arm.option for arm in arms]
+    rows: dict[str, list[Any]] = {"option": options} if len(set(options)) > 1 else {}
+    return rows | {key: [arm.config.get(key) for arm in arms] for key in list_varied(arms)}
 
 
 def _draw_interval(arm: ArmVerdict) -> Markup | None:

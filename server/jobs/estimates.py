@@ -7,7 +7,8 @@ from typing import Any, Final
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from server.models.tables import Arm, Job, JobStatus
+from server.models.studies import Arm
+from server.models.tables import Job, JobStatus
 
 #: Jobs by whose duration that of others is estimated.
 _NUM_ESTIMATING: Final = 50

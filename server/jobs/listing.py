@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from sqlalchemy import Select, and_, func, or_, select, tuple_, union_all
+from sqlalchemy import Select, func, select, tuple_, union_all
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col
 
 from server.errors import NotFoundError
-from server.models.tables import FailureKind, Job, JobLabel, JobStatus
+from server.models.tables import IS_JUDGED, Job, JobLabel, JobStatus
 
 MAX_GROUP_SIZE: Final = 100
 
@@ -73,14 +73,11 @@ def find_group(session: Session, job: Job) -> list[Job]:
     Two jobs of one configuration and one seed are the same run. The newest jobs are read, up to
     MAX_GROUP_SIZE.
     """
-    is_numeric = and_(
-        col(Job.status) == JobStatus.failed, col(Job.failure_kind) == FailureKind.numeric
-    )
     newest = (
         select(Job)
         .where(
             col(Job.config_sha256) == job.config_sha256,
-            or_(col(Job.status) == JobStatus.succeeded, is_numeric),
+            IS_JUDGED,
         )
         .order_by(col(Job.created_at).desc(), col(Job.id).desc())
     )

@@ -16,7 +16,8 @@ from server.database.engine import write_transaction
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.models.configuration import resolve_config
 from server.models.options import NAME_PATTERN, OPTIONS, BuiltInOption
-from server.models.tables import Job, OwnOption, Study
+from server.models.studies import Study
+from server.models.tables import Job, OwnOption
 
 #: So many can still be read in one list, and chosen from in a form.
 MAX_OWN_OPTIONS: Final = 200

@@ -28,7 +28,8 @@ from server.jobs.events import add_event
 from server.jobs.leases import Lease, holding
 from server.jobs.listing import JobNotFoundError
 from server.models.configuration import TrainingConfig, compute_config_sha256
-from server.models.tables import EventKind, FailureKind, Job, JobPhase, JobStatus, StudyJob
+from server.models.studies import StudyJob
+from server.models.tables import EventKind, FailureKind, Job, JobPhase, JobStatus
 
 
 class JobStateError(ConflictError):

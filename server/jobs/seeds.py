@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import and_, insert, or_, select
+from sqlalchemy import insert, select
 from sqlmodel import Session, col
 
 from server.database.engine import database_now
@@ -16,24 +16,11 @@ from server.jobs.options import BUILT_IN_OPTIONS, UnknownOptionError, read_optio
 from server.jobs.studies import MAX_SEEDS, StudyStateError, count_jobs, derive_status, lock_study
 from server.jobs.submission import check_queue, new_job
 from server.models.configuration import TrainingConfig
-from server.models.tables import (
-    Arm,
-    FailureKind,
-    Job,
-    JobStatus,
-    OwnOption,
-    Study,
-    StudyJob,
-    new_id,
-)
+from server.models.studies import Arm, Study, StudyJob
+from server.models.tables import IS_JUDGED, Job, JobStatus, OwnOption, new_id
 
 #: What a job's row takes from the model of its arm, apart from these.
 _OWN_VALUES: Final = ("id", "name", "config", "created_at")
-#: A job that says something about its loss.
-_IS_JUDGED: Final = or_(
-    col(Job.status) == JobStatus.succeeded,
-    and_(col(Job.status) == JobStatus.failed, col(Job.failure_kind) == FailureKind.numeric),
-)
 
 
 class TooManySeedsError(StudyStateError):
@@ -225,7 +212,7 @@ def _hold_reusable(session: Session, study: Study, places: Sequence[_Place]) -> 
     found = {place: known[place.key] for place in places if place.key in known}
     if not found:
         return {}
-    rows = select(col(Job.id)).where(col(Job.id).in_(found.values()), _IS_JUDGED)
+    rows = select(col(Job.id)).where(col(Job.id).in_(found.values()), IS_JUDGED)
     held = set(session.scalars(rows.order_by(col(Job.id)).with_for_update(read=True)))
     return {place: job_id for place, job_id in found.items() if job_id in held}
 
@@ -255,7 +242,7 @@ def _read_judged(
     """Id, identity and configuration of the judged jobs of these arms, oldest first."""
     jobs = (
         select(col(Job.id), col(Job.config_sha256), col(Job.config))
-        .where(col(Job.config_sha256).in_([arm.config_sha256 for arm in arms]), _IS_JUDGED)
+        .where(col(Job.config_sha256).in_([arm.config_sha256 for arm in arms]), IS_JUDGED)
         .order_by(col(Job.created_at), col(Job.id))
     )
     for row in session.execute(jobs):

@@ -21,11 +21,11 @@ from server.jobs.batches import (
     remove_all,
     resume_all,
 )
-from server.models.tables import TERMINAL_STATUSES, FailureKind, Job, JobStatus, Study, StudyJob
+from server.models.studies import Study, StudyJob
+from server.models.tables import TERMINAL_STATUSES, Job, JobStatus, is_judged
 
 MAX_ARMS: Final = 20
-MAX_SEEDS: Final = 100
-MAX_JOBS: Final = 2000
+MAX_SEEDS: Final = 100  # so that a study has at most 2,000 jobs
 #: Enough for few transactions, and few enough that none locks SQLite for long.
 _NUM_DELETED_AT_ONCE: Final = 100
 
@@ -217,7 +217,8 @@ def resume_study(session: Session, study_id: str) -> Study:
     """
     study, jobs = _lock_with_jobs(session, study_id)
     study.cancel_requested_at = study.pause_requested_at = None
-    open_jobs = [job for job in jobs if not _is_final(job)]
+    # To train a judged job again could only change a verdict that is known.
+    open_jobs = [job for job in jobs if not is_judged(job.status, job.failure_kind)]
     if not open_jobs and not is_racing(study):
         raise StudyStateError(
             f"study {study.id} has ended; POST /studies/{study.id}/seeds adds further seeds"
@@ -282,12 +283,6 @@ def _find(session: Session, study_id: str, *, is_locked: bool) -> Study | None:
     if not study_id.isalnum():
         return None
     return session.get(Study, study_id, with_for_update=is_locked, populate_existing=is_locked)
-
-
-def _is_final(job: LockedJob) -> bool:
-    """Whether the job is judged: to train it again could only change a verdict that is known."""
-    is_numeric = job.failure_kind == FailureKind.numeric
-    return job.status == JobStatus.succeeded or (job.status == JobStatus.failed and is_numeric)
 
 
 def _lock_with_jobs(session: Session, study_id: str) -> tuple[Study, list[LockedJob]]:

@@ -13,14 +13,16 @@ from sqlmodel import Session
 
 from server.judging.criteria import Criterion, CriterionName, Thresholds
 from server.judging.decisions import ArmCount, Recommendation, RuledOutArm, recommend
-from server.judging.groups import RANKING_METRIC, SeedResult, judge_group
+from server.judging.differences import rank_arms
+from server.judging.groups import SeedResult, judge_group
 from server.judging.histories import History, read_histories
 from server.judging.ranking import Ranking, find_differences, rank
 from server.judging.statistics import DecisionState, decide
 from server.judging.studies import ArmVerdict, describe_arm
 from server.judging.verdicts import Verdict, judge
 from server.models.configuration import NOT_IDENTITY
-from server.models.tables import Arm, Job
+from server.models.studies import Arm
+from server.models.tables import Job
 
 MAX_COMPARED_JOBS: Final = 100
 #: Baselines in the curves; jobs on more than three different data sets are rare.
@@ -79,7 +81,7 @@ class Comparison:
     @property
     def recommendation(self) -> ComparisonRecommendation | None:
         """None if no run passed every criterion."""
-        leader = max(self.groups, key=_rank_group, default=None)
+        leader = next(iter(rank_arms(self.groups)), None)
         if leader is None or not leader.num_passed or leader.median_job_id is None:
             return None
         job_id, option = leader.median_job_id, leader.option
@@ -212,11 +214,6 @@ def _name_arms(jobs: Sequence[Job]) -> list[Arm]:
         )
         for name, job in zip(names, jobs, strict=True)
     ]
-
-
-def _rank_group(group: ArmVerdict) -> tuple[float, float]:
-    iou = group.metrics[RANKING_METRIC].median
-    return group.pass_rate or 0.0, -1.0 if iou is None else iou
 
 
 def _say_more(decision: Recommendation) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import Session, col
 
-from server.models.tables import Job, StudyJob
+from server.models.studies import StudyJob
+from server.models.tables import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

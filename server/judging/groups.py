@@ -18,7 +18,7 @@ from server.judging.criteria import CriterionName, CriterionStatus, Diagnosis, T
 from server.judging.histories import History
 from server.judging.statistics import wilson_interval
 from server.judging.verdicts import Outcome, judge
-from server.models.tables import FailureKind, Job, JobStatus
+from server.models.tables import Job, JobStatus
 
 
 class GroupMetric(StrEnum):
@@ -74,7 +74,7 @@ class SeedResult:
         position: int = 0,
         is_reused: bool = False,
     ) -> Self:
-        is_judged = is_judged_job(job)
+        is_judged = job.is_judged
         verdict = judge(job, epochs, thresholds) if is_judged else None
         return cls(
             seed=seed,
@@ -132,12 +132,6 @@ class GroupVerdict(BaseModel):
     diagnoses: dict[Diagnosis, int]
     median_job_id: str | None = Field(description="the judged run with the median foreground IoU")
     worst_job_id: str | None = Field(description="the judged run with the lowest foreground IoU")
-
-
-def is_judged_job(job: Job) -> bool:
-    """Whether the job says something about its loss."""
-    is_numeric = job.failure_kind == FailureKind.numeric
-    return job.status == JobStatus.succeeded or (job.status == JobStatus.failed and is_numeric)
 
 
 def judge_group(results: Sequence[SeedResult]) -> GroupVerdict:

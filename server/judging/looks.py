@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from server.judging.decisions import ERROR, ArmCount
 from server.judging.groups import SeedResult
 from server.judging.statistics import DecisionState, SequentialDecision, decide_in_looks
-from server.models.tables import Study
+from server.models.studies import Study
 
 #: An arm's judged seeds in order. None stands for a seed that a round did not have.
 Known = Sequence[SeedResult | None]

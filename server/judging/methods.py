@@ -8,10 +8,11 @@ from typing import Any, Final
 from server.judging.criteria import Thresholds
 from server.judging.decisions import ERROR, join_names
 from server.judging.facts import JobFacts
-from server.judging.studies import StudyVerdict
+from server.judging.studies import ArmVerdict, StudyVerdict
 from server.judging.verdicts import judge
 from server.models.configuration import NOT_IDENTITY, BuiltInDataset
-from server.models.tables import Job, Study
+from server.models.studies import Study
+from server.models.tables import Job
 
 #: The smallest pass rate that the lower end of a recommended arm's interval must have: the default
 #: of `decide_in_looks`.
@@ -140,7 +141,7 @@ def _describe_training(methods: Methods) -> str:
     def say(key: str) -> str:
         return _join(_list_values(methods, key))
 
-    varied = list_varied(methods)
+    varied = list_varied(methods.verdict.arms)
     differ = f" The arms differ in {join_names(varied)}." if varied else ""
     augmented = _list_values(methods, "augment") == ["true"]
     symmetries = " Each training grid is rotated or reflected at random." if augmented else ""
@@ -167,14 +168,13 @@ def _describe_steps(methods: Methods) -> str:
     return f" ({_join(found)} steps)" if found else ""
 
 
-def list_varied(methods: Methods) -> list[str]:
+def list_varied(arms: Sequence[ArmVerdict]) -> list[str]:
     """The settings in which the arms differ."""
-    keys = dict.fromkeys(key for arm in methods.verdict.arms for key in arm.config)
+    keys = dict.fromkeys(key for arm in arms for key in arm.config)
     return [
         key
         for key in keys
-        if key not in NOT_IDENTITY
-        and len(_unique(repr(arm.config.get(key)) for arm in methods.verdict.arms)) > 1
+        if key not in NOT_IDENTITY and len(_unique(repr(arm.config.get(key)) for arm in arms)) > 1
     ]
 
 

@@ -40,7 +40,11 @@ def find_differences(jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
 
     The data's seed is left out where it only follows the seed.
     """
-    settings = {job.id: {"option": job.option, **job.config} for job in jobs}
+    # Jobs of older versions have no seed of their own for the data.
+    settings = {
+        job.id: {"option": job.option, "data_seed": job.config.get("seed"), **job.config}
+        for job in jobs
+    }
     keys = dict.fromkeys(key for values in settings.values() for key in values)
     differences = {
         key: {job_id: values.get(key) for job_id, values in settings.items()} for key in keys

@@ -16,10 +16,11 @@ from sqlmodel import Session, col
 
 from server.judging.criteria import Thresholds
 from server.judging.decisions import Recommendation, recommend
-from server.judging.groups import GroupVerdict, SeedResult, is_judged_job, judge_group
+from server.judging.groups import GroupVerdict, SeedResult, judge_group
 from server.judging.histories import History, read_histories
 from server.judging.looks import LookPublic, Looks
-from server.models.tables import Arm, Job, JobStatus, Study, StudyJob
+from server.models.studies import Arm, Study, StudyJob
+from server.models.tables import Job, JobStatus
 
 _MAX_CACHED_RESULTS: Final = 20_000
 #: Jobs whose epochs are in memory together.
@@ -187,7 +188,7 @@ def _read_epochs(session: Session, jobs: Sequence[Job]) -> Iterator[tuple[str, H
     """The epochs of each job, of some jobs at a time: those of all would fill the memory."""
     for first in range(0, len(jobs), _NUM_READ_AT_ONCE):
         some = jobs[first : first + _NUM_READ_AT_ONCE]
-        judged = [job.id for job in some if is_judged_job(job)]
+        judged = [job.id for job in some if job.is_judged]
         histories = read_histories(session, judged) if judged else {}
         yield from ((job.id, histories.get(job.id, [])) for job in some)
 

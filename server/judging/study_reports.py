@@ -22,7 +22,8 @@ from server.judging.numbers import NO_VALUE, format_number
 from server.judging.reports import ReportPicture, read_picture
 from server.judging.statistics import DecisionState
 from server.judging.studies import ArmVerdict, ResultCache, StudyVerdict, judge_study
-from server.models.tables import Job, Study
+from server.models.studies import Study
+from server.models.tables import Job
 
 METRIC_TITLES: Final = {
     GroupMetric.val_foreground_iou: "foreground IoU",
@@ -227,7 +228,7 @@ def _tabulate_metrics(report: StudyReport) -> Table:
 
 
 def _tabulate_settings(report: StudyReport) -> Table:
-    keys = list_varied(report.methods)
+    keys = list_varied(report.verdict.arms)
     rows = [
         [arm.arm, arm.option, *(str(arm.config.get(key, NO_VALUE)) for key in keys)]
         for arm in report.verdict.arms

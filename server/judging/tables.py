@@ -18,7 +18,8 @@ from server.judging.facts import JobFacts
 from server.judging.groups import GroupMetric, SeedResult
 from server.judging.studies import ArmVerdict, StudyVerdict
 from server.models.configuration import NUM_COLOURS
-from server.models.tables import EpochMetrics, Study, StudyJob
+from server.models.studies import Study, StudyJob
+from server.models.tables import EpochMetrics
 
 #: What makes a spreadsheet compute a cell; some also take the wide forms.
 _FORMULA_MARKS: Final = tuple("=+-@\t\r\n＝＋－＠")

@@ -1,5 +1,5 @@
-"""The tables: jobs with their labels, metrics, files and events; options and studies; workers;
-idempotency keys."""
+"""The tables: jobs with their labels, metrics, files and events; own options; workers; idempotency
+keys. Those of studies are in `server.models.studies`."""
 
 import uuid
 from datetime import datetime
@@ -10,21 +10,20 @@ from pydantic import BaseModel
 from sqlalchemy import (
     JSON,
     Column,
-    ForeignKey,
     Index,
     Integer,
-    String,
     UniqueConstraint,
+    and_,
+    or_,
     text,
 )
 from sqlmodel import Field as Col
-from sqlmodel import SQLModel
+from sqlmodel import SQLModel, col
 
 from server.models.columns import (
     UTCDateTime,
     job_id_column,
     open_text_column,
-    study_id_column,
     text_column,
     utc_now,
 )
@@ -66,6 +65,12 @@ class FailureKind(StrEnum):
     numeric = "numeric"
     infrastructure = "infrastructure"
     timeout = "timeout"
+
+
+def is_judged(status: JobStatus, failure_kind: FailureKind | None) -> bool:
+    """Whether a job succeeded, or failed because its loss was no number any more."""
+    is_numeric = failure_kind == FailureKind.numeric
+    return status == JobStatus.succeeded or (status == JobStatus.failed and is_numeric)
 
 
 def new_id() -> str:
@@ -145,8 +150,20 @@ class Job(SQLModel, table=True):
     test_metrics: dict[str, Any] | None = Col(default=None, sa_type=JSON)
 
     @property
+    def is_judged(self) -> bool:
+        """Whether the job says something about its loss: other failures are those of machines."""
+        return is_judged(self.status, self.failure_kind)
+
+    @property
     def training_config(self) -> TrainingConfig:
         return TrainingConfig.model_validate(self.config)
+
+
+#: What `Job.is_judged` says, as a condition of a query.
+IS_JUDGED: Final = or_(
+    col(Job.status) == JobStatus.succeeded,
+    and_(col(Job.status) == JobStatus.failed, col(Job.failure_kind) == FailureKind.numeric),
+)
 
 
 class JobLabel(SQLModel, table=True):
@@ -288,79 +305,6 @@ class OwnOption(SQLModel, table=True):
     preset: dict[str, Any] = Col(sa_type=JSON)  # those of its base and its own together
     summary: str = ""
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
-
-
-class Arm(BaseModel):
-    """One configuration of a study: everything but the seed."""
-
-    name: str
-    option: str
-    config: dict[str, Any]  # complete, with the seed of the option
-    config_sha256: str
-
-
-class Study(SQLModel, table=True):
-    """Arms times seeds, judged as groups. Only `server.jobs.studies` changes it."""
-
-    __tablename__ = "study"
-    __table_args__ = (
-        Index("ix_study_created_at_id", "created_at", "id"),
-        # The server looks for races every second, and the rows of other studies are long.
-        Index(
-            "ix_study_racing",
-            "id",
-            sqlite_where=text("until_decided IS 1 AND decided_at IS NULL"),
-            postgresql_where=text("until_decided IS true AND decided_at IS NULL"),
-        ),
-    )
-
-    id: str = Col(default_factory=new_id, primary_key=True, max_length=12)
-    name: str | None = None
-    labels: dict[str, str] = Col(
-        default_factory=dict, sa_column=Column("metadata", JSON, nullable=False)
-    )
-    priority: int = 0
-    quick_test: bool = False
-    arms: list[dict[str, Any]] = Col(sa_type=JSON)  # each an Arm
-    seeds: list[int] = Col(sa_type=JSON)  # queued so far, for arms that are still in
-    #: How many seeds there were each time that some had been queued. A look takes an arm's first
-    #: judged seeds of those that were queued when it was due: later ones never change it.
-    rounds: list[int] = Col(default_factory=list, sa_type=JSON)
-    data_seed: int | None = None  # None: each job's own seed
-    is_data_seed_fixed: bool = False  # the request named it, so that no other data is reused
-    looks: list[int] = Col(sa_type=JSON)  # numbers of seeds at which the study is judged
-    num_planned_looks: int  # the first of them; later ones were asked for afterwards
-    until_decided: bool = False  # a race
-    max_seeds: int
-    thresholds: dict[str, float] = Col(sa_type=JSON)  # those that differ from the defaults
-    reuse: bool = False
-    created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
-    cancel_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
-    pause_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
-    #: When the race ended, so that it is not looked at again.
-    decided_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
-
-    @property
-    def arm_list(self) -> list[Arm]:
-        return [Arm.model_validate(arm) for arm in self.arms]
-
-
-class StudyJob(SQLModel, table=True):
-    """The job of one arm and seed of a study. Its `job_id` is null once the job was deleted."""
-
-    __tablename__ = "study_job"
-
-    study_id: str = Col(sa_column=study_id_column(primary_key=True))
-    seed: int = Col(sa_column=Column(Integer, primary_key=True, autoincrement=False))
-    arm: int = Col(sa_column=Column(Integer, primary_key=True, autoincrement=False))
-    position: int  # of the seed in the study
-    job_id: str | None = Col(
-        default=None,
-        sa_column=Column(
-            String(12), ForeignKey("job.id", ondelete="SET NULL"), index=True, nullable=True
-        ),
-    )
-    is_reused: bool = False  # trained before the study
 
 
 class IdempotencyKey(SQLModel, table=True):

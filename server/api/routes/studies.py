@@ -41,7 +41,7 @@ from server.jobs.workers import count_live
 from server.judging.criteria import Thresholds
 from server.judging.statistics import plan_looks
 from server.judging.studies import ResultCache, judge_study
-from server.models.tables import Study
+from server.models.studies import Study
 from server.settings import Settings
 
 router = APIRouter(

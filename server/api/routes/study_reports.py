@@ -25,7 +25,7 @@ from server.judging.study_reports import (
     render_study_markdown,
 )
 from server.judging.tables import write_epochs, write_jobs
-from server.models.tables import Study
+from server.models.studies import Study
 
 #: The report embeds its styles and pictures and has no script.
 _REPORT_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"

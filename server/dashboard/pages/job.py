@@ -21,16 +21,8 @@ from server.jobs.records import read_artifacts
 from server.judging.criteria import Thresholds
 from server.judging.histories import read_epochs
 from server.judging.verdicts import judge
-from server.models.tables import (
-    ArtifactKind,
-    EpochMetrics,
-    EventKind,
-    Job,
-    JobEvent,
-    JobStatus,
-    Study,
-    StudyJob,
-)
+from server.models.studies import Study, StudyJob
+from server.models.tables import ArtifactKind, EpochMetrics, EventKind, Job, JobEvent, JobStatus
 
 NUM_EVENTS = 100
 NUM_LOG_LINES = 100

@@ -3,7 +3,7 @@
 from alembic import context
 from sqlmodel import SQLModel
 
-import server.models.tables  # noqa: F401 - fills the metadata
+import server.models.studies  # noqa: F401 - fills the metadata, with that of the other tables
 
 context.configure(
     connection=context.config.attributes["connection"],
