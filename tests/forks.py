@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -45,6 +46,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 _MAX_REQUEST_BYTES = 128 * 1024
 
 File = IO[Any] | int
+
+_asking = threading.Lock()
 
 
 class Fork:
@@ -109,9 +112,10 @@ def start(
     with open(os.devnull) as nothing:
         files = [nothing if stdin is None else stdin, stdout, stderr]
         numbers = [file if isinstance(file, int) else file.fileno() for file in files]
-        connection = _connect()
-        socket.send_fds(connection, [json.dumps(request).encode()], numbers)
-        return Fork(int(connection.recv(32)))
+        with _asking:  # else two threads could get each other's process
+            connection = _connect()
+            socket.send_fds(connection, [json.dumps(request).encode()], numbers)
+            return Fork(int(connection.recv(32)))
 
 
 def run(
