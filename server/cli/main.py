@@ -256,9 +256,12 @@ def token(
 def quickstart(
     num_samples: Annotated[
         int | None,
-        typer.Option(help="Grids per job. Default: 100,000 on a GPU, else 32,000."),
+        typer.Option(help="Grids per job. Default: 100,000 on a GPU, else 80,000."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="Seeds of each option.")] = 3,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="Seeds of each option. Default: 3 on a GPU, else 1."),
+    ] = None,
     data_dir: arg.DataDir = None,
     keep_serving: Annotated[
         bool, typer.Option("--keep-serving", help="Keep the server running until Ctrl-C.")
