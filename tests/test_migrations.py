@@ -107,11 +107,19 @@ def make_config(**settings: Any) -> Values:
     return config.model_dump(mode="json", exclude={"data_seed"})
 
 
+def identify(config: Values) -> str:
+    # The hash of the file in place of the name; of a deleted one only the name is known.
+    sha256 = hashlib.sha256(b"grids").hexdigest() if config["dataset"] == "mine" else None
+    return compute_config_sha256(TrainingConfig.model_validate(config), dataset_sha256=sha256)
+
+
 def make_job(table: Table, status: JobStatus) -> Values:
+    config = make_config(dataset=DATASETS.get(status, "atomic"))
     given: Values = dict.fromkeys(EMPTY) | {
         "id": JOB_IDS[status],
         "option": "b",
-        "config": make_config(dataset=DATASETS.get(status, "atomic")),
+        "config": config,
+        "config_sha256": identify(config),
         "status": status.value,
         "epochs_completed": 2,
         # PostgreSQL can store a NUL only in JSON.
@@ -273,11 +281,7 @@ def test_upgrade_gives_every_job_the_identity_of_its_configuration(
     with Session(engine) as session:
         jobs = {job.id: job for job in session.exec(select(Job))}
     for status, job_id in JOB_IDS.items():
-        # The hash of the file in place of the name; of a deleted one only the name is known.
-        sha256 = hashlib.sha256(b"grids").hexdigest() if DATASETS.get(status) == "mine" else None
-        job = jobs[job_id]
-        expected = compute_config_sha256(job.training_config, dataset_sha256=sha256)
-        assert job.config_sha256 == expected, status
+        assert jobs[job_id].config_sha256 == identify(jobs[job_id].config), status
     assert len({job.config_sha256 for job in jobs.values()}) == 1 + len(DATASETS)
 
 
@@ -292,10 +296,12 @@ def test_upgrade_of_many_different_jobs_takes_no_more_statements(
     stored: list[Stored], settings: Settings
 ) -> None:
     job = next(row.values for row in stored if row.model is Job)
-    copies = [
-        job | {"id": f"copy{number}", "config": make_config(beta=2 + number)}
-        for number in range(NUM_MANY)
+    configs = [make_config(beta=2 + number) for number in range(NUM_MANY)]
+    given = [
+        {"id": f"copy{number}", "config": config, "config_sha256": identify(config)}
+        for number, config in enumerate(configs)
     ]
+    copies = [job | {name: each[name] for name in each.keys() & job.keys()} for each in given]
     engine = create_engine(settings.resolved_database_url)
     with engine.begin() as connection:
         connection.execute(insert(Table("job", MetaData(), autoload_with=connection)), copies)

@@ -22,7 +22,7 @@ from server.models.columns import utc_now
 from server.settings import Settings
 
 #: The newest migration; finding it out would need the slow import of Alembic.
-SCHEMA_REVISION = "0006"
+SCHEMA_REVISION = "0007"
 _MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 # An arbitrary number, the same in every Losslab process.
 _MIGRATION_LOCK = 0x1055_1AB

@@ -54,6 +54,7 @@ class Study(SQLModel, table=True):
     num_planned_looks: int  # the first of them; later ones were asked for afterwards
     until_decided: bool = False  # a race
     max_seeds: int
+    criteria: str = Col(default="spec", max_length=20)  # the set that judges it
     thresholds: dict[str, float] = Col(sa_type=JSON)  # those that differ from the defaults
     reuse: bool = False
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)

@@ -141,13 +141,16 @@ class Job(SQLModel, table=True):
     epochs_completed: int = 0
     best_epoch: int | None = None
     best_val_recon_loss: float | None = None
+    best_likelihood_epoch: int | None = None  # the best without class weights
+    best_val_log_likelihood: float | None = None
     train_loss: float | None = None
     train_pixel_accuracy: float | None = None
     val_foreground_recall: float | None = None
     val_foreground_iou: float | None = None
     device: str | None = None
     dataset_summary: dict[str, Any] | None = Col(default=None, sa_type=JSON)
-    test_metrics: dict[str, Any] | None = Col(default=None, sa_type=JSON)
+    test_metrics: dict[str, Any] | None = Col(default=None, sa_type=JSON)  # of `best_epoch`
+    likelihood_test_metrics: dict[str, Any] | None = Col(default=None, sa_type=JSON)
 
     @property
     def is_judged(self) -> bool:
@@ -211,6 +214,11 @@ class EpochMetrics(SQLModel, table=True):
     train_recall_per_colour: list[float | None] = Col(sa_type=JSON)
     train_kl_per_dimension: list[float] = Col(sa_type=JSON)  # nats
     train_active_units: int  # dimensions with KL above 0.05 nats
+    # Epochs of older versions lack these and the last ones of validation.
+    train_foreground_share: float | None = None  # share of cells that are foreground
+    train_foreground_precision: float | None = None
+    train_foreground_iou_any_colour: float | None = None
+    train_colour_iou: float | None = None  # mean over the foreground colours
 
     # Over the validation split in eval mode.
     val_loss: float
@@ -226,6 +234,26 @@ class EpochMetrics(SQLModel, table=True):
     val_recall_per_colour: list[float | None] = Col(sa_type=JSON)
     val_kl_per_dimension: list[float] = Col(sa_type=JSON)
     val_active_units: int
+    val_foreground_share: float | None = None
+    val_foreground_precision: float | None = None
+    val_foreground_iou_any_colour: float | None = None
+    val_colour_iou: float | None = None
+    val_log_likelihood: float | None = None  # nats per cell, without class weights
+    val_balanced_log_likelihood: float | None = None  # nats per cell, each colour alike
+    val_foreground_ap: float | None = None  # average precision of 1 - p_0
+    val_colour_ap: float | None = None  # mean average precision of p_c over foreground colours
+    val_colour_prevalence: float | None = None  # the colour_ap of a model that knows nothing
+    # With the background's logit shifted until the painted share is the true one.
+    val_matched_shift: float | None = None
+    val_matched_recall: float | None = None
+    val_matched_precision: float | None = None
+    val_matched_iou: float | None = None
+    val_matched_accuracy: float | None = None
+    val_mutual_information: float | None = None  # nats, of grid and latent
+    val_mutual_information_error: float | None = None  # standard error
+    val_marginal_kl: float | None = None  # nats, from the aggregated posterior to the prior
+    val_active_units_variance: int | None = None  # dimensions with Var(mu) above 0.01
+    val_information_per_dimension: list[float] | None = Col(default=None, sa_type=JSON)  # nats
 
 
 class EventKind(StrEnum):
