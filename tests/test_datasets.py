@@ -154,6 +154,26 @@ def test_splits_of_their_own_are_counted_one_by_one(client: TestClient) -> None:
     assert shown["background_share"] == 0.5
 
 
+def test_overlap_of_the_splits_of_a_file_is_told(client: TestClient) -> None:
+    grids = np.random.default_rng(0).integers(0, 10, (60, 8, 8), dtype=np.int64)
+    train, new = grids[:40], grids[40:]
+    val = np.concatenate([new[:5], train[:2], np.rot90(train[2:5], axes=(1, 2))])
+    shown = put(client, content=make_npz(train=train, val=val, test=new[5:])).json()
+    assert shown["overlap"] == {
+        "val": {"exact": 2, "by_orbit": 5},
+        "test": {"exact": 0, "by_orbit": 0},
+    }
+    assert client.get("/datasets/mine").json()["overlap"] == shown["overlap"]
+
+
+def test_repeated_grids_of_a_file_that_jobs_split_are_told(client: TestClient) -> None:
+    grids = np.random.default_rng(0).integers(0, 10, (60, 8, 8), dtype=np.uint8)
+    images = np.concatenate([grids, grids[:3], grids[5:9].transpose(0, 2, 1)])
+    shown = put(client, content=make_npz(images=images)).json()
+    assert shown["overlap"] == {"images": {"exact": 3, "by_orbit": 7}}
+    assert client.get("/datasets/atomic").json()["overlap"] is None
+
+
 def test_file_that_is_gone_is_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"gone\.npz is no readable \.npz file"):
         read_file(tmp_path / "gone.npz")

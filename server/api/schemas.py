@@ -249,6 +249,13 @@ class DatasetPublic(BaseModel):
         )
 
 
+class OverlapPublic(BaseModel):
+    exact: int = Field(description="grids that are there as they are")
+    by_orbit: int = Field(
+        description="grids that are there in one of their eight forms, turned or reflected"
+    )
+
+
 class DatasetDetails(DatasetPublic):
     """A data set and its contents, over all splits."""
 
@@ -256,6 +263,11 @@ class DatasetDetails(DatasetPublic):
     grid_size: int | None = None
     colour_counts: list[int] | None = Field(default=None, description="cells of colours 0 to 9")
     background_share: float | None = Field(default=None, description="share of all cells, 0 to 1")
+    overlap: dict[str, OverlapPublic] | None = Field(
+        default=None,
+        description="grids of `val` and `test` that also occur in `train`; of `images`, grids that "
+        "repeat an earlier one",
+    )
     preview_url: str | None = None
 
 

@@ -9,6 +9,7 @@ import re
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from PIL import Image
 
 from server.errors import ConflictError, InvalidInputError
 from server.files.hashes import FileVersion, find_sha256, read_version
+from server.files.orbits import Overlap, compute_keys, count_overlap, count_repeats
 from server.models.configuration import NUM_COLOURS, BuiltInDataset
 from server.models.options import NAME_PATTERN
 
@@ -134,6 +136,9 @@ class DatasetContents:
     num_grids: dict[str, int]  #: by split; `images` is split by the job that uses it
     grid_size: int
     colour_counts: list[int]  #: cells of each colour
+    #: Of `val` and `test` the grids that also occur in `train`; of `images` those that repeat an
+    #: earlier one, since a job may put one into training and the other one into another split.
+    overlap: dict[str, Overlap]
     sample: Grids  #: the first grids, (N, S, S)
 
     @classmethod
@@ -141,7 +146,18 @@ class DatasetContents:
         first = next(iter(arrays.values()))
         num_grids = {key: len(grids) for key, grids in arrays.items()}
         counts = count_colours(*arrays.values())
-        return cls(num_grids, first.shape[1], counts, first[:NUM_SAMPLE_GRIDS].copy())
+        sample = first[:NUM_SAMPLE_GRIDS].copy()
+        return cls(num_grids, first.shape[1], counts, measure_overlap(arrays), sample)
+
+
+def measure_overlap(arrays: Mapping[str, Grids]) -> dict[str, Overlap]:
+    """The grids of each split but training that also occur there; of `images` alone, those that
+    repeat an earlier one."""
+    keys = {key: compute_keys(grids) for key, grids in arrays.items()}
+    if "images" in keys:
+        return {"images": count_repeats(keys["images"])}
+    known = keys.pop("train")
+    return {split: count_overlap(each, known=known) for split, each in keys.items()}
 
 
 def read_contents(name: str, *, datasets_dir: Path) -> DatasetContents:

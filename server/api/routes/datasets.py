@@ -12,7 +12,7 @@ from server.api.dependencies import EngineDep, SettingsDep
 from server.api.limits import extend_deadline
 from server.api.problems import PROBLEM_RESPONSES
 from server.api.queries import MAX_PAGE_SIZE
-from server.api.schemas import DatasetDetails, DatasetList, DatasetPublic
+from server.api.schemas import DatasetDetails, DatasetList, DatasetPublic, OverlapPublic
 from server.database.engine import write_transaction
 from server.errors import ConflictError, NotFoundError, TooLargeError
 from server.files.datasets import (
@@ -97,7 +97,7 @@ async def add_dataset(
 
 @router.get("/{name}")
 def read_dataset(name: Name, *, settings: SettingsDep) -> DatasetDetails:
-    """The number of grids, their size and their colours."""
+    """The number of grids, their size, their colours, and how many of them are the same."""
     if name in set(BuiltInDataset):
         return DatasetDetails(**_describe_built_in(name).model_dump())
     contents = _read_contents(name, settings=settings)
@@ -109,6 +109,7 @@ def read_dataset(name: Name, *, settings: SettingsDep) -> DatasetDetails:
         grid_size=contents.grid_size,
         colour_counts=counts,
         background_share=counts[0] / sum(counts),
+        overlap={key: OverlapPublic(**each._asdict()) for key, each in contents.overlap.items()},
         preview_url=f"/datasets/{name}/preview.png",
     )
 
