@@ -21,6 +21,7 @@ from sqlmodel import create_engine
 
 from benchmarks.machine import REPOSITORY, describe_machine, write_results
 from server.database.engine import SCHEMA_REVISION, open_database, upgrade
+from server.models.configuration import EARLIER_VALUES
 from server.settings import Settings
 
 OLD_REVISION = "0005"
@@ -88,7 +89,8 @@ def make_jobs(*, num_jobs: int) -> Iterator[dict[str, Any]]:
     for number in range(num_jobs):
         job = many_jobs.make_job(chance, number, num_jobs=num_jobs, num_epochs=50)
         config = job["config"] | {"beta": number / num_jobs}
-        del config["data_seed"]
+        for name in ("data_seed", *EARLIER_VALUES):
+            del config[name]
         yield {"is_pinned": False, "num_requeues": 0} | job | {"config": config}
 
 

@@ -12,13 +12,19 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from server.files.hashes import compute_sha256
-from server.models.configuration import TrainingConfig, compute_config_sha256, resolve_config
+from server.models.configuration import (
+    EARLIER_VALUES,
+    TrainingConfig,
+    compute_config_sha256,
+    read_config,
+    resolve_config,
+)
 from server.models.options import OPTIONS, BetaSchedule, BuiltInOption, ClassWeighting
 from server.settings import Settings
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
-#: Option b. A setting that is added changes the identity of every configuration, so that a
-#: migration has to compute it again for the stored jobs.
+#: Option b as it was before there were `EARLIER_VALUES`. A setting that is added later belongs
+#: there, with the value that all jobs had, so that stored jobs keep their identity.
 CANONICAL = (
     '{"augment":true,"batch_size":128,"beta":1.0,"beta_schedule":"linear_warmup",'
     '"beta_warmup_fraction":0.2,"class_weighting":"sqrt_inverse","dataset":"atomic","epochs":50,'
@@ -47,6 +53,7 @@ def compute_by_hand(config: dict[str, Any], **changes: Any) -> str:
         key: value
         for key, value in (config | changes).items()
         if key not in ("seed", "data_seed", "checkpoint_every")
+        and EARLIER_VALUES.get(key, ...) != value
     }
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -54,10 +61,20 @@ def compute_by_hand(config: dict[str, Any], **changes: Any) -> str:
 
 def test_identity_is_the_hash_of_the_canonical_json() -> None:
     assert hashlib.sha256(CANONICAL.encode()).hexdigest() == SHA256
-    config = resolve_config(OPTIONS[BuiltInOption.b].config)
+    config = resolve_config(OPTIONS[BuiltInOption.b].config, overrides={"generator": 1})
     assert compute_config_sha256(config) == SHA256
     of_file = hashlib.sha256(CANONICAL.replace("atomic", "ab" * 32).encode()).hexdigest()
     assert compute_config_sha256(config, dataset_sha256="ab" * 32) == of_file
+
+
+def test_settings_that_came_later_count_only_with_another_value() -> None:
+    stored = {"class_weighting": "sqrt_inverse"}
+    assert compute_config_sha256(read_config(stored)) == SHA256
+    config = read_config(stored | {"generator": 2, "effective_number_beta": 0.5})
+    canonical = CANONICAL.replace('"epochs"', '"effective_number_beta":0.5,"epochs"')
+    canonical = canonical.replace('"latent_dim"', '"generator":2,"latent_dim"')
+    assert compute_config_sha256(config) == hashlib.sha256(canonical.encode()).hexdigest()
+    assert resolve_config({}).generator == 2
 
 
 @pytest.mark.parametrize("name", TrainingConfig.model_fields)

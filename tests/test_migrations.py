@@ -25,7 +25,13 @@ from server.database.engine import open_database, upgrade
 from server.jobs import leases, queue
 from server.jobs.leases import Lease
 from server.models.columns import utc_now
-from server.models.configuration import TrainingConfig, compute_config_sha256
+from server.models.configuration import (
+    EARLIER_VALUES,
+    TrainingConfig,
+    compute_config_sha256,
+    read_config,
+)
+from server.models.studies import Study
 from server.models.tables import Artifact, EpochMetrics, Job, JobEvent, JobLabel, JobStatus, Worker
 from server.settings import Settings
 
@@ -102,15 +108,15 @@ def make_values(table: Table, **given: Any) -> Values:
 
 
 def make_config(**settings: Any) -> Values:
-    """A configuration as it was before the data had a seed of their own."""
+    """A configuration as it was before the data had a seed and versions of their own."""
     config = TrainingConfig(epochs=3, seed=7, **settings)
-    return config.model_dump(mode="json", exclude={"data_seed"})
+    return config.model_dump(mode="json", exclude={"data_seed", *EARLIER_VALUES})
 
 
 def identify(config: Values) -> str:
     # The hash of the file in place of the name; of a deleted one only the name is known.
     sha256 = hashlib.sha256(b"grids").hexdigest() if config["dataset"] == "mine" else None
-    return compute_config_sha256(TrainingConfig.model_validate(config), dataset_sha256=sha256)
+    return compute_config_sha256(read_config(config), dataset_sha256=sha256)
 
 
 def make_job(table: Table, status: JobStatus) -> Values:
@@ -137,6 +143,15 @@ def make_job(table: Table, status: JobStatus) -> Values:
     return make_values(table, **given)
 
 
+def make_study(table: Table) -> Values:
+    configs = {name: make_config(beta=beta) for name, beta in {"b": 1.0, 'é "2"': 2e-05}.items()}
+    arms = [
+        {"name": name, "option": "b", "config": config, "config_sha256": identify(config)}
+        for name, config in configs.items()
+    ]
+    return make_values(table, id="study", arms=arms)
+
+
 def make_epoch(table: Table, job_id: str, epoch: int) -> Values:
     lists = {
         f"{split}_{name}": value
@@ -151,8 +166,10 @@ def make_epoch(table: Table, job_id: str, epoch: int) -> Values:
 
 
 def make_rows(tables: Mapping[str, Table]) -> Iterator[tuple[type[SQLModel], Values]]:
-    """A worker, and a job in each status with two epochs and what belongs to them."""
+    """A worker, a study, and a job in each status with two epochs and what belongs to them."""
     yield Worker, make_values(tables["worker"], id=WORKER_ID, state="busy")
+    if "study" in tables:
+        yield Study, make_study(tables["study"])
     for status, job_id in JOB_IDS.items():
         yield Job, make_job(tables["job"], status)
         if "job_label" in tables:
@@ -255,11 +272,23 @@ def read_row(session: Session, row: Stored) -> Values:
     }
 
 
+def upgraded(row: Stored) -> Values:
+    """The row's values, its configurations with the settings that came later."""
+    values = dict(row.values)
+    if row.model is Job:
+        values["config"] = EARLIER_VALUES | values["config"]
+    if row.model is Study:
+        values["arms"] = [
+            arm | {"config": EARLIER_VALUES | arm["config"]} for arm in values["arms"]
+        ]
+    return values
+
+
 def test_upgrade_keeps_every_row_and_value(stored: list[Stored], engine: Engine) -> None:
     with Session(engine) as session:
         for row in stored:
             now = read_row(session, row)
-            kept = {name: value for name, value in row.values.items() if name in now}
+            kept = {name: value for name, value in upgraded(row).items() if name in now}
             assert {name: now[name] for name in kept} == kept
         for model in {row.model for row in stored}:
             num_rows = session.exec(select(func.count()).select_from(model)).one()
@@ -290,6 +319,31 @@ def test_upgraded_job_has_the_data_it_always_had(stored: list[Stored], engine: E
         for job in session.exec(select(Job)):
             assert "data_seed" not in job.config
             assert (job.training_config.seed, job.training_config.data_seed) == (7, 7)
+            assert (job.config["generator"], job.training_config.generator) == (1, 1)
+            assert isinstance(job.config["beta"], float)
+
+
+def test_new_job_like_an_older_one_shares_its_identity(
+    stored: list[Stored], client: TestClient
+) -> None:
+    body = {"option": "a", "epochs": 3, "seed": 8}
+    older = client.get(f"/jobs/{JOB_IDS[JobStatus.queued]}").raise_for_status().json()
+    like_it = client.post("/jobs", json=body | {"generator": 1}).raise_for_status().json()
+    assert like_it["config_sha256"] == older["config_sha256"]
+    on_new_data = client.post("/jobs", json=body).raise_for_status().json()
+    assert on_new_data["config_sha256"] != older["config_sha256"]
+
+
+def test_arms_of_an_older_study_keep_their_data_and_identity(
+    stored: list[Stored], engine: Engine
+) -> None:
+    with Session(engine) as session:
+        arms = [arm for study in session.exec(select(Study)) for arm in study.arm_list]
+    assert len(arms) == 2 * any(row.model is Study for row in stored)
+    for arm in arms:
+        config = TrainingConfig.model_validate(arm.config)
+        assert config.generator == 1
+        assert compute_config_sha256(config) == arm.config_sha256
 
 
 def test_upgrade_of_many_different_jobs_takes_no_more_statements(

@@ -20,6 +20,7 @@ from worker.training import (
     Trainer,
     TrainingState,
     TrainingStopped,
+    choose_weight_seed,
 )
 
 CPU = torch.device("cpu")
@@ -230,6 +231,7 @@ def test_evaluation_is_deterministic_and_leaves_the_mode_alone(dataset: Dataset)
         {"focal_gamma": 0.5},
         {"class_weighting": "sqrt_inverse"},
         {"class_weighting": "effective_number"},
+        {"generator": 1},
         {"seed": 1},
     ],
     ids=str,
@@ -238,6 +240,62 @@ def test_every_training_setting_changes_the_curve(
     dataset: Dataset, base: list[tuple[float, ...]], override: dict[str, object]
 ) -> None:
     assert curve(list(make_trainer(dataset, epochs=2, **override).epochs())) != base
+
+
+def test_beta_of_effective_number_changes_the_curve(dataset: Dataset) -> None:
+    curves = [
+        curve(
+            list(
+                make_trainer(
+                    dataset,
+                    epochs=1,
+                    class_weighting="effective_number",
+                    effective_number_beta=beta,
+                ).epochs()
+            )
+        )
+        for beta in (0.99, 0.9999)
+    ]
+    assert curves[0] != curves[1]
+
+
+def draw(seed: int) -> torch.Tensor:
+    return torch.rand(1000, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 42, 2**31 - 1])
+def test_initial_weights_have_random_numbers_of_their_own(dataset: Dataset, seed: int) -> None:
+    weights = draw(choose_weight_seed(TrainingConfig(seed=seed)))
+    assert not torch.equal(weights, draw(choose_weight_seed(TrainingConfig(seed=seed // 2 + 3))))
+    trainer = make_trainer(dataset, seed=seed)
+    for epoch in range(50):
+        trainer.epoch = epoch
+        trainer._begin_epoch()
+        assert not torch.equal(weights, draw(trainer._generator.initial_seed()))
+
+
+def test_weights_of_generator_1_are_those_of_the_seed_itself(dataset: Dataset) -> None:
+    trainer = make_trainer(dataset, seed=7, generator=1)
+    torch.manual_seed(7)
+    expected = BetaVAE(latent_dim=10).state_dict()
+    made = trainer.model.state_dict()
+    assert all(torch.equal(made[name], expected[name]) for name in expected)
+    others = make_trainer(dataset, seed=7).model.state_dict()
+    assert not torch.equal(others["to_mu.weight"], expected["to_mu.weight"])
+
+
+@pytest.mark.parametrize("generator", [1, 2])
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (7, 2)])
+def test_draws_of_an_epoch_are_those_of_older_versions(
+    dataset: Dataset, generator: int, seed: int, epoch: int
+) -> None:
+    """A job that an older version has begun goes on as it would have there."""
+    trainer = make_trainer(dataset, seed=seed, generator=generator)
+    trainer.epoch = epoch
+    expected = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(320, generator=expected)
+    assert torch.equal(trainer._begin_epoch().order, order)
+    assert torch.equal(trainer._generator.get_state(), expected.get_state())
 
 
 def test_every_field_of_the_configuration_is_read_by_the_worker() -> None:

@@ -4,15 +4,22 @@ Every grid is drawn in the same way: one to four objects that never overlap but 
 one colour. All grids are built at once with numpy, so 100,000 of them take about a second.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
 
-GENERATOR_VERSION = 1
+from server.files.orbits import compute_keys
+
 GRID_SIZE = 16
 MAX_CELLS = 15
+
+#: Of ten orbits eight are training's, one is validation's and one is the test split's.
+_NUM_PARTS = 10
+_SPLIT_OF_PART = np.array([0] * 8 + [1, 2])
 
 _KIND_PROBABILITIES = {"blob": 0.4, "rectangle": 0.2, "line": 0.2, "pattern": 0.2}
 _MAX_PLACEMENT_TRIES = 50
@@ -38,7 +45,33 @@ class _Shapes:
         return _Shapes(self.rows[index], self.cols[index])
 
 
-def generate_atomic(*, num_grids: int, seed: int) -> npt.NDArray[np.uint8]:
+def generate_splits(*, sizes: Sequence[int], seed: int) -> list[npt.NDArray[np.uint8]]:
+    """Generate a training, a validation and a test split of these sizes, in random order.
+
+    A grid's split follows from its orbit alone, so that none has a grid of another one under any
+    symmetry, also not one that another seed has generated. Grids are generated until each split
+    has enough.
+    """
+    found: list[list[npt.NDArray[np.uint8]]] = [[], [], []]
+    missing = np.array(sizes)
+    numbers = count(1)  # not from 0: numpy's random numbers of `seed` and `[seed, 0]` are the same
+    while missing.any():
+        grids = generate_atomic(num_grids=_count_enough(missing), seed=(seed, next(numbers)))
+        parts = compute_keys(grids).orbit % np.uint64(_NUM_PARTS)
+        splits = _SPLIT_OF_PART[parts.astype(np.int64)]
+        for split in range(len(found)):
+            found[split].append(grids[splits == split][: missing[split]])
+            missing[split] -= len(found[split][-1])
+    return [np.concatenate(grids) for grids in found]
+
+
+def _count_enough(missing: npt.NDArray[np.int64]) -> int:
+    """Grids of which probably so many fall to each split."""
+    shares = np.bincount(_SPLIT_OF_PART) / _NUM_PARTS
+    return 100 + int(1.04 * (missing / shares).max())
+
+
+def generate_atomic(*, num_grids: int, seed: int | Sequence[int]) -> npt.NDArray[np.uint8]:
     """Generate `(num_grids, 16, 16)` uint8 grids; the same seed gives the same grids."""
     rng = np.random.default_rng(seed)
     grids = np.zeros((num_grids, GRID_SIZE * GRID_SIZE), dtype=np.uint8)

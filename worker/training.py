@@ -27,6 +27,8 @@ from worker.model import BetaVAE, VAEOutput
 from worker.optimizer import Adam, compute_learning_rate
 
 _EVALUATION_BATCH_SIZE = 500
+#: The initial weights' stream of a job's seed.
+_INITIAL_WEIGHTS = 1
 
 
 class NonFiniteLossError(LosslabError, ArithmeticError):
@@ -114,9 +116,11 @@ class Trainer:
         self.steps_per_epoch = self._train_grids.num_grids // self.batch_size
         self.num_steps = config.epochs * self.steps_per_epoch
         counts = torch.tensor(dataset.count_colours())
-        self.class_weights = compute_class_weights(counts, weighting=config.class_weighting).to(
-            device
-        )
+        self.class_weights = compute_class_weights(
+            counts,
+            weighting=config.class_weighting,
+            effective_number_beta=config.effective_number_beta,
+        ).to(device)
         make_deterministic()
         self._generator = torch.Generator(device=device)
         self._inputs = StepInputs(batch_size=self.batch_size, device=device)
@@ -125,7 +129,7 @@ class Trainer:
         self._step_losses = torch.zeros(self.steps_per_epoch, device=device)
         self._forget_graphs()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.manual_seed(choose_weight_seed(config))
             model = BetaVAE(latent_dim=config.latent_dim, grid_size=dataset.grid_size)
         # PyTorch's stubs have no memory format for modules.
         self.model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -372,6 +376,17 @@ class Trainer:
             return self._train_grids.draw(indices)
         symmetries = torch.randint(8, indices.shape, generator=self._generator, device=self.device)
         return self._train_grids.draw(indices, symmetries=symmetries)
+
+
+def choose_weight_seed(config: TrainingConfig) -> int:
+    """The seed of the random numbers that become the initial weights.
+
+    It is far from those of the epochs. Generator 1 took the job's own seed: for seed 0 the numbers
+    of the weights were those of the first epoch, too.
+    """
+    if config.generator == 1:
+        return config.seed
+    return int(np.random.SeedSequence([config.seed, _INITIAL_WEIGHTS]).generate_state(1)[0])
 
 
 def _select(tensors: dict[str, Tensor], *, prefix: str) -> dict[str, Tensor]:

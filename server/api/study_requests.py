@@ -32,6 +32,7 @@ from server.models.configuration import (
     MAX_SEED,
     TrainingConfig,
     compute_config_sha256,
+    read_config,
     resolve_config,
 )
 from server.models.studies import Arm, Study
@@ -374,7 +375,7 @@ def _choose_data_seed(config: StudyConfig, arms: Sequence[Arm]) -> int | None:
 def check_datasets(study: Study, *, datasets_dir: Path) -> None:
     """Raise ConflictError unless the study's jobs would still train on the same data."""
     for arm in study.arm_list:
-        config = TrainingConfig.model_validate(arm.config)
+        config = read_config(arm.config)
         try:
             sha256 = check_dataset(config.dataset, datasets_dir=datasets_dir)
         except DatasetError as error:

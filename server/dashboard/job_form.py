@@ -77,7 +77,7 @@ def _describe(name: str) -> Override:
         return Override(name, "choice", description, choices=tuple(annotation))
     if annotation in (int, float):
         lowest: Any = schema.get("minimum", schema.get("exclusiveMinimum"))
-        highest: Any = schema.get("maximum")
+        highest: Any = schema.get("maximum", schema.get("exclusiveMaximum"))
         return Override(
             name,
             "number",

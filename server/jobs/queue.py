@@ -27,7 +27,7 @@ from server.errors import ConflictError
 from server.jobs.events import add_event
 from server.jobs.leases import Lease, holding
 from server.jobs.listing import JobNotFoundError
-from server.models.configuration import TrainingConfig, compute_config_sha256
+from server.models.configuration import compute_config_sha256, read_config
 from server.models.studies import StudyJob
 from server.models.tables import EventKind, FailureKind, Job, JobPhase, JobStatus
 
@@ -346,7 +346,7 @@ def _extend(
         raise JobStateError(
             f"job {job.id} belongs to study {study_id}, whose jobs train equally long"
         )
-    config = TrainingConfig.model_validate({**job.config, "epochs": num_epochs})
+    config = read_config({**job.config, "epochs": num_epochs})
     job.config = config.model_dump(mode="json")
     job.config_sha256 = compute_config_sha256(config, dataset_sha256=dataset_sha256)
     job.progress = job.epochs_completed / num_epochs

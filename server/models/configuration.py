@@ -8,13 +8,21 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.models.options import NAME_PATTERN, QUICK_TEST, BetaSchedule, ClassWeighting
+from server.models.options import (
+    EFFECTIVE_NUMBER_BETA,
+    NAME_PATTERN,
+    QUICK_TEST,
+    BetaSchedule,
+    ClassWeighting,
+)
 
 #: Colours of a grid; colour 0 is the background.
 NUM_COLOURS: Final = 10
 #: Settings that say which run of a configuration a job is, or only what is kept of it.
 NOT_IDENTITY: Final = ("seed", "data_seed", "checkpoint_every")
 MAX_SEED: Final = 2**31 - 1
+#: Settings that were added later, with the values that all jobs had before.
+EARLIER_VALUES: Final = {"generator": 1, "effective_number_beta": EFFECTIVE_NUMBER_BETA}
 
 
 class BuiltInDataset(StrEnum):
@@ -40,6 +48,14 @@ class TrainingConfig(BaseModel):
         le=1_000_000,
         description="number of grids over all splits: `atomic` generates exactly this many, other "
         "data sets are cut to at most each split's share of it",
+    )
+    generator: int = Field(
+        default=2,
+        ge=1,
+        le=2,
+        description="version of what the seeds give: with 2 no validation or test grid of `atomic` "
+        "and `arc` occurs in training, not even turned or reflected, splits are cut to a random "
+        "sample, and the initial weights have random numbers of their own; 1 is as in older jobs",
     )
     augment: bool = Field(
         default=True,
@@ -69,6 +85,13 @@ class TrainingConfig(BaseModel):
     use_focal_loss: bool = Field(default=True, description="false is plain cross-entropy")
     focal_gamma: float = Field(default=2.0, ge=0, le=10)
     class_weighting: ClassWeighting = ClassWeighting.none
+    effective_number_beta: float = Field(
+        default=EFFECTIVE_NUMBER_BETA,
+        ge=0,
+        lt=1,
+        description="β of the weighting `effective_number`, not of the KL; all colours with far "
+        "more than 1 / (1 - β) cells in the training split weigh the same",
+    )
     checkpoint_every: int = Field(
         default=5, ge=1, le=1000, description="epochs between scheduled checkpoints"
     )
@@ -83,8 +106,8 @@ class TrainingConfig(BaseModel):
         default_factory=lambda validated: validated["seed"],
         ge=0,
         le=MAX_SEED,
-        description="of the generated grids and of the split of data that has none; by default "
-        "the same number as `seed`",
+        description="of the generated grids, of the split of data that has none and of the grids "
+        "to which `num_samples` cuts a data set; by default the same number as `seed`",
     )
 
 
@@ -102,13 +125,23 @@ def resolve_config(
     return TrainingConfig.model_validate({**preset, **quick, **(overrides or {})})
 
 
+def read_config(stored: Mapping[str, Any]) -> TrainingConfig:
+    """A stored configuration; a setting that was added after it has the value from before."""
+    return TrainingConfig.model_validate({**EARLIER_VALUES, **stored})
+
+
 def compute_config_sha256(config: TrainingConfig, *, dataset_sha256: str | None = None) -> str:
     """The identity of a configuration: jobs that share it differ only in their randomness.
 
     SHA-256 of the canonical JSON (sorted keys, no spaces) of all settings but `NOT_IDENTITY`. The
-    hash of an uploaded data set stands in place of its name.
+    hash of an uploaded data set stands in place of its name. A setting of `EARLIER_VALUES` counts
+    only where it has another value, so that jobs from before there was the setting keep their
+    identity, and new jobs like them share it.
     """
     settings = config.model_dump(mode="json", exclude=set(NOT_IDENTITY))
+    for name, value in EARLIER_VALUES.items():
+        if settings[name] == value:
+            del settings[name]
     if dataset_sha256 is not None:
         settings["dataset"] = dataset_sha256
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))

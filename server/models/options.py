@@ -30,6 +30,10 @@ class ClassWeighting(StrEnum):
     effective_number = "effective_number"
 
 
+#: The β of `effective_number` unless a job has its own; before that was a setting, of all jobs.
+EFFECTIVE_NUMBER_BETA: Final = 0.9999
+
+
 class BetaSchedule(StrEnum):
     """Course of β over a job's steps; see `worker.losses`."""
 

@@ -27,7 +27,7 @@ from server.models.columns import (
     text_column,
     utc_now,
 )
-from server.models.configuration import TrainingConfig
+from server.models.configuration import TrainingConfig, read_config
 
 
 class JobStatus(StrEnum):
@@ -159,7 +159,7 @@ class Job(SQLModel, table=True):
 
     @property
     def training_config(self) -> TrainingConfig:
-        return TrainingConfig.model_validate(self.config)
+        return read_config(self.config)
 
 
 #: What `Job.is_judged` says, as a condition of a query.
