@@ -37,7 +37,22 @@ def save_checkpoint(path: Path, state: TrainingState, *, config: TrainingConfig)
         "format": _FORMAT,
     }
     # Written by Python, so that a full disk is an OSError like any other.
-    path.write_bytes(save(state.tensors, metadata=metadata))
+    path.write_bytes(_sort_header(save(state.tensors, metadata=metadata)))
+
+
+def _sort_header(content: bytes) -> bytes:
+    """The same safetensors file with its header in order, so that equal states have equal bytes.
+
+    Safetensors writes the metadata in the order of a hash table, another one each time. A file is
+    the header's length (8 bytes, little-endian), the header as JSON, padded with spaces to a
+    multiple of 8 bytes, and the tensors at places that are counted from the header's end.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(
+        json.loads(content[8:end]), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def load_checkpoint(path: Path) -> tuple[TrainingState, TrainingConfig]:
