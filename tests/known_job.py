@@ -115,7 +115,9 @@ def fail(
 NOTES: dict[str, Write] = {
     "heartbeat": partial(leases.heartbeat, lease_seconds=LEASE_SECONDS, progress=0.5),
     "set_phase": partial(records.set_phase, phase=JobPhase.saving),
-    "record_start": partial(records.record_start, device="cpu", progress=0.0, dataset_summary={}),
+    "record_start": partial(
+        records.record_start, device="cpu", progress=0.0, dataset_summary={}, warnings=[]
+    ),
     "record_resume_point": record_resume_point,
     "add_note": add_note,
     "keep_named_files": partial(records.keep_named_files, sweep=lambda _names, _best: None),

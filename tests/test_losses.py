@@ -16,6 +16,7 @@ from worker.losses import (
     compute_focal_loss,
     compute_kl_per_dimension,
     compute_loss,
+    find_weight_faults,
 )
 from worker.model import VAEOutput
 
@@ -121,6 +122,11 @@ def test_effective_number_weights_are_those_of_the_paper() -> None:
     weights = compute_class_weights(COUNTS, weighting=ClassWeighting.effective_number)
     raw = 0.0001 / (1 - 0.9999 ** COUNTS.double())
     torch.testing.assert_close(weights, (raw * 10 / raw.sum()).float())
+    of_another = compute_class_weights(
+        COUNTS, weighting=ClassWeighting.effective_number, effective_number_beta=0.9
+    )
+    raw = 0.1 / (1 - 0.9 ** COUNTS.double())
+    torch.testing.assert_close(of_another, (raw * 10 / raw.sum()).float())
 
     of_another = compute_class_weights(
         COUNTS, weighting=ClassWeighting.effective_number, effective_number_beta=0.9
@@ -134,15 +140,62 @@ def test_none_weighs_every_colour_alike() -> None:
 
 @pytest.mark.parametrize("weighting", list(ClassWeighting))
 def test_a_colour_that_never_occurs_weighs_nothing_and_is_warned_of(
-    weighting: ClassWeighting, caplog: pytest.LogCaptureFixture
+    weighting: ClassWeighting,
 ) -> None:
     counts = COUNTS.clone()
     counts[7] = 0
+    config = TrainingConfig(class_weighting=weighting)
     weights = compute_class_weights(counts, weighting=weighting)
     assert weights[7] == 0
     assert torch.isfinite(weights).all()
     assert (weights[:7] > 0).all()
-    assert "[7]" in caplog.text
+    faults = find_weight_faults(weights, counts=counts, config=config)
+    assert "colours [7] never occur in the training split: weight 0" in faults
+
+
+def find_faults(counts: torch.Tensor, **settings: object) -> list[str]:
+    config = TrainingConfig.model_validate(settings)
+    weights = compute_class_weights(
+        counts,
+        weighting=config.class_weighting,
+        effective_number_beta=config.effective_number_beta,
+    )
+    return find_weight_faults(weights, counts=counts, config=config)
+
+
+def test_effective_number_without_effect_names_a_beta_that_has_one() -> None:
+    counts = torch.tensor([19_075_072, 155_000, *[156_000] * 8])
+    (fault,) = find_faults(counts, class_weighting="effective_number")
+    assert "effective_number has no effect: the largest weight is 1.0000002 times" in fault
+    suggested = float(fault.split(" has one, as ")[1].split(":")[0])
+    assert suggested == pytest.approx(1 - 1 / 155_000, abs=1e-9)
+    setting = {"class_weighting": "effective_number", "effective_number_beta": suggested}
+    assert find_faults(counts, **setting) == []
+
+
+@pytest.mark.parametrize("weighting", ["inverse", "sqrt_inverse", "balanced"])
+def test_weighting_with_an_effect_is_not_warned_of(weighting: str) -> None:
+    assert find_faults(COUNTS, class_weighting=weighting) == []
+    assert find_faults(torch.full((10,), 50), class_weighting="none") == []
+
+
+@pytest.mark.parametrize("weighting", ["inverse", "sqrt_inverse", "effective_number"])
+def test_weighting_of_equally_frequent_colours_is_warned_of_without_a_remedy(
+    weighting: str,
+) -> None:
+    (fault,) = find_faults(torch.full((10,), 10**6), class_weighting=weighting)
+    assert fault.endswith("has no effect: the largest weight is 1.0000000 times the smallest")
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9999, 1 - 1e-9, 1 - 2**-53])
+def test_every_allowed_beta_of_effective_number_gives_finite_weights(beta: float) -> None:
+    weights = compute_class_weights(
+        torch.tensor([10**9, 1, *[10**6] * 8]),
+        weighting=ClassWeighting.effective_number,
+        effective_number_beta=TrainingConfig(effective_number_beta=beta).effective_number_beta,
+    )
+    assert torch.isfinite(weights).all()
+    assert (weights > 0).all()
 
 
 def test_on_the_real_corpus_the_root_turns_123_to_1_into_11_to_1() -> None:

@@ -1,8 +1,10 @@
 """How reports, pictures and tables of studies show names that a user chose."""
 
+from typing import Any
+
 import pytest
 
-from server.judging.methods import MIN_PASS_RATE
+from server.judging.methods import MIN_PASS_RATE, describe_overlap
 from server.judging.statistics import decide_in_looks
 from server.judging.study_charts import draw_name
 from server.judging.study_reports import escape_name, show_controls
@@ -11,6 +13,38 @@ from server.judging.tables import guard_text
 
 def test_methods_state_the_pass_rate_that_the_decision_uses() -> None:
     assert decide_in_looks.__kwdefaults__["min_pass_rate"] == MIN_PASS_RATE
+
+
+def make_summary(val: int, test: int) -> dict[str, Any]:
+    overlap = {name: {"exact": 0, "by_orbit": n} for name, n in {"val": val, "test": test}.items()}
+    return {"num_val": 10_000, "num_test": 5000, "overlap": overlap}
+
+
+@pytest.mark.parametrize(
+    ("summaries", "text"),
+    [
+        ([], ""),
+        ([{"num_val": 10_000}], ""),
+        (
+            [make_summary(0, 0)],
+            "No validation or test grid occurs in training, not even turned or reflected. ",
+        ),
+        (
+            [{}, make_summary(964, 0), make_summary(900, 0)],
+            "Up to 964 of 10,000 validation grids occur in training too, some turned or "
+            "reflected. ",
+        ),
+        (
+            [make_summary(1, 0), make_summary(0, 2345)],
+            "Up to 1 of 10,000 validation grids and 2,345 of 5,000 test grids occur in training "
+            "too, some turned or reflected. ",
+        ),
+    ],
+)
+def test_methods_say_how_many_grids_are_in_training_too(
+    summaries: list[dict[str, Any]], text: str
+) -> None:
+    assert describe_overlap(summaries) == text
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "漢字 שלום", "$x_{$", "_hidden", "\\frac", "🦖"])

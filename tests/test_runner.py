@@ -127,6 +127,69 @@ def test_checkpoint_holds_weights_adam_and_configuration(
     }
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_job_says_once_that_training_grids_are_in_another_split(
+    settings: Settings,
+    engine: Engine,
+    submit_job: SubmitJob,
+    write_npz: Callable[..., str],
+    split: str,
+) -> None:
+    grids = np.random.default_rng(0).integers(0, 10, (60, 8, 8), dtype=np.uint8)
+    splits = {"train": grids[:40], "val": grids[40:50], "test": grids[50:]}
+    repeated = np.concatenate([grids[:3], grids[3:5].transpose(0, 2, 1), splits[split]])
+    submitted = submit_job(dataset=write_npz(**splits | {split: repeated}))
+    drain(settings, engine)
+    queue.resume(engine, submitted.id, num_epochs=3)
+    drain(settings, engine)
+    job = read(engine, submitted)
+    assert (job.status, job.epochs_completed) == (JobStatus.succeeded, 3)
+    name = {"val": "validation", "test": "test"}[split]
+    message = f"3 of 15 {name} grids also occur in training, 5 if turned or reflected"
+    assert read_warnings(engine, job) == [message]
+    assert message in JobFiles(settings.runs_dir, job.id).read_log()
+    none = {"exact": 0, "by_orbit": 0}
+    known = {"val": none, "test": none, split: {"exact": 3, "by_orbit": 5}}
+    assert (job.dataset_summary or {})["overlap"] == known
+
+
+def test_job_of_an_older_version_is_told_its_overlap_when_it_goes_on(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    submitted = submit_job(generator=1, num_samples=20_000, epochs=1, batch_size=512)
+    drain(settings, engine)
+    with Session(engine) as session:
+        job = session.get_one(Job, submitted.id)
+        job.dataset_summary = {
+            name: value for name, value in (job.dataset_summary or {}).items() if name != "overlap"
+        }
+        session.commit()
+    queue.resume(engine, submitted.id, num_epochs=2)
+    drain(settings, engine)
+    warnings = read_warnings(engine, submitted)
+    # Of both splits, once by the first attempt and once by the other, which could not know.
+    assert len(warnings) == 4
+    assert warnings[:2] == warnings[2:]
+    assert re.match(r"\d+ of 2,000 validation grids also occur in training, \d+ if", warnings[0])
+
+
+def test_job_is_told_of_colours_that_never_occur_and_of_weights_without_effect(
+    settings: Settings, engine: Engine, submit_job: SubmitJob, write_npz: Callable[..., str]
+) -> None:
+    grids = np.random.default_rng(0).integers(0, 9, (4000, 16, 16), dtype=np.uint8)
+    submitted = submit_job(
+        dataset=write_npz(images=grids),
+        num_samples=4000,
+        batch_size=512,
+        class_weighting="effective_number",
+        epochs=1,
+    )
+    drain(settings, engine)
+    absent, without_effect = read_warnings(engine, submitted)
+    assert absent == "colours [9] never occur in the training split: weight 0"
+    assert without_effect.startswith("class_weighting effective_number has no effect")
+
+
 def test_handed_back_job_goes_on_where_it_was_and_ends_with_the_same_numbers(
     settings: Settings, engine: Engine, submit_job: SubmitJob
 ) -> None:

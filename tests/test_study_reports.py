@@ -176,6 +176,7 @@ def test_methods_say_what_was_done(trained: Trained) -> None:
     for text in [
         "The data set is atomic, 80 grids for training, 10 for validation and 10 for testing",
         "generated with data seed 42, the same for all runs",
+        "No validation or test grid occurs in training, not even turned or reflected.",
         "2 arms (one configuration each, all but the seed) with 5 seeds: 0 to 4.",
         "for 2 epochs (4 steps)",
         "10 or 3 latent dimensions",

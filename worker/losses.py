@@ -4,8 +4,7 @@ Reduction: cells and latent dimensions are summed within a grid, as in the ELBO,
 divided by the number of cells. β = 1 is therefore the ELBO's own weighting at any grid size.
 """
 
-import logging
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +14,10 @@ from server.models.options import EFFECTIVE_NUMBER_BETA, BetaSchedule, ClassWeig
 from worker.model import VAEOutput
 
 NUM_CYCLES = 4
-
-_logger = logging.getLogger(__name__)
+#: Weights that are closer together than this ratio make no difference to the training.
+MIN_WEIGHT_RATIO: Final = 1.01
+#: Colours whose numbers of cells are closer together than this could not get other weights.
+_UNEVEN_RATIO: Final = 1.1
 
 
 class GridLoss(NamedTuple):
@@ -86,9 +87,6 @@ def compute_class_weights(
     """
     counts = counts.to(torch.float64)
     present = counts > 0
-    if not bool(present.all()):
-        absent = [colour for colour, there in enumerate(present.tolist()) if not there]
-        _logger.warning("colours %s never occur in the training split: weight 0", absent)
     inverse = counts.sum() / (len(counts) * counts.clamp_min(1))
     match weighting:
         case ClassWeighting.none:
@@ -101,6 +99,34 @@ def compute_class_weights(
             weights = 1 / (1 - effective_number_beta ** counts.clamp_min(1))
             weights = weights * present.sum() / weights[present].sum()
     return torch.where(present, weights, 0.0).float()
+
+
+def find_weight_faults(weights: Tensor, *, counts: Tensor, config: TrainingConfig) -> list[str]:
+    """What a user should know of the class weights (10,) and of the counts that they follow from:
+    colours that never occur, and a weighting without effect."""
+    faults = []
+    if absent := torch.nonzero(counts == 0).flatten().tolist():
+        faults.append(f"colours {absent} never occur in the training split: weight 0")
+    present = weights[counts > 0]
+    ratio = (present.max() / present.min()).item()
+    if config.class_weighting != ClassWeighting.none and ratio < MIN_WEIGHT_RATIO:
+        faults.append(
+            f"class_weighting {config.class_weighting} has no effect: the largest weight is "
+            f"{ratio:.7f} times the smallest{_suggest_beta(counts, config=config)}"
+        )
+    return faults
+
+
+def _suggest_beta(counts: Tensor, *, config: TrainingConfig) -> str:
+    """The end of the sentence: a β of `effective_number` that has an effect, if there is one."""
+    rarest = int(counts[counts > 0].min())
+    is_even = int(counts.max()) < _UNEVEN_RATIO * rarest
+    if config.class_weighting != ClassWeighting.effective_number or is_even:
+        return ""
+    return (
+        f". An effective_number_beta nearer 1 than {config.effective_number_beta:g} has one, as "
+        f"{1 - 1 / rarest:.10g}: that is 1 - 1/{rarest}, and the rarest colour has so many cells"
+    )
 
 
 def compute_beta(config: TrainingConfig, *, step: int, num_steps: int) -> float:

@@ -6,7 +6,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
+import torch
 from sqlalchemy import Engine
 
 from server.database.engine import is_outage
@@ -30,6 +32,7 @@ from worker.data import Dataset, DeviceGrids, draw_reconstruction_batches, load_
 from worker.device import choose_device, describe_device
 from worker.failures import DeviceBrokenError, Failure, describe_failure
 from worker.heartbeat import StopReason
+from worker.losses import find_weight_faults
 from worker.metrics import SplitMetrics
 from worker.recorder import NUM_RECONSTRUCTIONS, EpochRecorder
 from worker.trackers import TrackerGroup
@@ -169,6 +172,7 @@ def _train(attempt: Attempt, dataset: Dataset, *, trackers: TrackerGroup) -> Tra
             device=describe_device(device),
             progress=trainer.progress,
             dataset_summary=summary,
+            warnings=_list_new_warnings(attempt.job, summary, trainer=trainer),
         )
         _record_epochs(trainer, recorder, attempt=attempt)
     finally:
@@ -230,7 +234,7 @@ def _evaluate_best(trainer: Trainer, dataset: Dataset, *, attempt: Attempt) -> S
     )
 
 
-def _summarise(dataset: Dataset, *, trainer: Trainer) -> dict[str, object]:
+def _summarise(dataset: Dataset, *, trainer: Trainer) -> dict[str, Any]:
     """A summary of the data set, for the job's page and for later attempts."""
     counts = dataset.count_colours()
     return {
@@ -242,10 +246,28 @@ def _summarise(dataset: Dataset, *, trainer: Trainer) -> dict[str, object]:
         "colour_counts": counts,
         "background_share": counts[0] / sum(counts),
         "class_weights": [round(weight, 4) for weight in trainer.class_weights.tolist()],
+        "overlap": {name: each._asdict() for name, each in dataset.measure_overlap().items()},
     }
 
 
-def _check_same_data(job: Job, summary: dict[str, object]) -> None:
+def _list_new_warnings(job: Job, summary: dict[str, Any], *, trainer: Trainer) -> list[str]:
+    """What is doubtful about the data and their weights, unless an earlier attempt has said it."""
+    if "overlap" in (job.dataset_summary or {}):
+        return []
+    weights, counts = trainer.class_weights.cpu(), torch.tensor(summary["colour_counts"])
+    found = find_weight_faults(weights, counts=counts, config=trainer.config)
+    found += [
+        f"{overlap['exact']:,} of {summary[f'num_{split}']:,} {name} grids also occur in training, "
+        f"{overlap['by_orbit']:,} if turned or reflected"
+        for split, name in {"val": "validation", "test": "test"}.items()
+        if (overlap := summary["overlap"][split])["by_orbit"]
+    ]
+    for message in found:
+        _logger.warning(message)
+    return found
+
+
+def _check_same_data(job: Job, summary: dict[str, Any]) -> None:
     """Raises DatasetError if an earlier attempt trained on other grids under the same name."""
     known = (job.dataset_summary or {}).get("sha256", summary["sha256"])
     if known != summary["sha256"]:

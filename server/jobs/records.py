@@ -4,7 +4,7 @@ All writes need the lease and raise LeaseLostError without it. Reads do not need
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Engine, and_
@@ -40,14 +40,18 @@ def record_start(
     device: str,
     progress: float,
     dataset_summary: dict[str, Any],
+    warnings: Sequence[str],
 ) -> None:
-    """Record that training begins: on which device, with which data, at which progress."""
+    """Record that training begins: on which device, with which data, at which progress, and what
+    the user should know of the data."""
     with holding(engine, lease) as (session, job):
         job.phase = JobPhase.training
         # The progress may be lower than before, if a checkpoint could not be loaded. Setting its
         # time keeps the job from being shown as stalled until it catches up.
         job.progress, job.progress_at = progress, database_now(session)
         job.device, job.dataset_summary = device, dataset_summary
+        for message in warnings:
+            add_event(session, job, EventKind.warning, message=message)
 
 
 def record_epoch(

@@ -77,7 +77,8 @@ def _describe_data(methods: Methods) -> str:
     origin = "Its grids are generated" if is_generated else "Data without a split is divided"
     return (
         f"The data set is {_join(names)}{_describe_sizes(methods)}. {origin} with "
-        f"{_describe_data_seed(methods)}. {_describe_hashes(methods)}"
+        f"{_describe_data_seed(methods)}. {describe_overlap(methods.summaries)}"
+        f"{_describe_hashes(methods)}"
     )
 
 
@@ -105,6 +106,26 @@ def _describe_data_seed(methods: Methods) -> str:
     if seeds in ([], [own]):
         return f"data seed {own}, the same for all runs"
     return f"data seed {own}, except in runs that were trained before the study"
+
+
+def describe_overlap(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """How many grids of the other splits occur in training: the most that a run has."""
+    known = [summary for summary in summaries if "overlap" in summary]
+    if not known:
+        return ""
+    most = {
+        split: max(known, key=lambda each: each["overlap"][split]["by_orbit"])
+        for split in ("val", "test")
+    }
+    found = [
+        f"{_count(number)} of {_count(summary[f'num_{split}'])} "
+        f"{'validation' if split == 'val' else 'test'} grids"
+        for split, summary in most.items()
+        if (number := summary["overlap"][split]["by_orbit"])
+    ]
+    if not found:
+        return "No validation or test grid occurs in training, not even turned or reflected. "
+    return f"Up to {_join(found, 'and')} occur in training too, some turned or reflected. "
 
 
 def _describe_hashes(methods: Methods) -> str:
