@@ -297,7 +297,12 @@ _LISTED: Final = {
 
 def _bounds(schema: Schema) -> str:
     """The numbers that are allowed, as `from 1 to 100`."""
-    names = {"exclusiveMinimum": "above", "minimum": "from", "maximum": "to"}
+    names = {
+        "exclusiveMinimum": "above",
+        "minimum": "from",
+        "maximum": "to",
+        "exclusiveMaximum": "to below",
+    }
     return " ".join(f"{word} {_plain(schema[key])}" for key, word in names.items() if key in schema)
 
 
