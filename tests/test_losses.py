@@ -134,6 +134,7 @@ def test_effective_number_weights_are_those_of_the_paper() -> None:
     raw = 0.1 / (1 - 0.9 ** COUNTS.double())
     torch.testing.assert_close(of_another, (raw * 10 / raw.sum()).float())
 
+
 def test_none_weighs_every_colour_alike() -> None:
     assert compute_class_weights(COUNTS, weighting=ClassWeighting.none).tolist() == [1.0] * 10
 
