@@ -5,6 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import jaccard_score
 
 from server.models.tables import EpochMetrics
 from worker.losses import GridLoss
@@ -47,6 +48,34 @@ def test_a_foreground_cell_in_a_wrong_colour_is_not_recalled() -> None:
     assert metrics.foreground_recall == 1 / 2
 
 
+def test_precision_counts_a_wrong_colour_as_wrong_and_the_mask_does_not() -> None:
+    # Foreground 1, 1, 2; painted 2 (wrong colour), 1 (right), nothing, and 3 on background.
+    metrics = measure([[1, 1, 2, 0]], [[2, 1, 0, 3]])
+    assert metrics.foreground_share == 3 / 4
+    assert metrics.foreground_precision == 1 / 3
+    assert metrics.foreground_iou == 1 / 4
+    assert metrics.foreground_iou_any_colour == 2 / 4
+    # Colour 1: one of two; colour 2: painted in a wrong place; colour 3: does not exist.
+    assert metrics.colour_iou == pytest.approx((1 / 2 + 0 + 0) / 3)
+
+
+def test_intersections_over_union_are_scikit_learns() -> None:
+    rng = np.random.default_rng(0)
+    grids, guesses = rng.integers(0, 4, (2, 30, 4))
+    metrics = measure(grids.tolist(), guesses.tolist())
+    truth, guess = grids.ravel(), guesses.ravel()
+    assert metrics.foreground_iou_any_colour == pytest.approx(jaccard_score(truth > 0, guess > 0))
+    macro = jaccard_score(truth, guess, labels=[1, 2, 3], average="macro")
+    assert metrics.colour_iou == pytest.approx(macro)
+
+
+def test_nothing_painted_has_no_precision_and_no_overlap() -> None:
+    metrics = measure([[1, 0, 0, 0]], [[0, 0, 0, 0]])
+    assert metrics.foreground_precision is None
+    assert metrics.foreground_iou_any_colour == 0.0
+    assert metrics.colour_iou == 0.0
+
+
 def test_exact_grids_are_counted() -> None:
     assert (
         measure([[1, 2, 3, 0], [1, 0, 0, 0]], [[1, 2, 3, 0], [0, 0, 0, 0]]).exact_grid_rate == 0.5
@@ -57,6 +86,9 @@ def test_without_foreground_there_is_no_recall_rather_than_zero() -> None:
     metrics = measure([[0, 0, 0, 0]], [[0, 0, 0, 0]])
     assert metrics.foreground_recall is None
     assert metrics.foreground_iou is None
+    assert metrics.foreground_iou_any_colour is None
+    assert metrics.colour_iou is None
+    assert metrics.foreground_share == 0.0
     assert metrics.recall_per_colour[1:] == [None] * 9
     assert metrics.balanced_accuracy == 1.0
 

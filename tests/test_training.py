@@ -183,6 +183,19 @@ def test_a_non_finite_loss_stops_before_the_weights_move(dataset: Dataset) -> No
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_validation_loss_that_is_not_finite_fails_the_epoch(dataset: Dataset) -> None:
+    trainer = make_trainer(dataset)
+
+    def spoil_the_weights(trainer: Trainer) -> None:
+        if trainer._under_way is not None and trainer._under_way.step == trainer.steps_per_epoch:
+            with torch.no_grad():
+                trainer.model.to_mu.weight.fill_(torch.nan)
+
+    trainer._on_step = spoil_the_weights
+    with pytest.raises(NonFiniteLossError, match="epoch 1, step 10"):
+        next(trainer.epochs())
+
+
 def test_training_stops_at_the_next_step_when_asked(dataset: Dataset) -> None:
     num_steps = 0
 

@@ -1,7 +1,8 @@
 """Metrics of a split: what is counted during an epoch, and the values computed from it at the end.
 
 A new metric is one function registered with `@metric`, its field in `SplitMetrics`, and its columns
-in `server.models.tables.EpochMetrics` with a migration.
+in `server.models.tables.EpochMetrics` with a migration. Metrics of validation and test alone are in
+`worker.evaluation`.
 """
 
 from collections.abc import Callable
@@ -34,6 +35,10 @@ class SplitMetrics:
     foreground_iou: float | None
     balanced_accuracy: float | None
     background_share: float
+    foreground_share: float
+    foreground_precision: float | None
+    foreground_iou_any_colour: float | None
+    colour_iou: float | None
     all_black_share: float
     exact_grid_rate: float
     recall_per_colour: list[float | None]
@@ -67,6 +72,14 @@ class Counts:
     @cached_property
     def num_foreground_hits(self) -> int:
         return int(np.trace(self.confusion[1:, 1:]))
+
+    @cached_property
+    def num_painted(self) -> int:
+        return int(self.confusion[:, 1:].sum())
+
+    @cached_property
+    def num_foreground_union(self) -> int:
+        return self.num_foreground + int(self.confusion[0, 1:].sum())
 
 
 Compute = TypeVar("Compute", bound=Callable[[Counts], Any])
@@ -114,8 +127,39 @@ def foreground_recall(counts: Counts) -> float | None:
 @metric
 def foreground_iou(counts: Counts) -> float | None:
     """Foreground hits, of all cells that are or are predicted foreground (Jaccard index)."""
-    union = counts.num_foreground + int(counts.confusion[0, 1:].sum())
-    return _divide(counts.num_foreground_hits, union)
+    return _divide(counts.num_foreground_hits, counts.num_foreground_union)
+
+
+@metric
+def foreground_share(counts: Counts) -> float:
+    """Foreground cells, of all cells: the truth that 1 - `background_share` is compared with."""
+    return counts.num_foreground / counts.num_cells
+
+
+@metric
+def foreground_precision(counts: Counts) -> float | None:
+    """Cells that are predicted foreground and have exactly the predicted colour, of all that are
+    predicted foreground."""
+    return _divide(counts.num_foreground_hits, counts.num_painted)
+
+
+@metric
+def foreground_iou_any_colour(counts: Counts) -> float | None:
+    """Cells that are and are predicted foreground, in whatever colour, of all that are or are
+    predicted foreground."""
+    return _divide(int(counts.confusion[1:, 1:].sum()), counts.num_foreground_union)
+
+
+@metric
+def colour_iou(counts: Counts) -> float | None:
+    """Mean over the foreground colours that occur in the grids or the reconstructions: cells that
+    are and are predicted the colour, of all that are or are predicted the colour."""
+    hits = np.diagonal(counts.confusion)
+    unions = counts.confusion.sum(0) + counts.confusion.sum(1) - hits
+    occurs = unions[1:] > 0
+    if not occurs.any():
+        return None
+    return float((hits[1:][occurs] / unions[1:][occurs]).mean())
 
 
 @metric
@@ -194,9 +238,13 @@ class MetricSums:
         self.kl_per_dimension += batch.kl_per_dimension.sum(0)
 
     def compute(self) -> SplitMetrics:
-        """Every metric, from the sums; the only place where they leave the device."""
+        counts = self.read()
+        return SplitMetrics(**{name: compute(counts) for name, compute in METRICS.items()})
+
+    def read(self) -> Counts:
+        """The sums and counts so far; the only place where they leave the device."""
         num_grids, num_all_black, num_exact = self.grids.tolist()
-        counts = Counts(
+        return Counts(
             confusion=self.confusion.view(NUM_COLOURS, NUM_COLOURS).cpu().numpy(),
             num_grids=num_grids,
             num_all_black=num_all_black,
@@ -204,7 +252,6 @@ class MetricSums:
             losses=(self.losses / num_grids).tolist(),
             kl_per_dimension=(self.kl_per_dimension / num_grids).tolist(),
         )
-        return SplitMetrics(**{name: compute(counts) for name, compute in METRICS.items()})
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).clone() for name in self._names}

@@ -1,6 +1,7 @@
 """The training loop. A `Trainer` yields one `EpochResult` per epoch; it uses neither the database
 nor files."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from server.models.configuration import TrainingConfig
 from worker.capture import StepInputs, capture
 from worker.data import Dataset, DeviceGrids
 from worker.device import autocast, make_deterministic
+from worker.evaluation import EvaluationMetrics, EvaluationSums, compute_log_prior
 from worker.losses import (
     GridLoss,
     compute_beta,
@@ -66,7 +68,7 @@ class EpochResult:
 
     epoch: int
     train: SplitMetrics
-    val: SplitMetrics
+    val: EvaluationMetrics
     beta: float
     learning_rate: float
     num_loss_spikes: int
@@ -125,7 +127,8 @@ class Trainer:
         self._generator = torch.Generator(device=device)
         self._inputs = StepInputs(batch_size=self.batch_size, device=device)
         self._sums = MetricSums(latent_dim=config.latent_dim, device=device)
-        self._val_sums = MetricSums(latent_dim=config.latent_dim, device=device)
+        self._log_prior = compute_log_prior(counts, class_weights=self.class_weights)
+        self._val_sums = self._make_evaluation_sums(self._val_grids)
         self._step_losses = torch.zeros(self.steps_per_epoch, device=device)
         self._forget_graphs()
         with torch.random.fork_rng(devices=[]):
@@ -148,21 +151,21 @@ class Trainer:
         while self.epoch < self.config.epochs:
             yield self._run_epoch()
 
-    def evaluate(self, grids: DeviceGrids, *, beta: float) -> SplitMetrics:
+    def evaluate(self, grids: DeviceGrids, *, beta: float) -> EvaluationMetrics:
         """Measure a split in eval mode; the model is left in the mode it was in.
 
         Raises TrainingStopped.
         """
         was_training = self.model.training
         self.model.eval()
-        sums = MetricSums(latent_dim=self.config.latent_dim, device=self.device)
+        sums = self._make_evaluation_sums(grids)
         try:
             with torch.inference_mode():
                 for batch in grids.batches(_EVALUATION_BATCH_SIZE):
                     if self._should_stop():
                         raise TrainingStopped
                     output, loss = self._forward(batch, beta=beta)
-                    sums.add(loss, logits=output.logits, grids=batch)
+                    sums.add(loss, output=output, grids=batch)
         finally:
             self.model.train(was_training)
         return sums.compute()
@@ -244,6 +247,8 @@ class Trainer:
         last_step = (self.epoch + 1) * self.steps_per_epoch - 1
         beta = self._beta(last_step)
         val = self._validate(beta=beta)
+        if not math.isfinite(val.loss):
+            raise NonFiniteLossError(epoch=self.epoch + 1, step=self.steps_per_epoch)
         self.epoch += 1
         self._under_way = None
         ratios = compute_spike_ratios(losses)
@@ -342,7 +347,16 @@ class Trainer:
         step_loss = torch.where(is_finite, mean_loss.detach(), torch.nan)
         self._step_losses.index_copy_(0, self._inputs.position, step_loss.unsqueeze(0))
 
-    def _validate(self, *, beta: float) -> SplitMetrics:
+    def _make_evaluation_sums(self, grids: DeviceGrids) -> EvaluationSums:
+        return EvaluationSums(
+            num_grids=grids.num_grids,
+            latent_dim=self.config.latent_dim,
+            log_prior=self._log_prior,
+            seed=self.config.seed,
+            device=self.device,
+        )
+
+    def _validate(self, *, beta: float) -> EvaluationMetrics:
         if self.device.type != "cuda":
             return self.evaluate(self._val_grids, beta=beta)
         self.model.eval()
@@ -356,7 +370,7 @@ class Trainer:
         self._val_sums.reset()
         for batch in self._val_grids.batches(_EVALUATION_BATCH_SIZE):
             output, loss = self._forward(batch, beta=self._inputs.beta)
-            self._val_sums.add(loss, logits=output.logits, grids=batch)
+            self._val_sums.add(loss, output=output, grids=batch)
 
     def _forward(self, grids: Tensor, *, beta: float | Tensor) -> tuple[VAEOutput, GridLoss]:
         with autocast(self.device):
