@@ -11,6 +11,8 @@ import pytest
 from conftest import BOTH_DATABASES, LENIENT, TINY, MakeSettings, drain, open_client, problem
 from fastapi.testclient import TestClient
 from PIL import Image
+from sqlalchemy import JSON, Engine, null, select, update
+from sqlmodel import col
 
 from server.database.engine import open_database
 from server.judging.criteria import CriterionName
@@ -39,6 +41,7 @@ class Trained:
     and the study does not change."""
 
     client: TestClient
+    engine: Engine
     study: Json
     answers: dict[str, Any] = field(default_factory=dict)
 
@@ -74,7 +77,7 @@ def trained(
         drain(settings, engine)
         study = client.get(f"/studies/{study_id}").json()
         assert study["status"] == "succeeded"
-        yield Trained(client, study)
+        yield Trained(client, engine, study)
     engine.dispose()
 
 
@@ -279,7 +282,9 @@ def test_metrics_table_repeats_every_number_exactly(trained: Trained) -> None:
         epoch = metrics[int(row["epoch"]) - 1]
         for name in ("train_loss", "val_recon_loss", "learning_rate", "seconds"):
             assert float(row[name]) == epoch[name]
-        for name in ("train_kl", "val_kl"):
+        for name in ("val_foreground_ap", "val_matched_shift", "val_mutual_information"):
+            assert float(row[name]) == epoch[name]
+        for name in ("train_kl", "val_kl", "val_information"):
             values = epoch[f"{name}_per_dimension"]
             cells = [row[f"{name}_{number}"] for number in range(10)]
             assert [float(cell) for cell in cells if cell] == values
@@ -287,6 +292,28 @@ def test_metrics_table_repeats_every_number_exactly(trained: Trained) -> None:
         recalls = [row[f"val_recall_{colour}"] for colour in range(10)]
         expected = epoch["val_recall_per_colour"]
         assert [float(cell) if cell else None for cell in recalls] == expected
+
+
+@pytest.mark.parametrize("missing", [null(), JSON.NULL])
+def test_metrics_table_leaves_out_what_epochs_of_older_versions_lack(
+    trained: Trained, missing: Any
+) -> None:
+    """Their lists are NULL if the upgrade added the column, and null if it was stored so."""
+    job_id = trained.study["arms"][0]["jobs"][0]
+    is_older = (col(EpochMetrics.job_id) == job_id) & (col(EpochMetrics.epoch) == 1)
+    lacking = {"val_information_per_dimension": missing, "val_foreground_ap": None}
+    with trained.engine.begin() as connection:
+        stored = connection.execute(select(EpochMetrics.__table__).where(is_older)).one()  # type: ignore[attr-defined]
+        connection.execute(update(EpochMetrics).where(is_older).values(lacking))
+    answer = trained.client.get(f"/studies/{trained.study['id']}/metrics.csv")
+    with trained.engine.begin() as connection:
+        whole = {name: stored._mapping[name] for name in lacking}
+        connection.execute(update(EpochMetrics).where(is_older).values(whole))
+    rows = list(csv.DictReader(io.StringIO(answer.text, newline=""), strict=True))
+    older, newer = (row for row in rows if row["job_id"] == job_id)
+    columns = [f"val_information_{number}" for number in range(10)]
+    assert [older[column] for column in [*columns, "val_foreground_ap"]] == [""] * 11
+    assert all(newer[column] for column in columns)
 
 
 @pytest.mark.parametrize("name", ["jobs.csv", "metrics.csv"])

@@ -180,9 +180,10 @@ def _spread(values: Sequence[Any], *, widths: Mapping[str, int]) -> list[Any]:
     return cells
 
 
-def _split(numbers: str, *, width: int) -> list[str]:
+def _split(numbers: str | None, *, width: int) -> list[str]:
     """The cells of a list of numbers, which is read as the text of its JSON: to parse numbers only
-    to write them again would take most of the time."""
-    texts = numbers.strip("[]").replace(" ", "").split(",") if numbers != "[]" else []
+    to write them again would take most of the time. Epochs of older versions have none."""
+    is_empty = numbers in (None, "null", "[]")
+    texts = [] if is_empty or numbers is None else numbers.strip("[]").replace(" ", "").split(",")
     cells = ["" if text == "null" else text for text in texts]
     return cells + [""] * (width - len(cells))
