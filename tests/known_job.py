@@ -1,6 +1,6 @@
 """The allowed transitions of a job, its worker's writes, and its state in the database."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from server.models.columns import utc_now
 from server.models.tables import (
     Artifact,
     ArtifactKind,
+    BestBy,
     EpochMetrics,
     EventKind,
     FailureKind,
@@ -63,7 +64,7 @@ Write = Callable[[Engine, Lease], object]
 
 
 def record_epoch(
-    engine: Engine, lease: Lease, *, epoch: int = 1, is_best: bool = True
+    engine: Engine, lease: Lease, *, epoch: int = 1, best_by: Collection[BestBy] = BestBy
 ) -> list[Artifact]:
     """Returns what was published."""
     published: list[Artifact] = []
@@ -78,7 +79,7 @@ def record_epoch(
         make_epoch(lease, epoch),
         publish=publish,
         resume_point=None,
-        is_best=is_best,
+        best_by=best_by,
         progress=epoch / 50,
     )
     return published

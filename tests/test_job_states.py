@@ -44,7 +44,7 @@ from server.jobs.queue import JobStateError
 from server.models.columns import utc_now
 from server.models.configuration import TrainingConfig
 from server.models.options import BuiltInOption
-from server.models.tables import FailureKind, Job
+from server.models.tables import BestBy, FailureKind, Job
 
 pytestmark = [BOTH_DATABASES, pytest.mark.slow]
 
@@ -161,11 +161,11 @@ class JobQueueMachine(RuleBasedStateMachine):
         self.check("note", lease.job_id)
 
     @precondition(lambda self: self.held_leases)
-    @rule(lease=held_leases, epoch=epochs, is_best=st.booleans())
-    def record_epoch(self, lease: Lease, epoch: int, is_best: bool) -> None:
+    @rule(lease=held_leases, epoch=epochs, best_by=st.sets(st.sampled_from(BestBy)))
+    def record_epoch(self, lease: Lease, epoch: int, best_by: set[BestBy]) -> None:
         known = self.known[lease.job_id]
         is_new = known.attempt_of_epoch.get(epoch) != lease.attempt
-        published = record_epoch(self.engine, lease, epoch=epoch, is_best=is_best)
+        published = record_epoch(self.engine, lease, epoch=epoch, best_by=best_by)
         assert bool(published) == is_new
         if is_new:
             known.attempt_of_epoch[epoch] = lease.attempt

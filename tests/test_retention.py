@@ -39,10 +39,11 @@ def checkpoint_epochs(engine: Engine, job: Job) -> list[int]:
 
 
 def needed_epochs(engine: Engine, job: Job) -> list[int]:
-    """The best and the newest."""
+    """The best by loss and by likelihood, and the newest."""
     row = read(engine, job)
     assert row.best_epoch is not None
-    return sorted({row.best_epoch, row.epochs_completed})
+    assert row.best_likelihood_epoch is not None
+    return sorted({row.best_epoch, row.best_likelihood_epoch, row.epochs_completed})
 
 
 def limit(settings: Settings, num_bytes: int) -> Settings:

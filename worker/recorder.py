@@ -4,16 +4,16 @@ epoch and names both. All of it happens on a thread of its own."""
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from torch import Tensor
 
 from server.files.artifacts import WrittenFile
 from server.jobs import records
-from server.models.tables import Artifact, ArtifactKind, EpochMetrics, ResumePoint
+from server.models.tables import Artifact, ArtifactKind, BestBy, EpochMetrics, ResumePoint
 from worker.attempt import Attempt
 from worker.checkpoints import save_checkpoint
 from worker.metrics import SplitMetrics
@@ -36,7 +36,7 @@ class _KeptEpoch:
     result: EpochResult
     state: TrainingState
     pictures: dict[ArtifactKind, Picture]
-    is_best: bool
+    best_by: frozenset[BestBy]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,17 @@ class _InterimEpoch:
 
     result: EpochResult
     state: TrainingState
+
+
+class _Best(NamedTuple):
+    """The best epoch so far and its score, which is better the higher it is."""
+
+    epoch: int | None
+    score: float | None
+
+    def is_reached(self, epoch: int, score: float) -> bool:
+        # An epoch that an earlier attempt recorded as the best is the best again.
+        return self.score is None or score > self.score or epoch == self.epoch
 
 
 class EpochRecorder:
@@ -58,8 +69,10 @@ class EpochRecorder:
         self._name = job.name or job.id
         self._option = job.option
         self._config = job.training_config
-        self._best_epoch = job.best_epoch
-        self._best_val_recon_loss = job.best_val_recon_loss
+        self._bests = {
+            BestBy.loss: _Best(job.best_epoch, _negate(job.best_val_recon_loss)),
+            BestBy.likelihood: _Best(job.best_likelihood_epoch, job.best_val_log_likelihood),
+        }
         self._trackers = trackers
         self._sample_batches = sample_batches
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recorder")
@@ -70,13 +83,10 @@ class EpochRecorder:
         """Copy what has to be stored of the epoch, and return. Raises the error of an earlier
         epoch that could not be stored."""
         self._make_room(MAX_PENDING - 1)
-        is_best = self._is_best(result)
-        if is_best:
-            self._best_epoch = result.epoch
-            self._best_val_recon_loss = result.val.recon_loss
+        best_by = self._update_bests(result)
         state = trainer.copy_state()
-        if is_best or self._is_scheduled(result.epoch):
-            kept = _KeptEpoch(result, state, self._take_pictures(trainer), is_best)
+        if best_by or self._is_scheduled(result.epoch):
+            kept = _KeptEpoch(result, state, self._take_pictures(trainer), best_by)
             self._submit(lambda: self._store_kept(kept))
         else:
             interim = _InterimEpoch(result, state)
@@ -109,13 +119,19 @@ class EpochRecorder:
         while self._pending and (self._pending[0].done() or len(self._pending) > num_pending):
             self._pending.popleft().result()
 
-    def _is_best(self, result: EpochResult) -> bool:
-        # An epoch that an earlier attempt recorded as the best is the best again.
-        return (
-            self._best_val_recon_loss is None
-            or result.val.recon_loss < self._best_val_recon_loss
-            or result.epoch == self._best_epoch
-        )
+    def _update_bests(self, result: EpochResult) -> frozenset[BestBy]:
+        """By what the epoch is the best so far."""
+        scores = {
+            BestBy.loss: -result.val.recon_loss,
+            BestBy.likelihood: result.val.log_likelihood,
+        }
+        reached = {
+            by: _Best(result.epoch, score)
+            for by, score in scores.items()
+            if score is not None and self._bests[by].is_reached(result.epoch, score)
+        }
+        self._bests |= reached
+        return frozenset(reached)
 
     def _is_scheduled(self, epoch: int) -> bool:
         return epoch % self._config.checkpoint_every == 0 or epoch == self._config.epochs
@@ -137,7 +153,7 @@ class EpochRecorder:
             epoch.result,
             files=[checkpoint, *pictures.values()],
             publish=lambda: self._publish(epoch, checkpoint, pictures),
-            is_best=epoch.is_best,
+            best_by=epoch.best_by,
         )
 
     def _store_interim(self, epoch: _InterimEpoch) -> None:
@@ -161,7 +177,7 @@ class EpochRecorder:
         files: list[WrittenFile],
         publish: Callable[[], list[Artifact]],
         resume_point: ResumePoint | None = None,
-        is_best: bool = False,
+        best_by: Collection[BestBy] = (),
     ) -> None:
         """Record the epoch with its files, then remove what is no longer named."""
         try:
@@ -170,7 +186,7 @@ class EpochRecorder:
                 make_row(result, attempt=self._attempt),
                 publish=publish,
                 resume_point=resume_point,
-                is_best=is_best,
+                best_by=best_by,
                 progress=result.epoch / self._config.epochs,
             )
         finally:
@@ -238,7 +254,7 @@ class EpochRecorder:
         number = epoch.result.epoch
         title = f"option {self._option} · epoch {number} of {self._config.epochs}"
         # The name comes last, since it may be too long for the picture.
-        title += f"{' · best so far' * epoch.is_best} · {self._name}"
+        title += f"{' · best so far' * (BestBy.loss in epoch.best_by)} · {self._name}"
         return self._attempt.files.write(
             kind, epoch=number, write_to=lambda path: picture.render(path, title=title)
         )
@@ -260,6 +276,10 @@ def _describe_resume_point(file: WrittenFile, state: TrainingState) -> ResumePoi
     return ResumePoint(
         file_name=file.file_name, sha256=file.sha256, epoch=state.epoch, step=state.step
     )
+
+
+def _negate(value: float | None) -> float | None:
+    return None if value is None else -value
 
 
 def make_row(result: EpochResult, *, attempt: Attempt) -> EpochMetrics:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import torch
 from sqlalchemy import Engine
@@ -19,6 +19,8 @@ from server.jobs.leases import LeaseLostError
 from server.jobs.reaper import Reaper
 from server.logs import LineFormatter
 from server.models.tables import (
+    Artifact,
+    BestBy,
     EventKind,
     FailureKind,
     Job,
@@ -30,15 +32,19 @@ from worker.attempt import Attempt, open_attempt
 from worker.checkpoints import load_first_state, load_newest_state
 from worker.data import Dataset, DeviceGrids, draw_reconstruction_batches, load_dataset
 from worker.device import choose_device, describe_device
+from worker.evaluation import EvaluationMetrics
 from worker.failures import DeviceBrokenError, Failure, describe_failure
 from worker.heartbeat import StopReason
 from worker.losses import find_weight_faults
-from worker.metrics import SplitMetrics
 from worker.recorder import NUM_RECONSTRUCTIONS, EpochRecorder
 from worker.trackers import TrackerGroup
-from worker.training import NonFiniteLossError, Trainer, TrainingStopped
+from worker.training import NonFiniteLossError, Trainer, TrainingState, TrainingStopped
 
 _logger = logging.getLogger(__name__)
+_TEST_COLUMNS: Final = {
+    BestBy.loss: "test_metrics",
+    BestBy.likelihood: "likelihood_test_metrics",
+}
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -141,8 +147,9 @@ def _run(attempt: Attempt) -> None:
     finally:
         trackers.close()
     attempt.write(records.set_phase, JobPhase.evaluating)
-    test_metrics = _evaluate_best(trainer, dataset, attempt=attempt)
-    attempt.write(queue.finish, test_metrics=asdict(test_metrics))
+    measured = _evaluate_bests(trainer, dataset, attempt=attempt)
+    columns = {column: asdict(metrics) for column, metrics in measured.items()}
+    attempt.write(queue.finish, **columns)
     _logger.info("[JOB] succeeded")
 
 
@@ -217,21 +224,37 @@ def _resume(trainer: Trainer, attempt: Attempt) -> None:
     attempt.write(records.add_note, EventKind.resumed, message=message)
 
 
-def _evaluate_best(trainer: Trainer, dataset: Dataset, *, attempt: Attempt) -> SplitMetrics:
-    """Measure the test split with the weights of the best epoch."""
-    best_first = attempt.retrying(
-        records.read_checkpoints_best_first, attempt.engine, attempt.job.id
-    )
+def _evaluate_bests(
+    trainer: Trainer, dataset: Dataset, *, attempt: Attempt
+) -> dict[str, EvaluationMetrics]:
+    """The test split's metrics by their column: with the weights of the best epoch by loss and of
+    the best by likelihood. An epoch that is both is measured once."""
+    grids, last_state = DeviceGrids(dataset.test, device=trainer.device), trainer.copy_state()
+    by_epoch: dict[int | None, EvaluationMetrics] = {}
+    columns = {}
+    for by, column in _TEST_COLUMNS.items():
+        best_first = attempt.retrying(
+            records.read_checkpoints_best_first, attempt.engine, attempt.job.id, by=by
+        )
+        best_epoch = best_first[0].epoch if best_first else None
+        if best_epoch is None and by is not BestBy.loss:
+            continue  # an older version recorded all epochs
+        if best_epoch not in by_epoch:
+            state = _load_best(best_first, attempt=attempt) or last_state
+            trainer.load_weights(state)
+            by_epoch[best_epoch] = trainer.evaluate(grids, beta=trainer.config.beta)
+        columns[column] = by_epoch[best_epoch]
+    return columns
+
+
+def _load_best(best_first: list[Artifact], *, attempt: Attempt) -> TrainingState | None:
+    """The state of the first of the checkpoints that can be loaded."""
     state = load_first_state(attempt.files, best_first, warn=attempt.warn)
-    if state is not None:
-        trainer.load_weights(state)
     if state is None or state.epoch != best_first[0].epoch:
         used = "the last epoch's weights" if state is None else f"epoch {state.epoch}, next best,"
         message = f"the best checkpoint cannot be loaded; {used} measured on the test split"
         attempt.warn(message)
-    return trainer.evaluate(
-        DeviceGrids(dataset.test, device=trainer.device), beta=attempt.job.training_config.beta
-    )
+    return state
 
 
 def _summarise(dataset: Dataset, *, trainer: Trainer) -> dict[str, Any]:

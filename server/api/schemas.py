@@ -66,8 +66,12 @@ class JobPublic(BaseModel):
     failure_kind: FailureKind | None
     num_epochs: int
     epochs_completed: int
-    best_epoch: int | None
+    best_epoch: int | None = Field(description="with the lowest `val_recon_loss`")
     best_val_recon_loss: float | None
+    best_likelihood_epoch: int | None = Field(
+        description="with the highest `val_log_likelihood`, which no class weight changes"
+    )
+    best_val_log_likelihood: float | None
     train_loss: float | None
     train_pixel_accuracy: float | None
     val_foreground_recall: float | None
@@ -76,6 +80,9 @@ class JobPublic(BaseModel):
     dataset_summary: dict[str, Any] | None
     test_metrics: dict[str, Any] | None = Field(
         description="test split, with the weights of the best epoch"
+    )
+    likelihood_test_metrics: dict[str, Any] | None = Field(
+        description="test split, with the weights of the best epoch by likelihood"
     )
 
     @classmethod
@@ -120,7 +127,8 @@ class Reconstruction(BaseModel):
     """A picture of ten training grids next to their reconstructions."""
 
     epoch: int
-    is_best: bool
+    is_best: bool = Field(description="by the validation reconstruction loss")
+    is_best_by_likelihood: bool = Field(description="by the validation log-likelihood")
     url: str
     sha256: str
     size_bytes: int
@@ -136,6 +144,7 @@ class Reconstruction(BaseModel):
             **artifact.model_dump(exclude={"samples"}),
             samples=artifact.samples or [],
             is_best=artifact.epoch == job.best_epoch,
+            is_best_by_likelihood=artifact.epoch == job.best_likelihood_epoch,
             url=f"/jobs/{job.id}/reconstructions/{artifact.epoch}.png?sha256={artifact.sha256}",
         )
 
@@ -144,7 +153,8 @@ class Checkpoint(BaseModel):
     """Weights and optimizer state after an epoch, with that epoch's metrics."""
 
     epoch: int
-    is_best: bool
+    is_best: bool = Field(description="by the validation reconstruction loss")
+    is_best_by_likelihood: bool = Field(description="by the validation log-likelihood")
     url: str
     sha256: str
     size_bytes: int
@@ -157,6 +167,7 @@ class Checkpoint(BaseModel):
             **artifact.model_dump(),
             metrics=metrics,
             is_best=artifact.epoch == job.best_epoch,
+            is_best_by_likelihood=artifact.epoch == job.best_likelihood_epoch,
             url=f"/jobs/{job.id}/checkpoints/{artifact.epoch}?sha256={artifact.sha256}",
         )
 

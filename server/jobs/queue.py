@@ -98,10 +98,16 @@ def _select_waiting(now: datetime, *, job_id: str | None) -> SelectOfScalar[str]
     return waiting.order_by(col(Job.priority).desc(), col(Job.created_at), col(Job.id))
 
 
-def finish(engine: Engine, lease: Lease, *, test_metrics: dict[str, Any]) -> None:
+def finish(
+    engine: Engine,
+    lease: Lease,
+    *,
+    test_metrics: dict[str, Any],
+    likelihood_test_metrics: dict[str, Any] | None = None,
+) -> None:
     """End a job whose planned epochs all ran. Raises LeaseLostError."""
     with holding(engine, lease) as (session, job):
-        job.test_metrics = test_metrics
+        job.test_metrics, job.likelihood_test_metrics = test_metrics, likelihood_test_metrics
         job.progress = 1.0
         message = f"all {job.epochs_completed} epochs ran"
         _settle(session, job, JobStatus.succeeded, message=message)
@@ -350,7 +356,7 @@ def _extend(
     job.config = config.model_dump(mode="json")
     job.config_sha256 = compute_config_sha256(config, dataset_sha256=dataset_sha256)
     job.progress = job.epochs_completed / num_epochs
-    job.test_metrics = None
+    job.test_metrics = job.likelihood_test_metrics = None
 
 
 def _find_study(session: Session, job: Job) -> str | None:

@@ -4,7 +4,7 @@ All writes need the lease and raise LeaseLostError without it. Reads do not need
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Engine, and_
@@ -17,6 +17,7 @@ from server.jobs.leases import Lease, holding
 from server.models.tables import (
     Artifact,
     ArtifactKind,
+    BestBy,
     EpochMetrics,
     EventKind,
     Job,
@@ -61,10 +62,10 @@ def record_epoch(
     *,
     publish: Callable[[], list[Artifact]],
     resume_point: ResumePoint | None,
-    is_best: bool,
+    best_by: Collection[BestBy],
     progress: float,
 ) -> None:
-    """Store an epoch with its files in one transaction.
+    """Store an epoch with its files in one transaction; `best_by` says by what it is the best.
 
     `publish` renames the files to their final names and returns their rows. It is called while
     the lease is held, so that a worker that lost its lease cannot overwrite another worker's
@@ -76,8 +77,8 @@ def record_epoch(
         if stored is not None and stored.attempt == lease.attempt:
             return
         session.merge(metrics)
-        if is_best:
-            _supersede_best(session, job, metrics=metrics)
+        for by in best_by:
+            _supersede_best(session, job, by=by, metrics=metrics)
         job.resume_point = None if resume_point is None else resume_point.model_dump()
         _summarise_epoch(job, metrics, progress=progress)
         add_epoch_event(session, job, metrics)
@@ -114,12 +115,19 @@ def keep_named_files(
         sweep(named, job.best_epoch)
 
 
-def _supersede_best(session: Session, job: Job, *, metrics: EpochMetrics) -> None:
+def _supersede_best(session: Session, job: Job, *, by: BestBy, metrics: EpochMetrics) -> None:
     """Make this epoch the best and delete the former best checkpoint's row, unless the checkpoint
-    is a scheduled one."""
-    config, before = job.training_config, job.best_epoch
-    job.best_epoch, job.best_val_recon_loss = metrics.epoch, metrics.val_recon_loss
-    if before is not None and before != metrics.epoch and before % config.checkpoint_every:
+    is a scheduled one or still the best by something else."""
+    before = job.best_epochs[by]
+    match by:
+        case BestBy.loss:
+            job.best_epoch, job.best_val_recon_loss = metrics.epoch, metrics.val_recon_loss
+        case BestBy.likelihood:
+            job.best_likelihood_epoch = metrics.epoch
+            job.best_val_log_likelihood = metrics.val_log_likelihood
+    if before is None or before in job.best_epochs.values():
+        return
+    if before % job.training_config.checkpoint_every:
         _delete_artifact(session, job.id, kind=ArtifactKind.checkpoint, epoch=before)
 
 
@@ -157,12 +165,14 @@ def read_artifacts(session: Session, job_id: str, *, kind: ArtifactKind) -> list
     return list(session.exec(artifacts.order_by(col(Artifact.epoch))))
 
 
-def find_artifact(session: Session, job: Job, *, kind: ArtifactKind, epoch: str) -> Artifact:
+def find_artifact(
+    session: Session, job: Job, *, kind: ArtifactKind, epoch: str, best_by: BestBy = BestBy.loss
+) -> Artifact:
     """The file of an epoch, or of `best` or `latest`. Raises ArtifactNotFoundError."""
     artifacts = {a.epoch: a for a in read_artifacts(session, job.id, kind=kind)}
     match epoch:
         case "best":
-            number = job.best_epoch
+            number = job.best_epochs[best_by]
         case "latest":
             number = max(artifacts, default=None)
         case _:
@@ -192,17 +202,22 @@ def read_checkpoints(engine: Engine, job_id: str) -> list[Artifact]:
         return read_artifacts(session, job_id, kind=ArtifactKind.checkpoint)
 
 
-def read_checkpoints_best_first(engine: Engine, job_id: str) -> list[Artifact]:
-    """A job's checkpoints by validation reconstruction loss, lowest first."""
-    epoch = and_(
+def read_checkpoints_best_first(engine: Engine, job_id: str, *, by: BestBy) -> list[Artifact]:
+    """A job's checkpoints, the best first. Those of epochs without the value are left out."""
+    is_of_epoch = and_(
         col(EpochMetrics.job_id) == col(Artifact.job_id),
         col(EpochMetrics.epoch) == col(Artifact.epoch),
     )
     checkpoints = (
         select(Artifact)
-        .join(EpochMetrics, epoch)
+        .join(EpochMetrics, is_of_epoch)
         .where(Artifact.job_id == job_id, Artifact.kind == ArtifactKind.checkpoint)
-        .order_by(col(EpochMetrics.val_recon_loss), col(EpochMetrics.epoch))
     )
+    recon_loss, likelihood = col(EpochMetrics.val_recon_loss), col(EpochMetrics.val_log_likelihood)
+    match by:
+        case BestBy.loss:
+            checkpoints = checkpoints.order_by(recon_loss)
+        case BestBy.likelihood:
+            checkpoints = checkpoints.where(likelihood.is_not(None)).order_by(likelihood.desc())
     with Session(engine) as session:
-        return list(session.exec(checkpoints))
+        return list(session.exec(checkpoints.order_by(col(EpochMetrics.epoch))))

@@ -20,8 +20,8 @@ def free_space(engine: Engine, settings: Settings) -> int:
     """Remove generated data, then checkpoints, oldest first, down to `max_storage_bytes`.
 
     Pictures stay, and all files of jobs that are pinned or have not ended. Of other jobs, the best
-    and the newest checkpoint stay, since a resume needs them. Returns the number of removed
-    checkpoints.
+    checkpoints by loss and by likelihood and the newest one stay, since a resume needs them.
+    Returns the number of removed checkpoints.
     """
     num_removed = 0
     excess = measure_storage(engine, settings) - settings.max_storage_bytes
@@ -95,6 +95,7 @@ def _list_removable(engine: Engine) -> list[Artifact]:
             col(Job.status).in_(TERMINAL_STATUSES),
             col(Job.is_pinned).is_(False),
             Artifact.epoch != func.coalesce(Job.best_epoch, 0),
+            Artifact.epoch != func.coalesce(Job.best_likelihood_epoch, 0),
             Artifact.epoch != newest.c.epoch,
         )
         .order_by(col(Artifact.created_at), col(Artifact.id))

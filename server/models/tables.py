@@ -67,6 +67,13 @@ class FailureKind(StrEnum):
     timeout = "timeout"
 
 
+class BestBy(StrEnum):
+    """What makes an epoch the best of its job; both are measured on the validation split."""
+
+    loss = "loss"  #: the lowest reconstruction loss, with the job's own class weights
+    likelihood = "likelihood"  #: the highest log-likelihood, which is the same for every loss
+
+
 def is_judged(status: JobStatus, failure_kind: FailureKind | None) -> bool:
     """Whether a job succeeded, or failed because its loss was no number any more."""
     is_numeric = failure_kind == FailureKind.numeric
@@ -139,9 +146,9 @@ class Job(SQLModel, table=True):
 
     # Summary columns, so that a list of jobs does not read per-epoch rows.
     epochs_completed: int = 0
-    best_epoch: int | None = None
+    best_epoch: int | None = None  # by loss
     best_val_recon_loss: float | None = None
-    best_likelihood_epoch: int | None = None  # the best without class weights
+    best_likelihood_epoch: int | None = None
     best_val_log_likelihood: float | None = None
     train_loss: float | None = None
     train_pixel_accuracy: float | None = None
@@ -150,12 +157,17 @@ class Job(SQLModel, table=True):
     device: str | None = None
     dataset_summary: dict[str, Any] | None = Col(default=None, sa_type=JSON)
     test_metrics: dict[str, Any] | None = Col(default=None, sa_type=JSON)  # of `best_epoch`
+    # Of `best_likelihood_epoch`.
     likelihood_test_metrics: dict[str, Any] | None = Col(default=None, sa_type=JSON)
 
     @property
     def is_judged(self) -> bool:
         """Whether the job says something about its loss: other failures are those of machines."""
         return is_judged(self.status, self.failure_kind)
+
+    @property
+    def best_epochs(self) -> dict[BestBy, int | None]:
+        return {BestBy.loss: self.best_epoch, BestBy.likelihood: self.best_likelihood_epoch}
 
     @property
     def training_config(self) -> TrainingConfig:

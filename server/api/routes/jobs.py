@@ -59,7 +59,7 @@ from server.jobs.submission import submit_job
 from server.judging.criteria import Thresholds
 from server.judging.histories import read_epochs, read_histories
 from server.judging.verdicts import Verdict, judge
-from server.models.tables import Artifact, ArtifactKind, JobStatus
+from server.models.tables import Artifact, ArtifactKind, BestBy, JobStatus
 
 MAX_LOG_LINES: Final = 10_000
 MAX_EVENTS: Final = 1000
@@ -67,6 +67,13 @@ MAX_ID: Final = 2**31 - 1
 _STREAM_RESPONSE = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 EventId = Annotated[int, Field(ge=0, le=MAX_ID)]
 NumLines = Annotated[int, Field(ge=1, le=MAX_LOG_LINES)]
+BestByQuery = Annotated[
+    BestBy,
+    Query(
+        description="what `best` is: the epoch with the lowest validation reconstruction loss, "
+        "weighted as in the job, or the one with the highest validation log-likelihood"
+    ),
+]
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEM_RESPONSES)
 
@@ -227,10 +234,18 @@ def list_reconstructions(job: JobDep, *, session: SessionDep) -> ReconstructionL
     responses={200: {"content": {"image/png": {}}}, 304: NOT_MODIFIED},
 )
 def read_reconstruction(
-    job: JobDep, *, epoch: str, request: Request, session: SessionDep, files: JobFilesDep
+    job: JobDep,
+    *,
+    epoch: str,
+    request: Request,
+    session: SessionDep,
+    files: JobFilesDep,
+    by: BestByQuery = BestBy.loss,
 ) -> Response:
     """The picture of an epoch, or of `best` or `latest`."""
-    artifact = find_artifact(session, job, kind=ArtifactKind.reconstruction, epoch=epoch)
+    artifact = find_artifact(
+        session, job, kind=ArtifactKind.reconstruction, epoch=epoch, best_by=by
+    )
     return _send_file(request, files, artifact, media_type="image/png")
 
 
@@ -248,10 +263,16 @@ def list_checkpoints(job: JobDep, *, session: SessionDep) -> CheckpointList:
     responses={200: {"content": {"application/octet-stream": {}}}, 304: NOT_MODIFIED},
 )
 def read_checkpoint(
-    job: JobDep, *, epoch: str, request: Request, session: SessionDep, files: JobFilesDep
+    job: JobDep,
+    *,
+    epoch: str,
+    request: Request,
+    session: SessionDep,
+    files: JobFilesDep,
+    by: BestByQuery = BestBy.loss,
 ) -> Response:
     """Download the checkpoint of an epoch, or of `best` or `latest`, as safetensors."""
-    artifact = find_artifact(session, job, kind=ArtifactKind.checkpoint, epoch=epoch)
+    artifact = find_artifact(session, job, kind=ArtifactKind.checkpoint, epoch=epoch, best_by=by)
     return _send_file(request, files, artifact, media_type="application/octet-stream")
 
 
