@@ -29,9 +29,7 @@ test-python: $(VENV)/.developer  ## run every test except those of the container
 test-docker: $(VENV)/.developer  ## build the images and use the CPU stack in a container engine
 	docker/tests/run.sh $(BIN)/python
 
-test-all: check  ## check, and run every test
-	@# Both wait much of the time: side by side they take a quarter less.
-	$(MAKE) -j 2 --output-sync=line test-python test-docker
+test-all: check test-python test-docker  ## check, and run every test
 
 table: $(VENV)/.user  ## measure a, b and c on the full corpus, three seeds each
 	$(BIN)/python -m benchmarks.abc
