@@ -60,7 +60,7 @@ def store(engine: Engine) -> Any:
 def _complete(row: Any, *, job_id: str) -> dict[str, Any]:
     """All columns of a stored epoch; those that do not matter here are zero."""
     values = {name: getattr(row, name, None) for name in type(row).model_fields}
-    empty = {name: [] if name.endswith(("colour", "dimension")) else 0 for name in values}
+    empty = {name: [] if "_per_" in name else 0 for name in values}
     known = {name: value for name, value in values.items() if value is not None}
     return empty | known | {"job_id": job_id}
 
