@@ -47,7 +47,12 @@ _MEDIA_TYPES: Final = {
     "application/octet-stream": "a file",
 }
 #: The objects that have a page of their own.
-_PAGES: Final = {"CriterionName": "criteria", "EpochMetrics": "metrics"}
+_PAGES: Final = {
+    "CriteriaSet": "criteria",
+    "CriterionName": "criteria",
+    "Diagnosis": "criteria",
+    "EpochMetrics": "metrics",
+}
 
 Schema = Mapping[str, Any]
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from artificial_runs import MEASURED
 from sqlalchemy import Engine, insert, update
 from sqlmodel import Session, col, select
 
@@ -19,10 +20,23 @@ from server.models.tables import EpochMetrics, Job, JobStatus
 REACHED = {
     "healthy": (0.83, 0.66, 0.22, 0.4),
     "mode_collapse": (0.93, 0.01, 0.01, 0.2),
-    "posterior_collapse": (0.82, 0.6, 0.2, 0.004),
+    "decision_collapse": (0.93, 0.01, 0.01, 0.2),
+    "posterior_collapse": (0.93, 0.01, 0.01, 0.004),
+    "under_informed": (0.82, 0.6, 0.2, 0.004),
     "over_painted": (0.4, 0.85, 0.09, 0.3),
     "out_of_range": (0.9, 0.7, 0.3, 0.35),
+    "unstable": (0.83, 0.66, 0.22, 0.4),
+    "diverged": (0.83, 0.66, 0.22, 0.4),
+    "too_short": (0.93, 0.01, 0.01, 0.2),
 }
+#: Where it differs from what is measured of a healthy seed.
+MEASURED_OF = {
+    # Older than the measures, so that the kind of the collapse is not known.
+    "mode_collapse": dict.fromkeys(MEASURED),
+    "posterior_collapse": {"val_mutual_information": 0.02},
+    "unstable": {"max_spike_ratio": 9.0},
+}
+_BLACK = ("mode_collapse", "decision_collapse", "posterior_collapse", "too_short")
 
 
 def store_study(
@@ -55,6 +69,8 @@ def _end_jobs(engine: Engine, study_id: str, outcomes: Mapping[str, Sequence[str
             is_judged = outcome in REACHED
             status = JobStatus.succeeded if is_judged else JobStatus(outcome)
             values = _describe_end(status, num_epochs=config["epochs"])
+            if outcome == "too_short":
+                values["dataset_summary"] |= {"num_train": 400}
             connection.execute(update(Job).where(col(Job.id) == job_id).values(values))
             if is_judged:
                 rows = list(_make_rows(job_id, outcome, num_epochs=config["epochs"]))
@@ -82,6 +98,8 @@ def _make_rows(job_id: str, outcome: str, *, num_epochs: int) -> Iterator[dict[s
     accuracy, recall, iou, kl = (each * chance.uniform(0.98, 1.02) for each in REACHED[outcome])
     for epoch in range(1, num_epochs + 1):
         left = 0.09 * (1 - epoch / num_epochs) * chance.uniform(0.9, 1.1)
+        if outcome == "diverged":
+            left = 0.1 * epoch / num_epochs
         measured = {
             "loss": 0.1 + left,
             "recon_loss": 0.08 + left,
@@ -90,8 +108,8 @@ def _make_rows(job_id: str, outcome: str, *, num_epochs: int) -> Iterator[dict[s
             "foreground_recall": recall,
             "foreground_iou": max(0.0, iou - left / 3),
             "balanced_accuracy": 0.7,
-            "background_share": 0.8,
-            "all_black_share": 0.9 if outcome == "mode_collapse" else 0.0,
+            "background_share": 0.37 if outcome == "over_painted" else 0.89,
+            "all_black_share": 0.9 if outcome in _BLACK else 0.0,
             "exact_grid_rate": 0.01,
             "recall_per_colour": [0.9] + [0.5] * 9,
             "kl_per_dimension": [kl, *(1.5 + chance.random() for _ in range(9))],
@@ -111,4 +129,7 @@ def _make_rows(job_id: str, outcome: str, *, num_epochs: int) -> Iterator[dict[s
             **{
                 f"{split}_{name}": measured[name] for split in ("train", "val") for name in measured
             },
+            **MEASURED,
+            "val_active_units_variance": 10,
+            **MEASURED_OF.get(outcome, {}),
         }

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, Final
 
+from artificial_runs import MEASURED
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, delete, event, func, insert, select, update
 from sqlmodel import Session, col
@@ -38,7 +39,8 @@ Json = dict[str, Any]
 
 
 def make_epochs(job_id: str, *, is_healthy: bool) -> list[dict[str, Any]]:
-    """The epochs of a run that passes every criterion, or of one that paints all black."""
+    """The epochs of a run that passes every criterion, or of one that paints all black although it
+    knows as much."""
     return [
         {
             "job_id": job_id,
@@ -56,6 +58,8 @@ def make_epochs(job_id: str, *, is_healthy: bool) -> list[dict[str, Any]]:
                 for split in ("train", "val")
                 for name, value in _measure(epoch, is_healthy=is_healthy).items()
             },
+            **MEASURED,
+            "val_active_units_variance": 10,
         }
         for epoch in range(1, NUM_EPOCHS + 1)
     ]
@@ -71,7 +75,7 @@ def _measure(epoch: int, *, is_healthy: bool) -> dict[str, Any]:
         "foreground_recall": 0.6 * share,
         "foreground_iou": 0.2 * share,
         "balanced_accuracy": 0.5,
-        "background_share": 0.8,
+        "background_share": 0.9 if is_healthy else 1.0,
         "all_black_share": 1 - share,
         "exact_grid_rate": 0.0,
         "recall_per_colour": [0.5] * 10,

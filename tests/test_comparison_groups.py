@@ -3,15 +3,15 @@
 from typing import Any
 
 import pytest
+from artificial_runs import BLACK, history, make_job
 from conftest import BOTH_DATABASES, LENIENT, TINY, drain, open_client
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 from sqlmodel import Session
-from test_criteria import BLACK, history, make_job
 
 from server.judging.comparisons import Comparison, compare
-from server.judging.criteria import Thresholds
+from server.judging.criteria import CriteriaSet, Thresholds
 from server.judging.histories import History
 from server.judging.statistics import DecisionState
 from server.main import create_app
@@ -52,7 +52,9 @@ def store(engine: Engine) -> Any:
                     session.add(type(row)(**_complete(row, job_id=job.id)))
             session.commit()
         with Session(engine) as session:
-            return compare(session, [job for job, _ in runs], thresholds=Thresholds(**limits))
+            jobs = [job for job, _ in runs]
+            limits_ = Thresholds(**limits)
+            return compare(session, jobs, thresholds=limits_, criteria_set=CriteriaSet.spec)
 
     return store
 

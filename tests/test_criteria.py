@@ -1,64 +1,31 @@
 """Each criterion at its threshold, and verdicts for artificial histories."""
 
 import math
-from datetime import timedelta
-from typing import Any
 
 import pytest
+from artificial_runs import (
+    BLACK,
+    HEALTHY_LOSSES,
+    find,
+    history,
+    make_epoch,
+    make_job,
+    make_measured_epoch,
+)
 from pydantic import ValidationError
 
-from server.judging.criteria import Criterion, CriterionStatus, Diagnosis, Thresholds
-from server.judging.ranking import find_differences, rank
+from server.judging.criteria import (
+    CriteriaSet,
+    CriterionStatus,
+    Diagnosis,
+    Thresholds,
+)
 from server.judging.verdicts import Outcome, judge
-from server.models.columns import utc_now
-from server.models.options import BuiltInOption
-from server.models.tables import EpochMetrics, FailureKind, Job, JobStatus
+from server.models.tables import FailureKind, JobStatus
 
 NAN = math.nan
+NO_NUMBERS = (NAN, math.inf, -math.inf)
 PASSED, FAILED, NO_DATA = CriterionStatus.passed, CriterionStatus.failed, CriterionStatus.no_data
-
-
-def make_job(status: JobStatus = JobStatus.succeeded, *, epochs: int = 3, **values: Any) -> Job:
-    config = {"epochs": epochs} | values.pop("config", {})
-    option = values.pop("option", BuiltInOption.b)
-    return Job(option=option, config=config, status=status, **values)
-
-
-def make_epoch(epoch: int = 1, **values: Any) -> EpochMetrics:
-    """A healthy epoch; keyword arguments override it."""
-    healthy: dict[str, Any] = {
-        "job_id": "0" * 12,
-        "epoch": epoch,
-        "attempt": 1,
-        "seconds": 1.0,
-        "grids_per_second": 1.0,
-        "beta": 1.0,
-        "learning_rate": 1e-3,
-        "num_loss_spikes": 0,
-        "max_spike_ratio": 1.2,
-        "train_loss": 1.0 / epoch,
-        "train_recon_loss": 0.9 / epoch,
-        "train_kl_loss": 0.1 / epoch,
-        "train_pixel_accuracy": 0.8,
-        "val_foreground_recall": 0.6,
-        "val_all_black_share": 0.0,
-        "val_kl_per_dimension": [1.0, 2.0],
-    }
-    return EpochMetrics(**healthy | values)
-
-
-def history(**series: list[Any]) -> list[EpochMetrics]:
-    """Epochs whose columns are the given series, of one length."""
-    length = len(next(iter(series.values())))
-    return [
-        make_epoch(i + 1, **{name: values[i] for name, values in series.items()})
-        for i in range(length)
-    ]
-
-
-def find(name: str, job: Job, metrics: list[EpochMetrics], **limits: float) -> Criterion:
-    criteria = judge(job, metrics, Thresholds(**limits)).criteria
-    return next(criterion for criterion in criteria if criterion.name == name)
 
 
 @pytest.mark.parametrize(
@@ -125,15 +92,26 @@ def test_loss_decreases(losses: list[float], status: CriterionStatus, epochs: li
 @pytest.mark.parametrize(
     ("losses", "words"),
     [
-        ([1.0, 0.9, 0.8], "falls from epoch to epoch"),
-        ([1.0, 1.005, 0.8], "falls from epoch to epoch, or rises by 0.50% at most"),
-        ([1.0, 1.02, 0.8], "rises in epochs [2]"),
+        (
+            HEALTHY_LOSSES,
+            "the reconstruction loss and the loss at the final β fall from epoch to epoch",
+        ),
+        (
+            [1.0, 1.005, 0.8],
+            "the reconstruction loss and the loss at the final β fall from epoch to epoch, or rise "
+            "by 0.50% at most",
+        ),
+        (
+            [1.0, 1.02, 0.8],
+            "the reconstruction loss rises in epochs [2]; the loss, re-weighted to the final β, "
+            "rises in epochs [2]",
+        ),
     ],
 )
 def test_loss_is_said_to_fall_only_where_it_does(losses: list[float], words: str) -> None:
     metrics = history(train_recon_loss=losses, train_kl_loss=[0.0] * len(losses))
     explanation = find("loss_decreases", make_job(), metrics).explanation
-    assert explanation == f"the loss, re-weighted to the final β, {words}"
+    assert explanation == words
 
 
 def test_a_loss_that_rises_only_because_beta_warms_up_decreases() -> None:
@@ -144,6 +122,14 @@ def test_a_loss_that_rises_only_because_beta_warms_up_decreases() -> None:
         train_loss=[0.5, 0.59, 0.65],
     )
     assert find("loss_decreases", make_job(), metrics).status == PASSED
+
+
+def test_reconstruction_loss_that_rises_while_the_kl_falls_does_not_decrease() -> None:
+    """As in a model that collapses: the re-weighted loss alone falls all the time."""
+    metrics = history(train_recon_loss=[0.5, 0.52, 0.54], train_kl_loss=[1.0, 0.5, 0.3])
+    criterion = find("loss_decreases", make_job(), metrics)
+    assert (criterion.status, criterion.epochs) == (FAILED, [2, 3])
+    assert criterion.explanation == "the reconstruction loss rises in epochs [2, 3]"
 
 
 @pytest.mark.parametrize(
@@ -159,19 +145,53 @@ def test_a_loss_that_rises_only_because_beta_warms_up_decreases() -> None:
         ([0.8, 0.8], [1.0, 0.9], None, PASSED),
         ([0.8, NAN], [1.0, 0.9], 1.0, FAILED),
         ([0.8, 0.8], [1.0, NAN], 1.0, FAILED),
-        ([0.8], [1.0], 1.0, NO_DATA),
     ],
 )
 def test_stable(
     accuracies: list[float], losses: list[float], spike: float | None, status: CriterionStatus
 ) -> None:
+    """Between the second and the third epoch."""
     metrics = history(
-        train_pixel_accuracy=accuracies,
-        train_recon_loss=losses,
-        train_kl_loss=[0.0] * len(losses),
-        max_spike_ratio=[None] * (len(losses) - 1) + [spike],
+        train_pixel_accuracy=[0.8, *accuracies],
+        train_recon_loss=[1.0, *losses],
+        train_kl_loss=[0.0, 0.0, 0.0],
+        max_spike_ratio=[None, None, spike],
     )
     assert find("stable", make_job(), metrics).status == status
+
+
+def test_jump_from_the_first_epoch_in_which_the_model_learns_most_is_not_counted() -> None:
+    metrics = history(train_pixel_accuracy=[0.5, 0.8, 0.8], train_recon_loss=[1.0, 2.0, 1.0])
+    criterion = find("stable", make_job(), metrics)
+    assert (criterion.status, criterion.value) == (PASSED, 0.0)
+    assert criterion.explanation.startswith("largest accuracy change 0.000, largest loss rise 0.0%")
+    late = history(train_pixel_accuracy=[0.8, 0.8, 0.5])
+    assert find("stable", make_job(), late).epochs == [3]
+
+
+@pytest.mark.parametrize(
+    ("spikes", "status"),
+    [([9.0], NO_DATA), ([9.0, None], PASSED), ([9.0, 1.0], PASSED), ([1.0, 9.0], FAILED)],
+)
+def test_before_a_third_epoch_stable_is_judged_by_the_steps_alone(
+    spikes: list[float | None], status: CriterionStatus
+) -> None:
+    metrics = history(max_spike_ratio=spikes)
+    assert find("stable", make_job(), metrics).status == status
+
+
+@pytest.mark.parametrize("criteria_set", CriteriaSet)
+@pytest.mark.parametrize("num_epochs", [0, 1, 3])
+def test_loss_that_stopped_being_a_number_neither_decreases_nor_is_stable(
+    num_epochs: int, criteria_set: CriteriaSet
+) -> None:
+    """The epoch in which that happened is not recorded."""
+    metrics = [make_measured_epoch(epoch) for epoch in range(1, num_epochs + 1)]
+    job = make_job(JobStatus.failed, epochs=5, failure_kind=FailureKind.numeric)
+    for name in ("loss_decreases", "stable"):
+        criterion = find(name, job, metrics, criteria_set=criteria_set)
+        assert (criterion.status, criterion.epochs) == (FAILED, [num_epochs + 1])
+        assert f"the loss of epoch {num_epochs + 1}, which was not" in criterion.explanation
 
 
 @pytest.mark.parametrize(
@@ -186,36 +206,6 @@ def test_stable(
 def test_completed(job_status: JobStatus, num_done: int, status: CriterionStatus) -> None:
     metrics = [make_epoch(epoch) for epoch in range(1, num_done + 1)]
     assert find("completed", make_job(job_status, epochs=3), metrics).status == status
-
-
-BLACK = {"val_foreground_recall": [0.0] * 3, "val_all_black_share": [1.0] * 3}
-
-
-@pytest.mark.parametrize(
-    ("series", "diagnosis"),
-    [
-        ({"train_pixel_accuracy": [0.89, 0.845, 0.84]}, Diagnosis.healthy),
-        ({"train_pixel_accuracy": [0.93] * 3, **BLACK}, Diagnosis.mode_collapse),
-        ({"val_kl_per_dimension": [[1.0, 0.01]] * 3}, Diagnosis.posterior_collapse),
-        ({"train_pixel_accuracy": [0.5, 0.45, 0.4]}, Diagnosis.over_painted),
-        ({"train_pixel_accuracy": [0.9] * 3}, Diagnosis.out_of_range),
-        ({"train_recon_loss": [1.0, 2.0, 4.0]}, Diagnosis.diverged),
-        ({"train_recon_loss": [1.0, 2.0, NAN]}, Diagnosis.diverged),
-        ({"train_recon_loss": [1.0, 0.5, 0.8]}, Diagnosis.unstable),
-        ({"train_pixel_accuracy": [0.5, 0.75, 0.8]}, Diagnosis.unstable),
-    ],
-)
-def test_diagnosis_of_a_whole_history(series: dict[str, list[Any]], diagnosis: Diagnosis) -> None:
-    verdict = judge(make_job(), history(**series))
-    assert verdict.diagnosis == diagnosis
-    assert verdict.summary
-    expected = Outcome.success if diagnosis == Diagnosis.healthy else Outcome.failure
-    assert verdict.outcome == expected
-
-
-def test_collapse_comes_before_the_posterior_collapse_that_goes_with_it() -> None:
-    metrics = history(val_kl_per_dimension=[[0.0, 0.0]] * 3, **BLACK)
-    assert judge(make_job(), metrics).diagnosis == Diagnosis.mode_collapse
 
 
 def test_half_finished_job_is_undecided_but_judged_on_what_there_is() -> None:
@@ -243,11 +233,6 @@ def test_job_without_epochs_has_no_data() -> None:
     assert {criterion.status for criterion in verdict.criteria} == {NO_DATA}
 
 
-def test_job_that_failed_by_its_numbers_has_diverged() -> None:
-    job = make_job(JobStatus.failed, failure_kind=FailureKind.numeric)
-    assert judge(job, []).diagnosis == Diagnosis.diverged
-
-
 def test_values_that_are_no_numbers_never_reach_json() -> None:
     metrics = history(
         train_pixel_accuracy=[0.8, NAN], train_recon_loss=[1.0, math.inf], max_spike_ratio=[1, NAN]
@@ -263,60 +248,33 @@ def test_new_thresholds_change_the_verdict() -> None:
     assert find("accuracy_in_range", make_job(), metrics, max_accuracy=0.95).status == PASSED
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.3, 7.1e-3, 1e4])
+def test_rise_of_exactly_the_tolerance_passes(scale: float) -> None:
+    rising = [scale, scale * 1.01, scale * 1.01 * 1.01]
+    metrics = history(train_recon_loss=rising, train_kl_loss=[0.0] * 3)
+    assert find("loss_decreases", make_job(), metrics).status == PASSED
+    level = history(train_recon_loss=[0.1 + 0.2, 0.3, 0.1 + 0.2], train_kl_loss=[0.0] * 3)
+    assert find("loss_decreases", make_job(), level, loss_tolerance=0).status == PASSED
+    jumping = [scale, scale, scale * 1.1]
+    metrics = history(train_recon_loss=jumping, train_kl_loss=[0.0] * 3)
+    assert find("stable", make_job(), metrics).status == PASSED
+
+
+@pytest.mark.parametrize("accuracies", [[0.8, 0.8, 0.7], [0.7, 0.7, 0.8], [0.9, 0.9, 0.8]])
+def test_change_of_exactly_the_allowed_accuracy_passes(accuracies: list[float]) -> None:
+    metrics = history(train_pixel_accuracy=accuracies)
+    assert find("stable", make_job(), metrics).status == PASSED
+
+
+def test_loss_below_zero_falls_if_it_goes_on_falling() -> None:
+    """As a loss of one's own may be."""
+    falling = history(train_recon_loss=[-1.0, -1.5, -2.0], train_kl_loss=[0.0] * 3)
+    assert find("loss_decreases", make_job(), falling).status == PASSED
+    rising = history(train_recon_loss=[-1.0, -0.9, -0.8], train_kl_loss=[0.0] * 3)
+    assert find("loss_decreases", make_job(), rising).epochs == [2, 3]
+
+
 @pytest.mark.parametrize("limits", [{"min_accuracy": 0.9}, {"max_accuracy": NAN}, {"nope": 1}])
 def test_senseless_thresholds_are_refused(limits: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Thresholds(**limits)
-
-
-def test_rank_is_by_criteria_then_iou_then_age_and_recommends_the_first_success() -> None:
-    now = utc_now()
-    collapsed = make_job(id="aaaaaaaaaaaa", option=BuiltInOption.a, val_foreground_iou=0.9)
-    good = make_job(id="bbbbbbbbbbbb", val_foreground_iou=0.2, created_at=now)
-    better = make_job(id="cccccccccccc", val_foreground_iou=0.3)
-    twin = make_job(
-        id="dddddddddddd", val_foreground_iou=0.2, created_at=now - timedelta(seconds=1)
-    )
-    healthy = history(train_recon_loss=[1.0, 0.9, 0.8])
-    entries = [(job, judge(job, healthy)) for job in (good, better, twin)]
-    entries.append((collapsed, judge(collapsed, history(**BLACK))))
-    result = rank(entries)
-    assert result.ranking == [better.id, good.id, twin.id, collapsed.id]
-    assert result.recommendation is not None
-    assert (result.recommendation.job_id, result.recommendation.option) == (better.id, "b")
-    assert "passed all 6 criteria" in result.reason
-    assert result.reason.endswith("ahead of 2 other jobs that passed all of them")
-
-
-@pytest.mark.parametrize(
-    ("num_jobs", "words"),
-    [(1, "the only one to do so"), (2, "ahead of 1 other job that passed all of them")],
-)
-def test_recommendation_counts_the_others_that_passed(num_jobs: int, words: str) -> None:
-    healthy = history(train_recon_loss=[1.0, 0.9, 0.8])
-    jobs = [make_job(id=letter * 12) for letter in "ab"[:num_jobs]]
-    assert rank([(job, judge(job, healthy)) for job in jobs]).reason.endswith(words)
-
-
-def test_without_a_success_the_reason_says_what_the_best_missed() -> None:
-    job = make_job(option=BuiltInOption.a)
-    result = rank([(job, judge(job, history(**BLACK)))])
-    assert result.recommendation is None
-    assert "not_mode_collapsed" in result.reason
-
-
-def test_jobs_under_way_are_named_as_the_reason() -> None:
-    job = make_job(JobStatus.running)
-    result = rank([(job, judge(job, [make_epoch()]))])
-    assert result.recommendation is None
-    assert "not ended yet" in result.reason
-
-
-def test_differences_are_the_settings_that_differ() -> None:
-    first = make_job(id="a" * 12, option=BuiltInOption.a, config={"beta": 1.0, "seed": 1})
-    second = make_job(id="b" * 12, config={"beta": 2.0, "seed": 1})
-    assert find_differences([first, second]) == {
-        "option": {"a" * 12: "a", "b" * 12: "b"},
-        "beta": {"a" * 12: 1.0, "b" * 12: 2.0},
-    }
-    assert find_differences([first]) == {}

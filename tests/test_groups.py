@@ -3,7 +3,13 @@
 import pytest
 from study_results import ENDINGS, FIRST_END, NUM_EPOCHS, make_epochs
 
-from server.judging.criteria import CriterionName, Diagnosis, Thresholds
+from server.judging.criteria import (
+    CriteriaSet,
+    CriterionName,
+    Diagnosis,
+    Thresholds,
+    list_criteria,
+)
 from server.judging.decisions import ArmCount, join_names, recommend
 from server.judging.groups import GroupMetric, GroupVerdict, SeedResult, judge_group
 from server.judging.histories import EpochSummary
@@ -14,7 +20,13 @@ from server.models.tables import Job, JobStatus
 LIVE = {"q": JobStatus.queued, "r": JobStatus.running}
 
 
-def make_result(seed: int, letter: str, *, iou: float | None = None) -> SeedResult:
+def make_result(
+    seed: int,
+    letter: str,
+    *,
+    criteria_set: CriteriaSet = CriteriaSet.spec,
+    **final: float | None,
+) -> SeedResult:
     """A seed that ended as a letter of `ENDINGS` says, waits (q), runs (r) or was deleted (d)."""
     if letter == "d":
         return SeedResult(seed=seed)
@@ -28,14 +40,16 @@ def make_result(seed: int, letter: str, *, iou: float | None = None) -> SeedResu
         **ENDINGS.get(letter) or {"status": LIVE[letter]},
     )
     rows = make_epochs(job.id, is_healthy=letter != "f")
-    if iou is not None:
-        rows[-1]["val_foreground_iou"] = iou
+    rows[-1] |= final
     epochs = [EpochSummary(*(row[name] for name in EpochSummary._fields)) for row in rows]
-    return SeedResult.of(job, epochs, seed=seed, thresholds=Thresholds())
+    return SeedResult.of(job, epochs, seed=seed, thresholds=Thresholds(), criteria_set=criteria_set)
 
 
-def judge(letters: str) -> GroupVerdict:
-    return judge_group([make_result(seed, letter) for seed, letter in enumerate(letters)])
+def judge(letters: str, *, criteria_set: CriteriaSet = CriteriaSet.spec) -> GroupVerdict:
+    results = [
+        make_result(seed, letter, criteria_set=criteria_set) for seed, letter in enumerate(letters)
+    ]
+    return judge_group(results, criteria_set=criteria_set)
 
 
 def test_group_counts_the_seeds_that_pass_every_criterion() -> None:
@@ -43,7 +57,7 @@ def test_group_counts_the_seeds_that_pass_every_criterion() -> None:
     assert (group.num_passed, group.num_judged, group.num_missing) == (2, 3, 0)
     assert group.pass_rate == pytest.approx(2 / 3)
     assert group.pass_rate_interval == pytest.approx((0.2077, 0.9385), abs=1e-4)
-    assert group.diagnoses == {Diagnosis.healthy: 2, Diagnosis.mode_collapse: 1}
+    assert group.diagnoses == {Diagnosis.healthy: 2, Diagnosis.decision_collapse: 1}
     passed = {each.name: (each.num_passed, each.num_judged) for each in group.criteria}
     assert passed[CriterionName.not_mode_collapsed] == (2, 3)
     assert passed[CriterionName.completed] == (3, 3)
@@ -79,14 +93,63 @@ def test_group_without_results_has_no_rate() -> None:
 def test_values_are_in_the_order_of_the_seeds_with_median_and_range() -> None:
     values = [0.3, 0.1, None, 0.2]
     results = [
-        make_result(seed, "q" if value is None else "p", iou=value)
+        make_result(seed, "q" if value is None else "p", val_foreground_iou=value)
         for seed, value in enumerate(values)
     ]
-    group = judge_group(results)
+    group = judge_group(results, criteria_set=CriteriaSet.spec)
     summary = group.metrics[GroupMetric.val_foreground_iou]
     assert (summary.values, summary.median, summary.min, summary.max) == (values, 0.2, 0.1, 0.3)
     assert group.median_job_id == results[3].job_id
     assert group.worst_job_id == results[1].job_id
+
+
+def test_group_has_the_criteria_of_its_set_only() -> None:
+    for criteria_set in CriteriaSet:
+        names = [each.name for each in judge("pf", criteria_set=criteria_set).criteria]
+        assert names == list_criteria(criteria_set)
+
+
+def test_run_that_knows_as_much_but_paints_nothing_fails_by_what_it_paints_alone() -> None:
+    group = judge("pf", criteria_set=CriteriaSet.evidence)
+    passed = {each.name: each.num_passed for each in group.criteria}
+    assert (group.num_passed, passed[CriterionName.informative]) == (1, 2)
+    assert passed[CriterionName.paints_truthfully] == 1
+    assert group.diagnoses == {Diagnosis.healthy: 1, Diagnosis.decision_collapse: 1}
+
+
+def test_median_run_by_evidence_is_that_of_the_colours() -> None:
+    values = [(0.3, 0.1), (0.1, 0.3), (0.2, 0.2)]
+    by_set = {}
+    for criteria_set in CriteriaSet:
+        results = [
+            make_result(seed, "p", criteria_set=criteria_set,
+                        val_foreground_iou=iou, val_colour_ap=precision)
+            for seed, (iou, precision) in enumerate(values)
+        ]  # fmt: skip
+        group = judge_group(results, criteria_set=criteria_set)
+        assert group.median_job_id == results[2].job_id
+        by_set[criteria_set] = group.worst_job_id
+    assert by_set == {CriteriaSet.spec: "0" * 11 + "1", CriteriaSet.evidence: "0" * 12}
+
+
+@pytest.mark.parametrize("criteria_set", CriteriaSet)
+def test_run_that_diverged_is_the_worst_whatever_it_had_reached(criteria_set: CriteriaSet) -> None:
+    results = [
+        make_result(0, "p", criteria_set=criteria_set),
+        make_result(1, "n", criteria_set=criteria_set, val_foreground_iou=0.9, val_colour_ap=0.9),
+        make_result(2, "p", criteria_set=criteria_set),
+    ]
+    group = judge_group(results, criteria_set=criteria_set)
+    assert group.worst_job_id == results[1].job_id
+    assert group.median_job_id == results[0].job_id
+
+
+def test_metrics_that_old_runs_lack_are_left_out() -> None:
+    nothing = {"val_foreground_ap": None, "val_colour_ap": None, "val_mutual_information": None}
+    results = [make_result(0, "p", **nothing), make_result(1, "p", val_mutual_information=8.5)]
+    group = judge_group(results, criteria_set=CriteriaSet.spec)
+    assert group.metrics[GroupMetric.val_mutual_information].values == [None, 8.5]
+    assert group.metrics[GroupMetric.val_foreground_ap].values == [None, 0.5]
 
 
 # -- in words
@@ -154,6 +217,14 @@ def test_sentence_says_what_the_counts_allow(
     counts: dict[str, tuple[int, int]], sentence: str
 ) -> None:
     assert explain(counts) == sentence
+
+
+def test_sentence_by_evidence_does_not_speak_of_collapse() -> None:
+    counts = {"a": ArmCount(0, 10), "b": ArmCount(10, 10), "c": ArmCount(9, 10)}
+    for arms, words in ((("a", "b"), "b passes by evidence, 10"), ("abc", "b and c pass by ev")):
+        found = {arm: counts[arm] for arm in arms}
+        said = recommend(decide(found), found, criteria_set=CriteriaSet.evidence)
+        assert said.reason.startswith(words)
 
 
 def test_sentence_about_twenty_arms_names_only_some() -> None:

@@ -4,14 +4,14 @@ import io
 from typing import Any
 
 import pytest
+from artificial_runs import make_epoch, make_job
 from conftest import TINY
 from PIL import Image
-from test_criteria import make_epoch, make_job
 
 from server.judging.charts import render_curves, shorten_label
 from server.judging.comparisons import ComparedJob, Comparison, group_jobs, judge_groups
-from server.judging.criteria import Thresholds
-from server.judging.ranking import find_differences, rank
+from server.judging.criteria import CriteriaSet, Thresholds
+from server.judging.ranking import JudgedJob, find_differences, rank
 from server.judging.reports import escape_markdown, render_html, render_markdown
 from server.judging.verdicts import judge
 
@@ -26,16 +26,20 @@ def make_entry(*, num_epochs: int = 3, has_namesake: bool = False, **values: Any
 
 def make_comparison(*entries: ComparedJob) -> Comparison:
     jobs = [entry.job for entry in entries]
+    groups, decision = judge_groups(
+        group_jobs(jobs),
+        histories={entry.job.id: entry.epochs for entry in entries},
+        thresholds=Thresholds(),
+        criteria_set=CriteriaSet.spec,
+    )
     return Comparison(
-        list(entries),
-        Thresholds(),
-        rank([(entry.job, entry.verdict) for entry in entries]),
-        find_differences(jobs),
-        *judge_groups(
-            group_jobs(jobs),
-            histories={entry.job.id: entry.epochs for entry in entries},
-            thresholds=Thresholds(),
-        ),
+        entries=list(entries),
+        criteria_set=CriteriaSet.spec,
+        thresholds=Thresholds(),
+        ranking=rank([JudgedJob(entry.job, entry.verdict, entry.epochs) for entry in entries]),
+        differences=find_differences(jobs),
+        groups=groups,
+        decision=decision,
     )
 
 

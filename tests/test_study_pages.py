@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from markupsafe import escape
 from sqlalchemy import Engine, event, update
 from sqlmodel import Session, col
-from stored_studies import store_study
+from stored_studies import REACHED, store_study
 from test_pages import HOSTILE, OWN, text_of
 
 from server.jobs.studies import find_study
@@ -22,7 +22,7 @@ from server.settings import Settings
 pytestmark = BOTH_DATABASES
 
 HEALTHY, COLLAPSED, PAINTED = "healthy", "mode_collapse", "over_painted"
-DECIDED = {"a": [COLLAPSED] * 10, "b": [HEALTHY] * 9 + ["posterior_collapse"]}
+DECIDED = {"a": [COLLAPSED] * 10, "b": [HEALTHY] * 9 + ["under_informed"]}
 #: Overrides the direction of the text after it, in Hebrew, and as long as a name may be.
 BACKWARDS = "\u202egnirts \u05e9\u05dc\u05d5\u05dd <b>" + "x" * 180
 
@@ -131,7 +131,7 @@ def test_page_says_the_decision_first_and_each_arm_seed_by_seed(
     assert len(labels) == 20
     assert labels[0] == "seed 0: mode collapse, failed"
     assert labels[10] == "seed 0: healthy, passed"
-    assert labels[19] == "seed 9: posterior collapse, failed"
+    assert labels[19] == "seed 9: under informed, failed"
     for arm in answer["arms"]:
         for job_id in arm["jobs"]:
             assert f'href="/ui/jobs/{job_id}" aria-label="seed' in page
@@ -152,7 +152,7 @@ def test_thresholds_of_the_query_judge_the_page_anew(client: TestClient, engine:
     assert "9 of 10" in text_of(read_page(client, study_id))
     page = text_of(read_page(client, study_id, "?min_kl_per_dimension=0.001"))
     assert "10 of 10" in page
-    assert "Judged by other thresholds: min kl per dimension 0.001" in page
+    assert "Judged otherwise: min kl per dimension 0.001" in page
     assert client.get(f"/ui/studies/{study_id}?min_accuracy=2").status_code == 422
     assert client.get(f"/ui/studies/{study_id}?max_accuracy=0.1").status_code == 422
 
@@ -173,6 +173,18 @@ def test_seeds_without_a_verdict_have_marks_of_their_own(
     assert "seed 3: missing, its job was deleted" in list_labels(page)
     assert deleted not in page
     for kind in ("waiting", "running", "paused", "missing", "healthy"):
+        assert f'id="seed-{kind}"' in page
+        assert f'href="#seed-{kind}"' in page
+
+
+def test_each_diagnosis_of_a_seed_has_a_mark_and_a_name(client: TestClient, engine: Engine) -> None:
+    study_id = store_study(engine, {"b": list(REACHED)})
+    (arm,) = client.get(f"/studies/{study_id}").json()["arms"]
+    assert arm["diagnoses"] == dict.fromkeys(REACHED, 1), "each is what it should be"
+    page = read_page(client, study_id)
+    for number, kind in enumerate(REACHED):
+        outcome = "passed" if kind == HEALTHY else "failed"
+        assert f"seed {number}: {kind.replace('_', ' ')}, {outcome}" in list_labels(page)
         assert f'id="seed-{kind}"' in page
         assert f'href="#seed-{kind}"' in page
 

@@ -1,6 +1,7 @@
 """Query parameters: labels to filter by and jobs to compare; unknown parameters are refused."""
 
 import re
+from functools import partial
 from typing import Annotated, Any, Final, NoReturn
 
 from fastapi import Depends, Request
@@ -12,7 +13,7 @@ from server.api.requests import Labels
 from server.jobs.listing import find_group, find_jobs, find_newest_succeeded
 from server.jobs.options import check_known
 from server.judging.comparisons import MAX_COMPARED_JOBS, Comparison, compare
-from server.judging.criteria import Thresholds
+from server.judging.criteria import CriteriaSet, Thresholds
 from server.models.options import NAME_PATTERN
 
 #: The largest page of any list.
@@ -76,8 +77,19 @@ def refuse_query(name: str, message: str) -> NoReturn:
     raise RequestValidationError([error])
 
 
-class ComparisonQuery(Thresholds):
-    """The jobs to compare, by id or by option, and thresholds to override."""
+class JudgingQuery(Thresholds):
+    """The criteria to judge by, and thresholds to override."""
+
+    criteria: CriteriaSet = Field(
+        default=CriteriaSet.spec, description="the set of criteria to judge by"
+    )
+
+    def thresholds(self) -> Thresholds:
+        return Thresholds.model_validate(self.model_dump(include=set(Thresholds.model_fields)))
+
+
+class ComparisonQuery(JudgingQuery):
+    """The jobs to compare, by id or by option, and how to judge them."""
 
     job_id: list[str] = Field(default_factory=list, max_length=MAX_COMPARED_JOBS)
     options: str = Field(
@@ -89,22 +101,20 @@ class ComparisonQuery(Thresholds):
         json_schema_extra={"pattern": _OPTIONS_PATTERN},
     )
 
-    def thresholds(self) -> Thresholds:
-        return Thresholds.model_validate(self.model_dump(include=set(Thresholds.model_fields)))
-
     def compare(self, session: Session) -> Comparison:
         """The requested comparison. Raises RequestValidationError and NotFoundError."""
+        compare_by = partial(compare, thresholds=self.thresholds(), criteria_set=self.criteria)
         if bool(self.job_id) == bool(self.options):
             refuse_query("job_id", "name jobs by job_id, or presets by options=a,b,c, but not both")
         if self.job_id:
             jobs = find_jobs(session, self.job_id)
-            return compare(session, jobs, thresholds=self.thresholds())
+            return compare_by(session, jobs)
         names = _parse_options(self.options)
         for name in names:
             check_known(session, name, field="options")
         jobs = [find_newest_succeeded(session, name) for name in names]
         groups = [find_group(session, job) for job in jobs]
-        return compare(session, jobs, thresholds=self.thresholds(), groups=groups)
+        return compare_by(session, jobs, groups=groups)
 
 
 def _parse_options(options: str) -> list[str]:

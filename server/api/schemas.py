@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from server.jobs.options import Option
 from server.jobs.workers import WorkerReport
 from server.judging.comparisons import Comparison, ComparisonRecommendation
+from server.judging.criteria import CriteriaSet
 from server.judging.decisions import Recommendation
 from server.judging.studies import ArmVerdict
 from server.judging.verdicts import Verdict
@@ -338,6 +339,7 @@ class ComparedJobPublic(BaseModel):
 class ComparisonPublic(BaseModel):
     """Jobs side by side; `reason` says why a job is recommended, or why none can be."""
 
+    criteria_set: CriteriaSet = Field(description="the criteria that the jobs are judged by")
     jobs: list[ComparedJobPublic]
     ranking: list[str] = Field(description="ids from best to worst")
     recommendation: ComparisonRecommendation | None
@@ -351,6 +353,7 @@ class ComparisonPublic(BaseModel):
     @classmethod
     def of(cls, comparison: Comparison) -> Self:
         return cls(
+            criteria_set=comparison.criteria_set,
             jobs=[
                 ComparedJobPublic(job=JobPublic.of(entry.job), verdict=entry.verdict)
                 for entry in comparison.entries

@@ -26,7 +26,7 @@ from server.errors import ConflictError, InvalidInputError
 from server.files.datasets import DatasetError, check_dataset
 from server.jobs.options import Option, choose_option, read_options
 from server.jobs.studies import MAX_ARMS, MAX_SEEDS
-from server.judging.criteria import Thresholds
+from server.judging.criteria import CriteriaSet, Thresholds
 from server.judging.statistics import PLANNED_LOOKS, plan_looks
 from server.models.configuration import (
     MAX_SEED,
@@ -143,6 +143,9 @@ class StudyRequest(JsonBody):
     seeds: list[Seed] | None = Field(default=None, min_length=1, max_length=MAX_SEEDS)
     quick_test: bool = Field(default=False, description="5 epochs, a checkpoint each epoch")
     config: StudyConfig = Field(default_factory=StudyConfig, description="settings of all arms")
+    criteria: CriteriaSet = Field(
+        default=CriteriaSet.spec, description="the set of criteria that decides"
+    )
     thresholds: StudyThresholds = Field(default_factory=StudyThresholds)
     reuse: bool = Field(
         default=False,
@@ -196,6 +199,7 @@ class StudyRequest(JsonBody):
             num_planned_looks=len(looks),
             until_decided=self.until_decided,
             max_seeds=self.largest_num_seeds,
+            criteria=self.criteria.value,
             thresholds=self.thresholds.model_dump(exclude_defaults=True),
             reuse=self.reuse,
         )

@@ -7,6 +7,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field
 
 from server.jobs.studies import StudyEntry, derive_status
+from server.judging.criteria import CriteriaSet
 from server.judging.decisions import Recommendation
 from server.judging.differences import ArmDifference, compare_kept_arms
 from server.judging.groups import SeedResult
@@ -28,6 +29,7 @@ class StudySummary(BaseModel):
     num_jobs: int
     num_by_status: dict[JobStatus, int]
     progress: float = Field(description="of the jobs queued so far, 0 to 1")
+    criteria_set: CriteriaSet = Field(description="the criteria that decide")
     until_decided: bool
     created_at: datetime
 
@@ -44,6 +46,7 @@ class StudySummary(BaseModel):
             num_jobs=entry.counts.num_jobs,
             num_by_status=dict(entry.counts.by_status),
             progress=entry.counts.progress,
+            criteria_set=CriteriaSet(study.criteria),
             until_decided=study.until_decided,
             created_at=study.created_at,
         )
@@ -65,6 +68,10 @@ class StudyPublic(BaseModel):
     seconds_left: float | None = Field(description="estimate for the jobs queued so far")
     seeds: list[int]
     data_seed: int | None = Field(description="of the data of all jobs; null: each job's seed")
+    criteria_set: CriteriaSet = Field(
+        description="the criteria that this answer judges by: those of the query, or else those "
+        "that the study was posted with, which decide"
+    )
     thresholds: dict[str, float] = Field(description="those that differ from the defaults")
     reuse: bool
     until_decided: bool
@@ -86,6 +93,7 @@ class StudyPublic(BaseModel):
                          "data_seed", "thresholds", "reuse", "until_decided", "max_seeds"}
             ),
             metadata=study.labels,
+            criteria_set=verdict.criteria_set,
             status=derive_status(study, verdict.num_by_status),
             num_jobs=sum(len(each) for each in verdict.results),
             num_by_status=verdict.num_by_status,

@@ -41,12 +41,17 @@ _ARM_MARKS: Final = (
 SEED_MARKS: Final[dict[str, str]] = {
     "healthy": '<circle r="6"/>',
     "mode_collapse": '<path d="M-5.4-5.4h10.8v10.8h-10.8z"/>',
+    "decision_collapse": '<path d="M-5.8-5.8h11.6v11.6h-11.6zM-2.6-2.6v5.2h5.2v-5.2z"/>',
     "posterior_collapse": '<path d="M0-6.6 6.4 5.2h-12.8z"/>',
+    "under_informed": '<path d="M-6.8-3.4h13.6a6.8 6.8 0 0 1-13.6 0z"/>',
     "over_painted": '<path d="M0-7 7 0 0 7-7 0z"/>',
+    "overfitted": '<path d="M-3.4-5.9h6.8L6.8 0 3.4 5.9h-6.8L-6.8 0z"/>',
     "out_of_range": '<path d="M0 6.6 6.4-5.2h-12.8z"/>',
     "unstable": '<path d="M-2.2-6.5h4.4v4.3h4.3v4.4h-4.3v4.3h-4.4v-4.3h-4.3v-4.4h4.3z"/>',
     "diverged": '<path d="M-6-3.2-3.2-6 0-2.8 3.2-6 6-3.2 2.8 0 6 3.2 3.2 6 0 2.8-3.2 6-6 3.2'
     '-2.8 0z"/>',
+    "too_short": '<path d="M-6.5-2.4h13v4.8h-13z"/>',
+    "unfinished": '<path d="M-5.2-6.2h10.4L0 0 5.2 6.2h-10.4L0 0z"/>',
     "undecided": '<circle r="5" fill="none" stroke="currentColor" stroke-width="2"/>',
     "running": '<circle r="5" fill="none" stroke="currentColor" stroke-width="2"/>'
     '<path d="M0-5a5 5 0 0 1 0 10z"/>',

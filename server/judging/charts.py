@@ -4,6 +4,7 @@ import io
 from typing import TYPE_CHECKING, Final
 
 from server.judging.comparisons import ComparedJob, Comparison
+from server.judging.criteria import CriterionName, list_criteria
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,9 +72,9 @@ def _draw_entry(panels: "tuple[Axes, Axes, Axes]", entry: ComparedJob, *, index:
 
 def _mark_targets(axes: "Axes", comparison: Comparison) -> None:
     limits = comparison.thresholds
-    axes.axhspan(
-        limits.min_accuracy, limits.max_accuracy, color="#009E73", alpha=0.12, label=_TARGET_LABEL
-    )
+    if CriterionName.accuracy_in_range in list_criteria(comparison.criteria_set):
+        band = (limits.min_accuracy, limits.max_accuracy)
+        axes.axhspan(*band, color="#009E73", alpha=0.12, label=_TARGET_LABEL)
     for share in comparison.background_shares:
         axes.axhline(share, color="#555555", linestyle="--", linewidth=1, label=_BACKGROUND_LABEL)
     handles, labels = axes.get_legend_handles_labels()
@@ -82,4 +83,5 @@ def _mark_targets(axes: "Axes", comparison: Comparison) -> None:
         for handle, label in zip(handles, labels, strict=True)
         if label in (_TARGET_LABEL, _BACKGROUND_LABEL)
     }
-    axes.legend(marks.values(), marks.keys(), fontsize=8, loc="lower right")
+    if marks:
+        axes.legend(marks.values(), marks.keys(), fontsize=8, loc="lower right")

@@ -11,12 +11,12 @@ from typing import Any, Final
 from pydantic import BaseModel, Field
 from sqlmodel import Session
 
-from server.judging.criteria import Criterion, CriterionName, Thresholds
+from server.judging.criteria import CriteriaSet, Criterion, CriterionName, Thresholds
 from server.judging.decisions import ArmCount, Recommendation, RuledOutArm, recommend
 from server.judging.differences import rank_arms
 from server.judging.groups import SeedResult, judge_group
 from server.judging.histories import History, read_histories
-from server.judging.ranking import Ranking, find_differences, rank
+from server.judging.ranking import JudgedJob, Ranking, find_differences, rank
 from server.judging.statistics import DecisionState, decide
 from server.judging.studies import ArmVerdict, describe_arm
 from server.judging.verdicts import Verdict, judge
@@ -72,6 +72,7 @@ class Comparison:
     """Jobs with verdicts, their ranking and recommendation, and the settings that differ."""
 
     entries: list[ComparedJob]
+    criteria_set: CriteriaSet
     thresholds: Thresholds
     ranking: Ranking
     differences: dict[str, dict[str, Any]]
@@ -81,7 +82,7 @@ class Comparison:
     @property
     def recommendation(self) -> ComparisonRecommendation | None:
         """None if no run passed every criterion."""
-        leader = next(iter(rank_arms(self.groups)), None)
+        leader = next(iter(rank_arms(self.groups, criteria_set=self.criteria_set)), None)
         if leader is None or not leader.num_passed or leader.median_job_id is None:
             return None
         job_id, option = leader.median_job_id, leader.option
@@ -129,6 +130,7 @@ def compare(
     jobs: Sequence[Job],
     *,
     thresholds: Thresholds,
+    criteria_set: CriteriaSet,
     groups: Sequence[Sequence[Job]] | None = None,
 ) -> Comparison:
     """Judge jobs side by side, and `groups` of jobs of one configuration each.
@@ -142,15 +144,24 @@ def compare(
     entries = [
         ComparedJob(
             job=job,
-            verdict=judge(job, histories[job.id], thresholds),
+            verdict=judge(job, histories[job.id], thresholds, criteria_set=criteria_set),
             epochs=histories[job.id],
             has_namesake=num_named[job.name] > 1,
         )
         for job in jobs
     ]
-    ranking = rank([(entry.job, entry.verdict) for entry in entries])
-    arms, decision = judge_groups(groups, histories=histories, thresholds=thresholds)
-    return Comparison(entries, thresholds, ranking, find_differences(jobs), arms, decision)
+    arms, decision = judge_groups(
+        groups, histories=histories, thresholds=thresholds, criteria_set=criteria_set
+    )
+    return Comparison(
+        entries=entries,
+        criteria_set=criteria_set,
+        thresholds=thresholds,
+        ranking=rank([JudgedJob(entry.job, entry.verdict, entry.epochs) for entry in entries]),
+        differences=find_differences(jobs),
+        groups=arms,
+        decision=decision,
+    )
 
 
 def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -166,17 +177,24 @@ def judge_groups(
     *,
     histories: Mapping[str, History],
     thresholds: Thresholds,
+    criteria_set: CriteriaSet,
 ) -> tuple[list[ArmVerdict], Recommendation]:
     """Each group's verdict, and the decision at one look."""
     arms = _name_arms([group[0] for group in groups])
     results = [
         [
-            SeedResult.of(job, histories[job.id], seed=job.config["seed"], thresholds=thresholds)
+            SeedResult.of(
+                job,
+                histories[job.id],
+                seed=job.config["seed"],
+                thresholds=thresholds,
+                criteria_set=criteria_set,
+            )
             for job in group
         ]
         for group in groups
     ]
-    verdicts = [judge_group(each) for each in results]
+    verdicts = [judge_group(each, criteria_set=criteria_set) for each in results]
     counts = {
         arm.name: ArmCount(verdict.num_passed, verdict.num_judged)
         for arm, verdict in zip(arms, verdicts, strict=True)
@@ -187,7 +205,7 @@ def judge_groups(
         describe_arm(arm, verdict, results=each, is_out=arm.name in out)
         for arm, verdict, each in zip(arms, verdicts, results, strict=True)
     ]
-    return described, recommend(decision, counts)
+    return described, recommend(decision, counts, criteria_set=criteria_set)
 
 
 def _name_arms(jobs: Sequence[Job]) -> list[Arm]:

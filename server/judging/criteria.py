@@ -1,32 +1,51 @@
-"""The criteria of a verdict: one pure function per criterion, over stored metrics.
+"""What a criterion of a verdict is: its name, its sets, its thresholds, and where it is registered.
 
-A new criterion needs a member of `CriterionName` and a function registered under it; verdicts, the
-API, reports, pages and the command line show all registered criteria, in this order. Its finding
-says which diagnosis a failure means. A column that `EpochSummary` lacks has to be added there.
+A new criterion needs a member of `CriterionName` and a function registered under it with the sets
+that it belongs to; verdicts, the API, reports, pages and the command line show all criteria of a
+set, in the order of their names. Its finding says which diagnosis a failure means. A column that
+`EpochSummary` lacks has to be added there. The functions are in `spec_criteria`,
+`evidence_criteria` and `training_criteria`, which `verdicts` imports.
 
-Losses of different epochs are compared after re-weighting them to the final β: while β warms up,
-the loss as trained is expected to rise. "Final" is the last recorded epoch.
+"Final" is the last recorded epoch.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
+from functools import cached_property
 from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.judging.histories import History
-from server.models.tables import Job
+from server.judging.histories import EpochSummary, History
+from server.models.configuration import TrainingConfig, count_steps
+from server.models.tables import EpochMetrics, FailureKind, Job, JobStatus
+
+#: A value that differs from its threshold by no more than rounding is equal to it: relative to
+#: them, and for a threshold of 0.
+_ROUNDING: Final = 1e-9
+_ROUNDING_AT_ZERO: Final = 1e-12
+
+
+class CriteriaSet(StrEnum):
+    """A named set of criteria, by which a job is judged."""
+
+    spec = "spec"  #: what was asked for: the accuracy, the collapse and the KL of what is painted
+    evidence = "evidence"  #: what the model knows, wherever argmax draws the line
 
 
 class CriterionName(StrEnum):
-    """The criteria of a verdict."""
+    """The criteria of all sets, in the order of display."""
 
     accuracy_in_range = "accuracy_in_range"
     not_mode_collapsed = "not_mode_collapsed"
     kl_per_dimension = "kl_per_dimension"
+    informative = "informative"
+    separates_foreground = "separates_foreground"
+    knows_colours = "knows_colours"
+    paints_truthfully = "paints_truthfully"
+    generalises = "generalises"
     loss_decreases = "loss_decreases"
     stable = "stable"
     completed = "completed"
@@ -39,20 +58,26 @@ class CriterionStatus(StrEnum):
 
 
 class Diagnosis(StrEnum):
-    """What happened to the model, most serious first."""
+    """What happened to the model. The order is that of seriousness: of several failed criteria the
+    most serious one says what happened."""
 
-    undecided = "undecided"
-    diverged = "diverged"
-    mode_collapse = "mode_collapse"
-    posterior_collapse = "posterior_collapse"
-    over_painted = "over_painted"
-    out_of_range = "out_of_range"
-    unstable = "unstable"
-    healthy = "healthy"
+    undecided = "undecided"  #: there is not enough to judge
+    unfinished = "unfinished"  #: the job ended early, through no fault of its loss
+    diverged = "diverged"  #: the loss grew, or stopped being a number
+    too_short = "too_short"  #: it failed, in fewer steps than any option needs
+    posterior_collapse = "posterior_collapse"  #: the latent says nothing about the grid
+    decision_collapse = "decision_collapse"  #: the latent says much, and argmax paints background
+    mode_collapse = "mode_collapse"  #: objects are not painted; which kind is not known
+    under_informed = "under_informed"  #: the model knows something, but less than asked
+    over_painted = "over_painted"  #: objects are found, and much of the background is painted too
+    overfitted = "overfitted"  #: grids of the training split are reconstructed better than others
+    out_of_range = "out_of_range"  #: no collapse, but a value is not as asked
+    unstable = "unstable"  #: the loss or the accuracy jumps
+    healthy = "healthy"  #: every criterion passed
 
 
 class Thresholds(BaseModel):
-    """The thresholds of the criteria. Changed thresholds also apply to old jobs."""
+    """The thresholds of the criteria of all sets. Changed thresholds also apply to old jobs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -61,6 +86,39 @@ class Thresholds(BaseModel):
     min_foreground_recall: float = Field(default=0.30, ge=0, le=1)
     max_all_black_share: float = Field(default=0.5, ge=0, le=1)
     min_kl_per_dimension: float = Field(default=0.05, ge=0, le=1000, description="nats")
+    min_mutual_information: float = Field(
+        default=1.0, ge=0, le=1000, description="nats, of grid and latent"
+    )
+    max_inactive_units: int = Field(
+        default=1, ge=0, le=256, description="latent dimensions whose μ varies too little"
+    )
+    min_foreground_ap_ratio: float = Field(
+        default=3.0,
+        ge=1,
+        le=1000,
+        description="average precision of the foreground, over its share of the cells",
+    )
+    min_colour_ap_ratio: float = Field(
+        default=3.0,
+        ge=1,
+        le=1000,
+        description="mean average precision of the colours, over their mean share of the cells",
+    )
+    max_painted_ratio: float = Field(
+        default=2.0,
+        ge=1,
+        le=1000,
+        description="painted share of the cells over the share of the foreground, or the inverse",
+    )
+    min_precision_to_recall: float = Field(
+        default=0.5, ge=0, le=1, description="precision of the foreground, over its recall"
+    )
+    max_generalisation_gap: float = Field(
+        default=0.10,
+        ge=0,
+        le=10,
+        description="reconstruction loss of validation over that of training, less 1",
+    )
     loss_tolerance: float = Field(default=0.01, ge=0, le=10)
     max_accuracy_change: float = Field(default=0.10, ge=0, le=1)
     max_loss_rise: float = Field(default=0.10, ge=0, le=10)
@@ -84,7 +142,7 @@ class Criterion(BaseModel):
     explanation: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Evidence:
     """The input of a criterion: a job, its epochs (oldest first) and the thresholds."""
 
@@ -92,14 +150,52 @@ class Evidence:
     epochs: History
     limits: Thresholds
 
+    @cached_property
+    def config(self) -> TrainingConfig:
+        return self.job.training_config
+
+    @property
+    def final(self) -> EpochSummary | EpochMetrics | None:
+        """The last recorded epoch."""
+        return self.epochs[-1] if self.epochs else None
+
+    @property
+    def is_older_than_measures(self) -> bool:
+        """Whether the job was trained before it was measured what a model knows."""
+        return self.final is not None and self.final.val_active_units_variance is None
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether the latent is known to say less about the grid than asked."""
+        information = self.final.val_mutual_information if self.final else None
+        limit = self.limits.min_mutual_information
+        return information is not None and not is_at_least(information, limit)
+
+    @property
+    def lost_epoch(self) -> int | None:
+        """The epoch that was not recorded, because its loss stopped being a number."""
+        job = self.job
+        if job.status != JobStatus.failed or job.failure_kind != FailureKind.numeric:
+            return None
+        return self.final.epoch + 1 if self.final else 1
+
+    @property
+    def num_steps(self) -> int | None:
+        """The steps that the job plans; None before it has read its data."""
+        num_train = (self.job.dataset_summary or {}).get("num_train")
+        if not num_train:
+            return None
+        epochs, batch_size = self.config.epochs, self.config.batch_size
+        return count_steps(num_train, epochs=epochs, batch_size=batch_size)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """The output of a criterion's function; `has_passed` None means no data."""
 
     target: str
-    #: What happened to the model if this failed; None says nothing about the model.
-    diagnosis: Diagnosis | None = None
+    #: What happened to the model if this failed.
+    diagnosis: Diagnosis = Diagnosis.out_of_range
     has_passed: bool | None = None
     value: float = math.nan
     epochs: list[int] | None = None
@@ -113,24 +209,39 @@ class Finding:
 
 
 Rule = Callable[[Evidence], Finding]
-
-#: Every criterion, in the order of display.
-CRITERIA: Final[dict[CriterionName, Rule]] = {}
+Findings = dict[CriterionName, Finding]
 
 
-def criterion(name: CriterionName) -> Callable[[Rule], Rule]:
-    """Register a function as the criterion of this name."""
+@dataclass(frozen=True, slots=True)
+class RegisteredCriterion:
+    rule: Rule
+    sets: frozenset[CriteriaSet]
+
+
+#: Every criterion by its name.
+CRITERIA: Final[dict[CriterionName, RegisteredCriterion]] = {}
+
+
+def criterion(name: CriterionName, *sets: CriteriaSet) -> Callable[[Rule], Rule]:
+    """Register a function as the criterion of this name, in these sets."""
 
     def register(rule: Rule) -> Rule:
-        CRITERIA[name] = rule
+        CRITERIA[name] = RegisteredCriterion(rule, frozenset(sets))
         return rule
 
     return register
 
 
-def judge_criteria(evidence: Evidence) -> dict[CriterionName, Finding]:
-    """The answer of every registered criterion."""
-    return {name: rule(evidence) for name, rule in CRITERIA.items()}
+def list_criteria(criteria_set: CriteriaSet) -> list[CriterionName]:
+    """The criteria of a set, in the order of display."""
+    return [
+        name for name in CriterionName if name in CRITERIA and criteria_set in CRITERIA[name].sets
+    ]
+
+
+def judge_criteria(evidence: Evidence, criteria_set: CriteriaSet) -> Findings:
+    """The answer of every criterion of a set."""
+    return {name: CRITERIA[name].rule(evidence) for name in list_criteria(criteria_set)}
 
 
 def describe_criterion(name: CriterionName, finding: Finding) -> Criterion:
@@ -145,168 +256,28 @@ def describe_criterion(name: CriterionName, finding: Finding) -> Criterion:
     )
 
 
-@criterion(CriterionName.accuracy_in_range)
-def judge_accuracy(evidence: Evidence) -> Finding:
-    """The final training pixel accuracy is between the two thresholds."""
-    limits = evidence.limits
-    target = f"{limits.min_accuracy:.2f} to {limits.max_accuracy:.2f}"
-    if not evidence.epochs:
-        return Finding(target=target)
-    final = evidence.epochs[-1]
-    accuracy = final.train_pixel_accuracy
-    is_below = accuracy < limits.min_accuracy
-    return Finding(
-        target=target,
-        diagnosis=Diagnosis.over_painted if is_below else Diagnosis.out_of_range,
-        has_passed=limits.min_accuracy <= accuracy <= limits.max_accuracy,
-        value=accuracy,
-        epochs=[final.epoch],
-        explanation=f"final training pixel accuracy {accuracy:.1%}",
-    )
+# -- comparing with thresholds: nothing holds of a value that is NaN or infinite
 
 
-@criterion(CriterionName.not_mode_collapsed)
-def judge_mode_collapse(evidence: Evidence) -> Finding:
-    """In the final epoch the foreground recall is high enough and few validation reconstructions
-    are all black."""
-    limits, target = evidence.limits, _describe_collapse_target(evidence)
-    final = evidence.epochs[-1] if evidence.epochs else None
-    if final is None or final.val_foreground_recall is None:
-        return Finding(target=target)
-    recall, black = final.val_foreground_recall, final.val_all_black_share
-    return Finding(
-        target=target,
-        diagnosis=Diagnosis.mode_collapse,
-        has_passed=recall >= limits.min_foreground_recall and black < limits.max_all_black_share,
-        value=recall,
-        epochs=[final.epoch],
-        explanation=f"validation foreground recall {recall:.2f}, {black:.1%} of the "
-        "reconstructions all black",
-    )
+def is_at_most(value: float, limit: float) -> bool:
+    return _are_finite(value, limit) and (value <= limit or _are_equal(value, limit))
 
 
-def _describe_collapse_target(evidence: Evidence) -> str:
-    limits, summary = evidence.limits, evidence.job.dataset_summary
-    target = (
-        f"foreground recall at least {limits.min_foreground_recall:.2f} and fewer than "
-        f"{limits.max_all_black_share:.0%} of reconstructions all black"
-    )
-    if summary:
-        share = summary["background_share"]
-        target += f"; an all-background output would be {share:.1%} accurate"
-    return target
+def is_at_least(value: float, limit: float) -> bool:
+    return _are_finite(value, limit) and (value >= limit or _are_equal(value, limit))
 
 
-@criterion(CriterionName.kl_per_dimension)
-def judge_kl(evidence: Evidence) -> Finding:
-    """In the final epoch, every latent dimension carries information."""
-    limits = evidence.limits
-    target = f"every dimension above {limits.min_kl_per_dimension:g} nats"
-    if not evidence.epochs:
-        return Finding(target=target)
-    final = evidence.epochs[-1]
-    kl = final.val_kl_per_dimension
-    num_active = sum(value > limits.min_kl_per_dimension for value in kl)
-    return Finding(
-        target=target,
-        diagnosis=Diagnosis.posterior_collapse,
-        has_passed=num_active == len(kl),
-        value=min(kl),
-        epochs=[final.epoch],
-        explanation=f"{num_active} of {len(kl)} dimensions active, the weakest at "
-        f"{min(kl):.3f} nats",
-    )
+def is_below(value: float, limit: float) -> bool:
+    return _are_finite(value, limit) and value < limit and not _are_equal(value, limit)
 
 
-@criterion(CriterionName.loss_decreases)
-def judge_loss(evidence: Evidence) -> Finding:
-    """The training loss at the final β is finite and falls from each epoch to the next."""
-    epochs, tolerance = evidence.epochs, evidence.limits.loss_tolerance
-    target = f"each epoch below the one before, within {tolerance:.0%}"
-    losses = reweigh(epochs)
-    broken = [
-        row.epoch for row, loss in zip(epochs, losses, strict=True) if not math.isfinite(loss)
-    ]
-    if len(epochs) < 2 and not broken:
-        return Finding(target=target)
-    rises = _compute_rises(losses)
-    broken += [
-        row.epoch
-        for row, rise in zip(epochs[1:], rises, strict=True)
-        if math.isfinite(rise) and rise > tolerance
-    ]
-    return Finding(
-        target=target,
-        diagnosis=Diagnosis.unstable,
-        has_passed=not broken,
-        value=max(rises, default=math.nan),
-        epochs=broken or [row.epoch for row in epochs],
-        explanation=f"the loss, re-weighted to the final β, {_describe_course(rises, broken)}",
-    )
+def is_above(value: float, limit: float) -> bool:
+    return _are_finite(value, limit) and value > limit and not _are_equal(value, limit)
 
 
-def _describe_course(rises: Sequence[float], broken: Sequence[int]) -> str:
-    if broken:
-        return f"rises in epochs {broken}"
-    highest = max(rises)
-    return "falls from epoch to epoch" + f", or rises by {highest:.2%} at most" * (highest > 0)
+def _are_finite(value: float, limit: float) -> bool:
+    return math.isfinite(value) and math.isfinite(limit)
 
 
-@criterion(CriterionName.stable)
-def judge_stability(evidence: Evidence) -> Finding:
-    """Accuracy and loss do not jump between epochs, nor does the step loss in the last epoch."""
-    epochs, limits = evidence.epochs, evidence.limits
-    target = (
-        f"accuracy changes of at most {limits.max_accuracy_change:.2f}, loss rises of at most "
-        f"{limits.max_loss_rise:.0%}, no step above {limits.max_spike_ratio:g}x the running median"
-    )
-    if len(epochs) < 2:
-        return Finding(target=target)
-    changes = [abs(b.train_pixel_accuracy - a.train_pixel_accuracy) for a, b in pairwise(epochs)]
-    rises = _compute_rises(reweigh(epochs))
-    jumps = [
-        row.epoch
-        for row, change, rise in zip(epochs[1:], changes, rises, strict=True)
-        if not (change <= limits.max_accuracy_change and rise <= limits.max_loss_rise)
-    ]
-    spike = epochs[-1].max_spike_ratio
-    is_spiky = spike is not None and not spike <= limits.max_spike_ratio
-    spike_text = "too few steps for spikes" if spike is None else f"largest spike {spike:.2f}x"
-    return Finding(
-        target=target,
-        diagnosis=Diagnosis.unstable,
-        has_passed=not jumps and not is_spiky,
-        value=max(changes),
-        epochs=jumps or [row.epoch for row in epochs],
-        explanation=f"largest accuracy change {max(changes):.3f}, largest loss rise "
-        f"{max(max(rises), 0.0):.1%}, {spike_text} in the last epoch",
-    )
-
-
-@criterion(CriterionName.completed)
-def judge_completion(evidence: Evidence) -> Finding:
-    """All planned epochs ran."""
-    job = evidence.job
-    planned = job.training_config.epochs
-    done = evidence.epochs[-1].epoch if evidence.epochs else 0
-    target = f"all {planned} planned epochs"
-    if not job.status.is_terminal and done < planned:
-        return Finding(target=target, explanation=f"{done} so far")
-    return Finding(
-        target=target,
-        has_passed=done >= planned,
-        value=done,
-        epochs=[done] if done else [],
-        explanation=f"{done} of {planned} epochs ran",
-    )
-
-
-def reweigh(epochs: History) -> list[float]:
-    """Each epoch's training loss, computed with the last epoch's β."""
-    beta = epochs[-1].beta if epochs else 0.0
-    return [row.train_recon_loss + beta * row.train_kl_loss for row in epochs]
-
-
-def _compute_rises(losses: Sequence[float]) -> list[float]:
-    """The relative rise from each epoch to the next; falls are negative."""
-    return [b / a - 1 if a else math.inf * b if b else 0.0 for a, b in pairwise(losses)]
+def _are_equal(value: float, limit: float) -> bool:
+    return math.isclose(value, limit, rel_tol=_ROUNDING, abs_tol=_ROUNDING_AT_ZERO)

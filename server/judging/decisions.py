@@ -5,11 +5,17 @@ from typing import Final, NamedTuple
 
 from pydantic import BaseModel, Field
 
+from server.judging.criteria import CriteriaSet
 from server.judging.statistics import PLANNED_LOOKS, Decision, DecisionState, RuledOut
 
 #: The largest chance that the best arm is ruled out, over all planned looks.
 ERROR: Final = 0.05
 _MAX_ARMS_NAMED: Final = 6
+#: What one arm does that passes mostly, and what several do.
+_VERBS: Final = {
+    CriteriaSet.spec: ("escapes collapse", "escape collapse"),
+    CriteriaSet.evidence: ("passes by evidence", "pass by evidence"),
+}
 
 
 class ArmCount(NamedTuple):
@@ -54,10 +60,11 @@ def recommend(
     next_look: int | None = None,
     has_looked: bool = True,
     has_late_looks: bool = False,
+    criteria_set: CriteriaSet = CriteriaSet.spec,
 ) -> Recommendation:
     """The decision with a sentence for people; `counts` are those of the last look."""
     if has_looked:
-        reason = _explain(decision, counts)
+        reason = _explain(decision, counts, criteria_set=criteria_set)
     else:
         reason = _announce(next_look, num_arms=len(counts))
     if has_late_looks:
@@ -91,7 +98,9 @@ def join_names(names: Sequence[str]) -> str:
     return " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), *names[-1:]])
 
 
-def _explain(decision: Decision, counts: Mapping[str, ArmCount]) -> str:
+def _explain(
+    decision: Decision, counts: Mapping[str, ArmCount], *, criteria_set: CriteriaSet
+) -> str:
     shown = _list_counts(decision.kept, counts)
     match decision.state:
         case DecisionState.no_data:
@@ -99,10 +108,11 @@ def _explain(decision: Decision, counts: Mapping[str, ArmCount]) -> str:
         case DecisionState.none:
             return f"no arm passed once: {shown}"
         case DecisionState.decided:
-            return _describe_kept(decision, counts) + _describe_ruled_out(decision.ruled_out)
+            kept = _describe_kept(decision, counts, verbs=_VERBS[criteria_set])
+            return kept + _describe_ruled_out(decision.ruled_out)
         case DecisionState.narrowed:
             return (
-                _describe_kept(decision, counts)
+                _describe_kept(decision, counts, verbs=_VERBS[criteria_set])
                 + _describe_ruled_out(decision.ruled_out)
                 + _explain_rest(decision, counts)
             )
@@ -119,18 +129,20 @@ def _announce(next_look: int | None, *, num_arms: int) -> str:
     return f"nothing is decided yet: the first look is at {next_look} seed{plural}{of_each}"
 
 
-def _describe_kept(decision: Decision, counts: Mapping[str, ArmCount]) -> str:
+def _describe_kept(
+    decision: Decision, counts: Mapping[str, ArmCount], *, verbs: tuple[str, str]
+) -> str:
     """`b and d escape collapse, 9 and 10 of 10`, or the counts if not all of them do."""
     kept = decision.kept
     shown, numbers = _list_counts(kept, counts), {counts[arm].num_judged for arm in kept}
     is_one = len(kept) == 1
     if not all(_passes_mostly(counts[arm]) for arm in kept):
         return f"{join_names(kept)} {'is' if is_one else 'are'} left: {shown}"
-    verb = "escapes" if is_one else "escape"
+    verb = verbs[0] if is_one else verbs[1]
     if len(numbers) == 1 and len(kept) <= _MAX_ARMS_NAMED:
         passed = join_names([str(counts[arm].num_passed) for arm in kept])
-        return f"{join_names(kept)} {verb} collapse, {passed} of {numbers.pop()}"
-    return f"{join_names(kept)} {verb} collapse: {shown}"
+        return f"{join_names(kept)} {verb}, {passed} of {numbers.pop()}"
+    return f"{join_names(kept)} {verb}: {shown}"
 
 
 def _passes_mostly(count: ArmCount) -> bool:

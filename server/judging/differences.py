@@ -10,7 +10,8 @@ from typing import Final
 
 from pydantic import BaseModel, Field
 
-from server.judging.groups import RANKING_METRIC, GroupMetric, SeedResult
+from server.judging.criteria import CriteriaSet
+from server.judging.groups import RANKING_METRICS, GroupMetric, SeedResult
 from server.judging.intervals import PairedDifference, paired_difference
 from server.judging.studies import ArmVerdict, StudyVerdict
 
@@ -38,7 +39,8 @@ class ArmDifference(BaseModel):
 def compare_kept_arms(verdict: StudyVerdict) -> list[ArmDifference]:
     """The differences of the leader to the next best arms, by metric and then from the best."""
     results = {arm.arm: each for arm, each in zip(verdict.arms, verdict.results, strict=True)}
-    ranked = rank_arms([arm for arm in verdict.arms if arm.arm in verdict.kept])
+    kept = [arm for arm in verdict.arms if arm.arm in verdict.kept]
+    ranked = rank_arms(kept, criteria_set=verdict.criteria_set)
     if not ranked:
         return []
     leader, others = ranked[0], ranked[1 : MAX_OTHERS + 1]
@@ -50,11 +52,13 @@ def compare_kept_arms(verdict: StudyVerdict) -> list[ArmDifference]:
     return [difference for difference in found if difference is not None]
 
 
-def rank_arms(arms: Sequence[ArmVerdict]) -> list[ArmVerdict]:
-    """From the highest to the lowest pass rate, then by the median foreground IoU."""
+def rank_arms(arms: Sequence[ArmVerdict], *, criteria_set: CriteriaSet) -> list[ArmVerdict]:
+    """From the highest to the lowest pass rate, then by the median foreground IoU, by `evidence`
+    the median average precision of the colours."""
+    metric = RANKING_METRICS[criteria_set]
 
     def key(arm: ArmVerdict) -> tuple[float, float]:
-        median = arm.metrics[RANKING_METRIC].median
+        median = arm.metrics[metric].median
         return (_or_lowest(arm.pass_rate), _or_lowest(median))
 
     return sorted(arms, key=key, reverse=True)

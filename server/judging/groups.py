@@ -14,10 +14,18 @@ from typing import Final, Self
 
 from pydantic import BaseModel, Field
 
-from server.judging.criteria import CriterionName, CriterionStatus, Diagnosis, Thresholds
+from server.judging.criteria import (
+    CriteriaSet,
+    CriterionName,
+    CriterionStatus,
+    Diagnosis,
+    Evidence,
+    Thresholds,
+    list_criteria,
+)
 from server.judging.histories import History
 from server.judging.statistics import wilson_interval
-from server.judging.verdicts import Outcome, judge
+from server.judging.verdicts import Outcome, assess
 from server.models.tables import Job, JobStatus
 
 
@@ -28,17 +36,53 @@ class GroupMetric(StrEnum):
     train_pixel_accuracy = "train_pixel_accuracy"
     val_foreground_recall = "val_foreground_recall"
     min_kl_per_dimension = "min_kl_per_dimension"
+    val_foreground_ap = "val_foreground_ap"
+    val_colour_ap = "val_colour_ap"
+    val_mutual_information = "val_mutual_information"
 
 
-#: The value of a run by its final epoch.
-GROUP_METRICS: Final[dict[GroupMetric, Callable[[History], float | None]]] = {
-    GroupMetric.val_foreground_iou: lambda epochs: epochs[-1].val_foreground_iou,
-    GroupMetric.train_pixel_accuracy: lambda epochs: epochs[-1].train_pixel_accuracy,
-    GroupMetric.val_foreground_recall: lambda epochs: epochs[-1].val_foreground_recall,
-    GroupMetric.min_kl_per_dimension: lambda epochs: min(epochs[-1].val_kl_per_dimension),
+@dataclass(frozen=True, slots=True)
+class RegisteredMetric:
+    title: str
+    read: Callable[[History], float | None]  # of a run, by its final epoch
+
+
+#: Every metric, in the order of display. Jobs that are older than a measure have no value.
+GROUP_METRICS: Final[dict[GroupMetric, RegisteredMetric]] = {
+    GroupMetric.val_foreground_iou: RegisteredMetric(
+        "foreground IoU", lambda epochs: epochs[-1].val_foreground_iou
+    ),
+    GroupMetric.train_pixel_accuracy: RegisteredMetric(
+        "training accuracy", lambda epochs: epochs[-1].train_pixel_accuracy
+    ),
+    GroupMetric.val_foreground_recall: RegisteredMetric(
+        "foreground recall", lambda epochs: epochs[-1].val_foreground_recall
+    ),
+    GroupMetric.min_kl_per_dimension: RegisteredMetric(
+        "weakest KL (nats)", lambda epochs: min(epochs[-1].val_kl_per_dimension)
+    ),
+    GroupMetric.val_foreground_ap: RegisteredMetric(
+        "foreground AP", lambda epochs: epochs[-1].val_foreground_ap
+    ),
+    GroupMetric.val_colour_ap: RegisteredMetric(
+        "colour AP", lambda epochs: epochs[-1].val_colour_ap
+    ),
+    GroupMetric.val_mutual_information: RegisteredMetric(
+        "mutual information (nats)", lambda epochs: epochs[-1].val_mutual_information
+    ),
 }
-#: By it a group's runs are ordered, to find the median and the worst one.
-RANKING_METRIC: Final = GroupMetric.val_foreground_iou
+#: By it runs with equally many passed criteria are ordered, and the median and the worst run of a
+#: group are found. The IoU is that of argmax, which the evidence leaves out of account.
+RANKING_METRICS: Final = {
+    CriteriaSet.spec: GroupMetric.val_foreground_iou,
+    CriteriaSet.evidence: GroupMetric.val_colour_ap,
+}
+
+
+def read_metric(metric: GroupMetric, epochs: History) -> float | None:
+    """The value of the final epoch; a run that diverged may have none."""
+    value = GROUP_METRICS[metric].read(epochs) if epochs else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +115,11 @@ class SeedResult:
         *,
         seed: int,
         thresholds: Thresholds,
+        criteria_set: CriteriaSet,
         position: int = 0,
         is_reused: bool = False,
     ) -> Self:
-        is_judged = job.is_judged
-        verdict = judge(job, epochs, thresholds) if is_judged else None
+        found = assess(Evidence(job, epochs, thresholds), criteria_set) if job.is_judged else None
         return cls(
             seed=seed,
             position=position,
@@ -85,11 +129,11 @@ class SeedResult:
             progress=job.progress,
             started_at=job.started_at,
             ended_at=job.ended_at,
-            is_judged=is_judged,
-            has_passed=verdict is not None and verdict.outcome == Outcome.success,
-            diagnosis=verdict.diagnosis if verdict else None,
-            criteria={each.name: each.status for each in verdict.criteria} if verdict else {},
-            metrics=_read_metrics(epochs) if verdict else {},
+            is_judged=found is not None,
+            has_passed=found is not None and found.outcome == Outcome.success,
+            diagnosis=found.diagnosis if found else None,
+            criteria={name: each.status for name, each in found.findings.items()} if found else {},
+            metrics=_read_metrics(epochs) if found else {},
         )
 
     @property
@@ -130,21 +174,29 @@ class GroupVerdict(BaseModel):
     criteria: list[GroupCriterion]
     metrics: dict[GroupMetric, MetricSummary]
     diagnoses: dict[Diagnosis, int]
-    median_job_id: str | None = Field(description="the judged run with the median foreground IoU")
-    worst_job_id: str | None = Field(description="the judged run with the lowest foreground IoU")
+    median_job_id: str | None = Field(
+        description="the judged run with the median foreground IoU, by `evidence` colour AP"
+    )
+    worst_job_id: str | None = Field(
+        description="the judged run with the lowest one; a run that diverged, if there is any"
+    )
 
 
-def judge_group(results: Sequence[SeedResult]) -> GroupVerdict:
-    """The results of a group's seeds together; seeds that have not ended count as nothing yet."""
+def judge_group(results: Sequence[SeedResult], *, criteria_set: CriteriaSet) -> GroupVerdict:
+    """The results of a group's seeds together; seeds that have not ended count as nothing yet.
+
+    `criteria_set` is the one by which they were judged.
+    """
     judged = [result for result in results if result.is_judged]
-    num_passed, ordered = sum(result.has_passed for result in judged), _order(judged)
+    num_passed = sum(result.has_passed for result in judged)
+    ordered = _order(judged, metric=RANKING_METRICS[criteria_set])
     return GroupVerdict(
         num_passed=num_passed,
         num_judged=len(judged),
         num_missing=sum(result.is_missing for result in results),
         pass_rate=num_passed / len(judged) if judged else None,
         pass_rate_interval=wilson_interval(num_passed, len(judged)),
-        criteria=[_count_criterion(name, judged) for name in CriterionName],
+        criteria=[_count_criterion(name, judged) for name in list_criteria(criteria_set)],
         metrics={name: _summarise(name, results) for name in GroupMetric},
         diagnoses=dict(Counter(result.diagnosis for result in judged if result.diagnosis)),
         median_job_id=ordered[(len(ordered) - 1) // 2].job_id if ordered else None,
@@ -153,20 +205,17 @@ def judge_group(results: Sequence[SeedResult]) -> GroupVerdict:
 
 
 def _read_metrics(epochs: History) -> dict[GroupMetric, float | None]:
-    """The values of the final epoch; a run that diverged may have none."""
-    values = {name: read(epochs) if epochs else None for name, read in GROUP_METRICS.items()}
-    return {
-        name: value if value is not None and math.isfinite(value) else None
-        for name, value in values.items()
-    }
+    return {metric: read_metric(metric, epochs) for metric in GroupMetric}
 
 
-def _order(judged: Sequence[SeedResult]) -> list[SeedResult]:
-    """From the worst to the best run."""
+def _order(judged: Sequence[SeedResult], *, metric: GroupMetric) -> list[SeedResult]:
+    """From the worst to the best run. One that diverged is worse than all others, whatever it had
+    reached before."""
 
-    def key(result: SeedResult) -> tuple[float, int]:
-        value = result.metrics.get(RANKING_METRIC)
-        return (-1.0 if value is None else value, result.seed)
+    def key(result: SeedResult) -> tuple[bool, float, int]:
+        value = result.metrics.get(metric)
+        has_succeeded = result.status == JobStatus.succeeded
+        return has_succeeded, -1.0 if value is None else value, result.seed
 
     return sorted(judged, key=key)
 

@@ -29,9 +29,20 @@ class EpochSummary(NamedTuple):
     train_recon_loss: float
     train_kl_loss: float
     train_pixel_accuracy: float
+    val_recon_loss: float
     val_foreground_recall: float | None
     val_foreground_iou: float | None
+    val_background_share: float
     val_all_black_share: float
+    val_foreground_share: float | None
+    val_foreground_precision: float | None
+    val_foreground_ap: float | None
+    val_colour_ap: float | None
+    val_colour_prevalence: float | None
+    val_matched_recall: float | None
+    val_matched_iou: float | None
+    val_mutual_information: float | None
+    val_active_units_variance: int | None
     val_kl_per_dimension: list[float]
 
 
@@ -47,17 +58,18 @@ def read_epochs(session: Session, job_id: str) -> list[EpochMetrics]:
 def read_histories(session: Session, job_ids: Iterable[str]) -> dict[str, list[EpochSummary]]:
     """The epochs of several jobs, oldest first, in one query."""
     histories: dict[str, list[EpochSummary]] = {job_id: [] for job_id in job_ids}
-    job_id, epoch = col(EpochMetrics.job_id), col(EpochMetrics.epoch)
-    columns = [getattr(EpochMetrics, name) for name in EpochSummary._fields[:-1]]
-    kl_per_dimension = cast(col(EpochMetrics.val_kl_per_dimension), String)
-    rows = select(job_id, *columns, kl_per_dimension).where(job_id.in_(histories))
+    # Columns of the table and not of the model: rows without objects come a fifth faster.
+    table = EpochMetrics.__table__.columns  # type: ignore[attr-defined]
+    columns = [table[name] for name in EpochSummary._fields[:-1]]
+    kl_per_dimension = cast(table.val_kl_per_dimension, String)
+    rows = select(table.job_id, *columns, kl_per_dimension).where(table.job_id.in_(histories))
     with _without_garbage_collection():
         # In the order of the primary key, so that nothing has to be sorted.
-        found = session.execute(rows.order_by(job_id, epoch)).all()
+        found = session.execute(rows.order_by(table.job_id, table.epoch)).all()
         # Decoding one long text is many times faster than decoding its parts.
         decoded = from_json(f"[{','.join(row[-1] for row in found)}]")
-        for (owner, *values), kl in zip(found, decoded, strict=True):
-            histories[owner].append(EpochSummary._make((*values[:-1], kl)))
+        for row, kl in zip(found, decoded, strict=True):
+            histories[row[0]].append(EpochSummary._make((*row[1:-1], kl)))
     return histories
 
 

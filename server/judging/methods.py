@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
-from server.judging.criteria import Thresholds
+from server.judging.criteria import CriteriaSet, Thresholds
 from server.judging.decisions import ERROR, join_names
 from server.judging.facts import JobFacts
 from server.judging.studies import ArmVerdict, StudyVerdict
 from server.judging.verdicts import judge
-from server.models.configuration import NOT_IDENTITY, BuiltInDataset
+from server.models.configuration import NOT_IDENTITY, BuiltInDataset, count_steps
 from server.models.studies import Study
 from server.models.tables import Job
 
@@ -27,6 +27,12 @@ SOURCES: Final = (
     "D. P. Kingma and M. Welling, Auto-encoding variational Bayes, ICLR (2014).",
     "I. Higgins et al., beta-VAE: learning basic visual concepts with a constrained variational "
     "framework, ICLR (2017).",
+)
+#: Of the measures that the criteria of what a model knows rest on.
+_SOURCES_OF_EVIDENCE: Final = (
+    "M. D. Hoffman and M. J. Johnson, ELBO surgery: yet another way to carve up the variational "
+    "evidence lower bound, NIPS Workshop on Advances in Approximate Bayesian Inference (2016).",
+    "Y. Burda, R. Grosse and R. Salakhutdinov, Importance weighted autoencoders, ICLR (2016).",
 )
 _NO_DIGITS: Final = "not known yet"
 
@@ -66,6 +72,12 @@ def describe_methods(methods: Methods) -> list[str]:
         _describe_version,
     ]
     return [text for part in parts if (text := part(methods))]
+
+
+def list_sources(methods: Methods) -> list[str]:
+    """The papers that the texts name."""
+    by_evidence = methods.verdict.criteria_set is CriteriaSet.evidence
+    return [*SOURCES, *(_SOURCES_OF_EVIDENCE if by_evidence else ())]
 
 
 # -- data and training
@@ -176,15 +188,18 @@ def _describe_training(methods: Methods) -> str:
 
 
 def _describe_steps(methods: Methods) -> str:
-    """As many whole batches as an epoch has, times the epochs."""
     steps: list[str] = []
     for arm, results in zip(methods.verdict.arms, methods.verdict.results, strict=True):
         jobs = (methods.facts.get(result.job_id or "") for result in results)
         for facts in jobs:
             num_train = facts.summary.get("num_train") if facts else None
             if num_train:
-                size = min(int(arm.config["batch_size"]), int(num_train))
-                steps.append(_count(int(arm.config["epochs"]) * (int(num_train) // size)))
+                number = count_steps(
+                    int(num_train),
+                    epochs=int(arm.config["epochs"]),
+                    batch_size=int(arm.config["batch_size"]),
+                )
+                steps.append(_count(number))
     found = _unique(steps)
     return f" ({_join(found)} steps)" if found else ""
 
@@ -206,15 +221,33 @@ def _describe_criteria(methods: Methods) -> str:
     """Each criterion with its target, as verdicts show it."""
     targets: dict[str, list[str]] = {}
     for arm in methods.verdict.arms:
-        verdict = judge(Job(option=arm.option, config=arm.config), [], methods.thresholds)
+        job = Job(option=arm.option, config=arm.config)
+        verdict = judge(job, [], methods.thresholds, criteria_set=methods.verdict.criteria_set)
         for criterion in verdict.criteria:
             targets.setdefault(criterion.name, []).append(criterion.target)
     rules = "; ".join(f"{name} ({_join(_unique(each))})" for name, each in targets.items())
-    own = Thresholds.model_validate(methods.study.thresholds)
-    changed = (
-        "" if methods.thresholds == own else " These thresholds are not those of the study itself."
+    criteria_set = methods.verdict.criteria_set
+    measures = (
+        " The mutual information is estimated as by Hoffman and Johnson (2016), and dimensions "
+        "are active as by Burda et al. (2016)."
+        if criteria_set is CriteriaSet.evidence
+        else ""
     )
-    return f"A seed passes if its run meets every criterion: {rules}.{changed}"
+    return (
+        f"A seed passes if its run meets every criterion of the set {criteria_set}: {rules}."
+        f"{measures}{_describe_changes(methods)}"
+    )
+
+
+def _describe_changes(methods: Methods) -> str:
+    """What a query put in place of the study's own criteria and thresholds."""
+    own = Thresholds.model_validate(methods.study.thresholds)
+    is_own_set = methods.verdict.criteria_set == CriteriaSet(methods.study.criteria)
+    changed = [
+        *(["thresholds"] if methods.thresholds != own else []),
+        *([] if is_own_set else ["criteria"]),
+    ]
+    return f" These {join_names(changed)} are not those of the study itself." if changed else ""
 
 
 def _describe_decision(methods: Methods) -> str:

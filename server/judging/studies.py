@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import load_only
 from sqlmodel import Session, col
 
-from server.judging.criteria import Thresholds
+from server.judging.criteria import CriteriaSet, Thresholds
 from server.judging.decisions import Recommendation, recommend
 from server.judging.groups import GroupVerdict, SeedResult, judge_group
 from server.judging.histories import History, read_histories
@@ -65,8 +65,9 @@ class ArmVerdict(GroupVerdict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyVerdict:
-    """What a study says so far."""
+    """What a study says so far, by one set of criteria."""
 
+    criteria_set: CriteriaSet
     arms: list[ArmVerdict]
     looks: list[LookPublic]
     next_look: int | None  #: number of seeds; None if no look is left
@@ -103,15 +104,23 @@ def judge_study(
     study: Study,
     *,
     thresholds: Thresholds | None = None,
+    criteria_set: CriteriaSet | None = None,
     cache: ResultCache | None = None,
 ) -> StudyVerdict:
-    """Judge a study by its own thresholds, or by others."""
+    """Judge a study by its own criteria and thresholds, or by others."""
     thresholds = thresholds or Thresholds.model_validate(study.thresholds)
+    criteria_set = criteria_set or CriteriaSet(study.criteria)
     arms = study.arm_list
-    by_arm = read_results(session, study, thresholds=thresholds, cache=cache or ResultCache())
+    by_arm = read_results(
+        session,
+        study,
+        thresholds=thresholds,
+        criteria_set=criteria_set,
+        cache=cache or ResultCache(),
+    )
     results = {arm.name: each for arm, each in zip(arms, by_arm, strict=True)}
     looks = Looks(study, results)
-    groups = [judge_group(each) for each in by_arm]
+    groups = [judge_group(each, criteria_set=criteria_set) for each in by_arm]
     out = {entry.arm for entry in looks.sequential.decision.ruled_out}
     verdicts = [
         describe_arm(arm, group, results=results[arm.name], is_out=arm.name in out)
@@ -119,10 +128,11 @@ def judge_study(
     ]
     everything = [result for each in by_arm for result in each]
     return StudyVerdict(
+        criteria_set=criteria_set,
         arms=verdicts,
         looks=looks.describe(),
         next_look=looks.find_next(),
-        recommendation=_recommend(study, verdicts, looks),
+        recommendation=_recommend(study, verdicts, looks, criteria_set=criteria_set),
         num_by_status=_count_statuses(everything),
         progress=_measure_progress(everything),
         results=by_arm,
@@ -130,7 +140,12 @@ def judge_study(
 
 
 def read_results(
-    session: Session, study: Study, *, thresholds: Thresholds, cache: ResultCache
+    session: Session,
+    study: Study,
+    *,
+    thresholds: Thresholds,
+    criteria_set: CriteriaSet,
+    cache: ResultCache,
 ) -> list[list[SeedResult]]:
     """The results of each arm in order of seed, with a few queries however many there are."""
     links = select(StudyJob).where(col(StudyJob.study_id) == study.id)
@@ -144,7 +159,9 @@ def read_results(
     jobs = {job.id: job for job in session.scalars(jobs_query)}
     # A job may have been deleted since the rows were read.
     known = [row for row in rows if row.job_id in jobs]
-    found = _judge_jobs(session, known, jobs=jobs, thresholds=thresholds, cache=cache)
+    found = _judge_jobs(
+        session, known, jobs=jobs, thresholds=thresholds, criteria_set=criteria_set, cache=cache
+    )
     arms: list[list[SeedResult]] = [[] for _ in study.arms]
     for row in rows:
         deleted = SeedResult(seed=row.seed, position=row.position)
@@ -158,13 +175,14 @@ def _judge_jobs(
     *,
     jobs: Mapping[str, Job],
     thresholds: Thresholds,
+    criteria_set: CriteriaSet,
     cache: ResultCache,
 ) -> dict[str, SeedResult]:
     """The result of each job by its id; those of jobs that have ended are cached."""
-    limits = tuple(thresholds.model_dump().values())
+    rules = (criteria_set, *thresholds.model_dump().values())
     by_id = {row.job_id: row for row in rows if row.job_id is not None}
     keys = {
-        job_id: (*_identify(jobs[job_id]), row.position, row.is_reused, limits)
+        job_id: (*_identify(jobs[job_id]), row.position, row.is_reused, rules)
         for job_id, row in by_id.items()
     }
     found = cache.find(keys)
@@ -176,6 +194,7 @@ def _judge_jobs(
             seed=by_id[job_id].seed,
             position=by_id[job_id].position,
             thresholds=thresholds,
+            criteria_set=criteria_set,
             is_reused=by_id[job_id].is_reused,
         )
         for job_id, epochs in _read_epochs(session, [jobs[job_id] for job_id in unknown])
@@ -225,7 +244,9 @@ def describe_arm(
     )
 
 
-def _recommend(study: Study, arms: Sequence[ArmVerdict], looks: Looks) -> Recommendation:
+def _recommend(
+    study: Study, arms: Sequence[ArmVerdict], looks: Looks, *, criteria_set: CriteriaSet
+) -> Recommendation:
     """The decision at the last look. Its sentence counts the seeds of that look."""
     decision, num_looks = looks.sequential.decision, len(looks.sequential.looks)
     decided = next((arm for arm in arms if arm.arm == decision.arm), None)
@@ -237,6 +258,7 @@ def _recommend(study: Study, arms: Sequence[ArmVerdict], looks: Looks) -> Recomm
         next_look=looks.find_next(),
         has_looked=num_looks > 0,
         has_late_looks=num_looks > study.num_planned_looks,
+        criteria_set=criteria_set,
     )
 
 

@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from server.judging.charts import shorten_label
+from server.judging.criteria import CriterionName
 from server.judging.groups import GroupMetric, SeedResult
 from server.judging.histories import EpochSummary
 from server.judging.study_reports import StudyReport
@@ -166,14 +167,15 @@ def _choose_scale(axes: "Axes", medians: Iterable[Mapping[int, float]]) -> None:
 
 def _mark_targets(axes: "Axes", *, report: StudyReport) -> None:
     limits = report.thresholds
-    axes.axhspan(
-        limits.min_accuracy, limits.max_accuracy, color="#009E73", alpha=0.12, label="target"
-    )
+    if CriterionName.accuracy_in_range in report.criteria:
+        band = (limits.min_accuracy, limits.max_accuracy)
+        axes.axhspan(*band, color="#009E73", alpha=0.12, label="target")
     for place, share in enumerate(report.background_shares):
         # A label with an underscore in front is left out of the legend.
         label = "_" * bool(place) + "all background"
         axes.axhline(share, color=_GREY, linestyle="--", linewidth=1, label=label)
-    axes.legend(fontsize=8, loc="best")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, loc="best")
 
 
 # -- final values
@@ -187,8 +189,10 @@ def _draw_strips(figure: "Figure", arms: Sequence[_ArmLook], *, report: StudyRep
         axes.set_title(title)
         axes.grid(alpha=0.3, axis="x")
     limits = report.thresholds
-    panels[1].axvspan(limits.min_accuracy, limits.max_accuracy, color="#009E73", alpha=0.12)
-    panels[2].axvline(limits.min_kl_per_dimension, color=_GREY, linestyle="--", linewidth=1)
+    if CriterionName.accuracy_in_range in report.criteria:
+        panels[1].axvspan(limits.min_accuracy, limits.max_accuracy, color="#009E73", alpha=0.12)
+    if CriterionName.kl_per_dimension in report.criteria:
+        panels[2].axvline(limits.min_kl_per_dimension, color=_GREY, linestyle="--", linewidth=1)
     _name_arms(panels[0], arms)
     figure.supxlabel("after the last epoch; ● passed, ○ did not; | median", fontsize=9)
 

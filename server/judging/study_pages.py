@@ -6,7 +6,7 @@ from functools import cache
 from jinja2 import Environment, PackageLoader
 
 from server.judging.histories import EpochSummary
-from server.judging.methods import SOURCES, describe_methods
+from server.judging.methods import describe_methods, list_sources
 from server.judging.numbers import format_share
 from server.judging.reports import encode_png
 from server.judging.study_charts import render_study_curves
@@ -36,7 +36,7 @@ def render_study_html(
             pictures=pictures,
             curves=render_study_curves(report, histories),
             methods=describe_methods(report.methods),
-            sources=SOURCES,
+            sources=list_sources(report.methods),
             made_at=f"{utc_now():%Y-%m-%d %H:%M} UTC",
         )
     )

@@ -12,12 +12,24 @@ from typing import Final
 
 from sqlmodel import Session
 
-from server.judging.criteria import CriterionStatus, Thresholds
+from server.judging.criteria import (
+    CriteriaSet,
+    CriterionName,
+    CriterionStatus,
+    Thresholds,
+    list_criteria,
+)
 from server.judging.decisions import Recommendation, format_p_value
 from server.judging.differences import ArmDifference, compare_kept_arms
 from server.judging.facts import JobFacts, read_facts
-from server.judging.groups import GroupMetric, MetricSummary, SeedResult
-from server.judging.methods import SOURCES, Methods, describe_methods, list_varied
+from server.judging.groups import (
+    GROUP_METRICS,
+    RANKING_METRICS,
+    GroupMetric,
+    MetricSummary,
+    SeedResult,
+)
+from server.judging.methods import Methods, describe_methods, list_sources, list_varied
 from server.judging.numbers import NO_VALUE, format_number
 from server.judging.reports import ReportPicture, read_picture
 from server.judging.statistics import DecisionState
@@ -25,12 +37,6 @@ from server.judging.studies import ArmVerdict, ResultCache, StudyVerdict, judge_
 from server.models.studies import Study
 from server.models.tables import Job
 
-METRIC_TITLES: Final = {
-    GroupMetric.val_foreground_iou: "foreground IoU",
-    GroupMetric.train_pixel_accuracy: "training accuracy",
-    GroupMetric.val_foreground_recall: "foreground recall",
-    GroupMetric.min_kl_per_dimension: "weakest KL (nats)",
-}
 #: Data sets on more than three different shares of background are rare.
 _MAX_BACKGROUND_SHARES: Final = 3
 _BIDI_CONTROLS: Final = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
@@ -82,6 +88,30 @@ class StudyReport:
         return sorted(shares)[:_MAX_BACKGROUND_SHARES]
 
     @property
+    def metrics(self) -> dict[GroupMetric, str]:
+        """The titles of the metrics that any run has: old runs have not all of them."""
+        arms = self.verdict.arms
+        return {
+            metric: registered.title
+            for metric, registered in GROUP_METRICS.items()
+            if any(arm.metrics[metric].median is not None for arm in arms)
+        }
+
+    @property
+    def criteria(self) -> list[CriterionName]:
+        """Those that the study is judged by."""
+        return list_criteria(self.verdict.criteria_set)
+
+    @property
+    def ranking_metric(self) -> GroupMetric:
+        """By which the median and the worst run of an arm are found."""
+        return RANKING_METRICS[self.verdict.criteria_set]
+
+    @property
+    def ranking_title(self) -> str:
+        return GROUP_METRICS[self.ranking_metric].title
+
+    @property
     def methods(self) -> Methods:
         return Methods(
             study=self.study, verdict=self.verdict, thresholds=self.thresholds, facts=self.facts
@@ -93,10 +123,13 @@ def make_report(
     study: Study,
     *,
     thresholds: Thresholds | None = None,
+    criteria_set: CriteriaSet | None = None,
     cache: ResultCache | None = None,
 ) -> StudyReport:
-    """Judge a study for a report, by its own thresholds or by others."""
-    verdict = judge_study(session, study, thresholds=thresholds, cache=cache)
+    """Judge a study for a report, by its own criteria and thresholds or by others."""
+    verdict = judge_study(
+        session, study, thresholds=thresholds, criteria_set=criteria_set, cache=cache
+    )
     return StudyReport(
         study=study,
         verdict=verdict,
@@ -115,7 +148,7 @@ def read_pictures(
         by_job = {result.job_id: result for result in results}
         runs = {"worst run": arm.worst_job_id} if arm.median_job_id != arm.worst_job_id else {}
         pictures[arm.arm] = [
-            RunPicture(f"{name}: {_describe_run(by_job[job_id])}",
+            RunPicture(f"{name}: {_describe_run(by_job[job_id], report)}",
                        _read_picture(session, job_id, runs_dir=runs_dir))
             for name, job_id in {"median run": arm.median_job_id, **runs}.items()
             if job_id is not None
@@ -128,9 +161,9 @@ def _read_picture(session: Session, job_id: str, *, runs_dir: Path) -> ReportPic
     return None if job is None else read_picture(session, job, runs_dir=runs_dir)
 
 
-def _describe_run(result: SeedResult) -> str:
-    iou = format_number(result.metrics.get(GroupMetric.val_foreground_iou))
-    return f"seed {result.seed}, foreground IoU {iou}, {result.diagnosis or NO_VALUE}"
+def _describe_run(result: SeedResult, report: StudyReport) -> str:
+    value = format_number(result.metrics.get(report.ranking_metric))
+    return f"seed {result.seed}, {report.ranking_title} {value}, {result.diagnosis or NO_VALUE}"
 
 
 # -- what both formats show
@@ -215,13 +248,13 @@ def _list_failed(arm: ArmVerdict) -> str:
 
 def _tabulate_metrics(report: StudyReport) -> Table:
     rows = [
-        [arm.arm, *(_show_summary(arm.metrics[metric]) for metric in METRIC_TITLES)]
+        [arm.arm, *(_show_summary(arm.metrics[metric]) for metric in report.metrics)]
         for arm in report.verdict.arms
         if arm.num_judged
     ]
     return Table(
         "Values",
-        ["arm", *METRIC_TITLES.values()],
+        ["arm", *report.metrics.values()],
         rows,
         note="Median and range over the judged seeds, after the last epoch.",
     )
@@ -240,7 +273,7 @@ def _tabulate_settings(report: StudyReport) -> Table:
 def _tabulate_differences(report: StudyReport) -> Table:
     rows = [
         [
-            METRIC_TITLES[each.metric],
+            GROUP_METRICS[each.metric].title,
             f"{each.arm} minus {each.other}",
             _show_signed(each.median),
             f"{_show_signed(each.low)} to {_show_signed(each.high)}",
@@ -259,15 +292,16 @@ def _tabulate_differences(report: StudyReport) -> Table:
 
 def _tabulate_seeds(report: StudyReport) -> Table:
     rows = [
-        _describe_seed(arm, result, report.facts.get(result.job_id or ""))
+        _describe_seed(arm, result, report)
         for arm, results in zip(report.verdict.arms, report.verdict.results, strict=True)
         for result in results
     ]
     heading = ["arm", "seed", "job", "status", "verdict", "criteria failed"]
-    return Table("Seeds", [*heading, *METRIC_TITLES.values(), "epochs"], rows)
+    return Table("Seeds", [*heading, *report.metrics.values(), "epochs"], rows)
 
 
-def _describe_seed(arm: ArmVerdict, result: SeedResult, facts: JobFacts | None) -> list[str]:
+def _describe_seed(arm: ArmVerdict, result: SeedResult, report: StudyReport) -> list[str]:
+    facts = report.facts.get(result.job_id or "")
     failed = [name for name, status in result.criteria.items() if status is CriterionStatus.failed]
     return [
         arm.arm,
@@ -276,7 +310,7 @@ def _describe_seed(arm: ArmVerdict, result: SeedResult, facts: JobFacts | None) 
         (result.status or NO_VALUE) + ", reused" * result.is_reused,
         _describe_verdict(result),
         ", ".join(failed) or NO_VALUE,
-        *(format_number(result.metrics.get(metric)) for metric in METRIC_TITLES),
+        *(format_number(result.metrics.get(metric)) for metric in report.metrics),
         str(facts.epochs_completed) if facts else NO_VALUE,
     ]
 
@@ -320,7 +354,12 @@ def render_study_markdown(report: StudyReport) -> str:
     lines += ["", "## Methods"]
     for text in describe_methods(report.methods):
         lines += ["", escape_name(text)]
-    lines += ["", "## Sources", "", *(f"- {escape_name(source)}" for source in SOURCES)]
+    lines += [
+        "",
+        "## Sources",
+        "",
+        *(f"- {escape_name(source)}" for source in list_sources(report.methods)),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import JSON, Engine, String, cast, select
 from sqlmodel import Session, col
 
-from server.judging.criteria import CriterionName
+from server.judging.criteria import CriteriaSet, list_criteria
 from server.judging.facts import JobFacts
 from server.judging.groups import GroupMetric, SeedResult
 from server.judging.studies import ArmVerdict, StudyVerdict
@@ -23,13 +23,6 @@ from server.models.tables import EpochMetrics
 
 #: What makes a spreadsheet compute a cell; some also take the wide forms.
 _FORMULA_MARKS: Final = tuple("=+-@\t\r\n＝＋－＠")
-_JOB_COLUMNS: Final = (
-    *("study", "study_name", "arm", "option", "seed", "data_seed", "job_id", "is_reused"),
-    *("status", "has_passed", "diagnosis"),
-    *CriterionName,
-    *GroupMetric,
-    *("epochs", "config_sha256", "started_at", "ended_at", "seconds"),
-)
 #: Jobs whose epochs are read in one query. With a thousand epochs each they need some 20 MB.
 _JOBS_PER_QUERY: Final = 10
 _EPOCH_COLUMNS: Final = [
@@ -45,11 +38,17 @@ Row = Iterable[object]
 def write_jobs(study: Study, verdict: StudyVerdict, facts: Mapping[str, JobFacts]) -> Iterator[str]:
     """One row per arm and seed, in this order; the first is the heading."""
     rows = (
-        _describe_job(study, arm, result, facts.get(result.job_id or ""))
+        _describe_job(
+            study,
+            arm,
+            result,
+            criteria_set=verdict.criteria_set,
+            facts=facts.get(result.job_id or ""),
+        )
         for arm, results in zip(verdict.arms, verdict.results, strict=True)
         for result in results
     )
-    yield _encode([_JOB_COLUMNS])
+    yield _encode([_name_job_columns(verdict.criteria_set)])
     yield _encode(map(_escape_row, rows))
 
 
@@ -77,7 +76,25 @@ def guard_text(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA_MARKS) else text
 
 
-def _describe_job(study: Study, arm: ArmVerdict, result: SeedResult, facts: JobFacts | None) -> Row:
+def _name_job_columns(criteria_set: CriteriaSet) -> list[str]:
+    """The criteria are those of the set that judges the study."""
+    return [
+        *("study", "study_name", "arm", "option", "seed", "data_seed", "job_id", "is_reused"),
+        *("status", "has_passed", "diagnosis"),
+        *list_criteria(criteria_set),
+        *GroupMetric,
+        *("epochs", "config_sha256", "started_at", "ended_at", "seconds"),
+    ]
+
+
+def _describe_job(
+    study: Study,
+    arm: ArmVerdict,
+    result: SeedResult,
+    *,
+    criteria_set: CriteriaSet,
+    facts: JobFacts | None,
+) -> Row:
     seconds = None
     if result.started_at is not None and result.ended_at is not None:
         seconds = (result.ended_at - result.started_at).total_seconds()
@@ -85,7 +102,7 @@ def _describe_job(study: Study, arm: ArmVerdict, result: SeedResult, facts: JobF
         *(study.id, study.name, arm.arm, arm.option, result.seed),
         *(facts.data_seed if facts else None, result.job_id, result.is_reused, result.status),
         *(result.has_passed if result.is_judged else None, result.diagnosis),
-        *(result.criteria.get(name) for name in CriterionName),
+        *(result.criteria.get(name) for name in list_criteria(criteria_set)),
         *(result.metrics.get(name) for name in GroupMetric),
         *(facts.epochs_completed if facts else None, arm.config_sha256),
         *(result.started_at, result.ended_at, seconds),

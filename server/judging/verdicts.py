@@ -1,28 +1,33 @@
 """Verdicts: the overall result of a job's criteria. Computed on request and never stored."""
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlmodel import Session
 
+from server.judging import evidence_criteria, spec_criteria, training_criteria
 from server.judging.criteria import (
+    CriteriaSet,
     Criterion,
     CriterionName,
     CriterionStatus,
     Diagnosis,
     Evidence,
-    Finding,
+    Findings,
     Thresholds,
     describe_criterion,
     judge_criteria,
-    reweigh,
 )
+from server.judging.diagnoses import diagnose, has_mode_collapse, summarise
 from server.judging.histories import History, read_histories
-from server.models.tables import FailureKind, Job, JobStatus
+from server.models.tables import Job, JobStatus
 
+#: The modules that register criteria when they are imported.
+REGISTERING: Final = (spec_criteria, evidence_criteria, training_criteria)
 _MAX_CACHED_VERDICTS: Final = 1000
 
 
@@ -32,26 +37,17 @@ class Outcome(StrEnum):
     undecided = "undecided"
 
 
-_SUMMARIES = {
-    Diagnosis.undecided: "There is not enough to judge yet.",
-    Diagnosis.diverged: "The loss grew or stopped being a number: training diverged.",
-    Diagnosis.mode_collapse: "The model does not distinguish objects from the background: "
-    "mode collapse.",
-    Diagnosis.posterior_collapse: "Some latent dimensions carry no information: "
-    "posterior collapse.",
-    Diagnosis.over_painted: "The model finds the objects but paints over the background.",
-    Diagnosis.out_of_range: "The model did not collapse, but its accuracy is outside the range.",
-    Diagnosis.unstable: "The model learns, but its loss or accuracy jumps between epochs.",
-    Diagnosis.healthy: "The model reconstructs objects, uses its latent space and is stable.",
-}
-
-
 class Verdict(BaseModel):
     """A job's criteria with the overall outcome and a diagnosis."""
 
     job_id: str
+    criteria_set: CriteriaSet
     outcome: Outcome
     diagnosis: Diagnosis
+    is_mode_collapse: bool = Field(
+        description="whether too few objects are painted, by the thresholds of "
+        "`not_mode_collapsed` and whichever criteria judge; the diagnosis says why"
+    )
     summary: str
     criteria: list[Criterion]
 
@@ -60,17 +56,43 @@ class Verdict(BaseModel):
         return [criterion.name for criterion in self.criteria if criterion.status == status]
 
 
-def judge(job: Job, epochs: History, thresholds: Thresholds | None = None) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What a verdict says, without the words."""
+
+    outcome: Outcome
+    diagnosis: Diagnosis
+    findings: Findings
+
+
+def judge(
+    job: Job,
+    epochs: History,
+    thresholds: Thresholds | None = None,
+    *,
+    criteria_set: CriteriaSet = CriteriaSet.spec,
+) -> Verdict:
     """Judge a job by its epochs, oldest first."""
     evidence = Evidence(job, epochs, thresholds or Thresholds())
-    findings = judge_criteria(evidence)
-    diagnosis = _diagnose(evidence, findings.values())
+    found = assess(evidence, criteria_set)
     return Verdict(
         job_id=job.id,
-        outcome=_decide(job, findings.values()),
-        diagnosis=diagnosis,
-        summary=_SUMMARIES[diagnosis],
-        criteria=[describe_criterion(name, finding) for name, finding in findings.items()],
+        criteria_set=criteria_set,
+        outcome=found.outcome,
+        diagnosis=found.diagnosis,
+        is_mode_collapse=has_mode_collapse(evidence),
+        summary=summarise(found.diagnosis, evidence, found.findings),
+        criteria=[describe_criterion(name, each) for name, each in found.findings.items()],
+    )
+
+
+def assess(evidence: Evidence, criteria_set: CriteriaSet) -> Assessment:
+    """As `judge`, for thousands of jobs whose verdicts nobody reads."""
+    findings = judge_criteria(evidence, criteria_set)
+    return Assessment(
+        outcome=_decide(evidence.job, findings),
+        diagnosis=diagnose(evidence, findings),
+        findings=findings,
     )
 
 
@@ -82,16 +104,27 @@ class VerdictCache:
         self._verdicts: dict[tuple[object, ...], Verdict] = {}
         self._lock = threading.Lock()
 
-    def judge_all(self, session: Session, jobs: Sequence[Job]) -> dict[str, Verdict]:
+    def judge_all(
+        self,
+        session: Session,
+        jobs: Sequence[Job],
+        *,
+        criteria_set: CriteriaSet = CriteriaSet.spec,
+    ) -> dict[str, Verdict]:
         """The verdict of each job by its id, with the default thresholds."""
-        keys = {job.id: (job.id, job.status, job.attempt, job.epochs_completed) for job in jobs}
+        keys = {
+            job.id: (job.id, job.status, job.attempt, job.epochs_completed, criteria_set)
+            for job in jobs
+        }
         with self._lock:
             verdicts = {
                 job_id: self._verdicts[key] for job_id, key in keys.items() if key in self._verdicts
             }
         unknown = [job for job in jobs if job.id not in verdicts]
         histories = read_histories(session, [job.id for job in unknown])
-        verdicts |= {job.id: judge(job, histories[job.id]) for job in unknown}
+        verdicts |= {
+            job.id: judge(job, histories[job.id], criteria_set=criteria_set) for job in unknown
+        }
         with self._lock:
             if len(self._verdicts) > _MAX_CACHED_VERDICTS:
                 self._verdicts.clear()
@@ -100,32 +133,11 @@ class VerdictCache:
         return verdicts
 
 
-def _decide(job: Job, findings: Collection[Finding]) -> Outcome:
-    statuses = {finding.status for finding in findings}
+def _decide(job: Job, findings: Findings) -> Outcome:
+    statuses = {finding.status for finding in findings.values()}
     if not job.status.is_terminal:
         return Outcome.undecided
     if job.status != JobStatus.succeeded or CriterionStatus.failed in statuses:
         return Outcome.failure
     # One epoch, for example, does not show whether the loss falls.
     return Outcome.undecided if CriterionStatus.no_data in statuses else Outcome.success
-
-
-def _diagnose(evidence: Evidence, findings: Collection[Finding]) -> Diagnosis:
-    """The most serious of what the failed criteria say about the model."""
-    if evidence.job.failure_kind == FailureKind.numeric:
-        return Diagnosis.diverged
-    if not evidence.epochs:
-        return Diagnosis.undecided
-    if _has_diverged(evidence):
-        return Diagnosis.diverged
-    failed = [f.diagnosis for f in findings if f.status is CriterionStatus.failed and f.diagnosis]
-    if failed:
-        return min(failed, key=list(Diagnosis).index)
-    is_open = any(finding.status is CriterionStatus.no_data for finding in findings)
-    return Diagnosis.undecided if is_open else Diagnosis.healthy
-
-
-def _has_diverged(evidence: Evidence) -> bool:
-    """Whether the last epoch's loss is above the first one's, or not a number."""
-    losses = reweigh(evidence.epochs)
-    return not losses[-1] <= losses[0] * (1 + evidence.limits.loss_tolerance)

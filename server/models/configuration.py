@@ -130,6 +130,11 @@ def read_config(stored: Mapping[str, Any]) -> TrainingConfig:
     return TrainingConfig.model_validate({**EARLIER_VALUES, **stored})
 
 
+def count_steps(num_train: int, *, epochs: int, batch_size: int) -> int:
+    """The steps of a training: each epoch has as many whole batches as its grids fill."""
+    return epochs * (num_train // min(batch_size, num_train))
+
+
 def compute_config_sha256(config: TrainingConfig, *, dataset_sha256: str | None = None) -> str:
     """The identity of a configuration: jobs that share it differ only in their randomness.
 

@@ -32,6 +32,7 @@ from server.api.problems import PROBLEM_RESPONSES
 from server.api.queries import (
     LABELS_PARAMETER,
     MAX_PAGE_SIZE,
+    JudgingQuery,
     LabelsDep,
     refuse_unknown_parameters,
 )
@@ -56,7 +57,6 @@ from server.jobs.listing import JobFilter, find_job, read_page
 from server.jobs.options import check_known
 from server.jobs.records import find_artifact, read_artifacts
 from server.jobs.submission import submit_job
-from server.judging.criteria import Thresholds
 from server.judging.histories import read_epochs, read_histories
 from server.judging.verdicts import Verdict, judge
 from server.models.tables import Artifact, ArtifactKind, BestBy, JobStatus
@@ -215,10 +215,11 @@ def read_log(files: JobFilesDep, *, tail: Annotated[NumLines | None, Query()] = 
 
 @router.get("/{job_id}/verdict")
 def read_verdict(
-    job: JobDep, *, session: SessionDep, thresholds: Annotated[Thresholds, Query()]
+    job: JobDep, *, session: SessionDep, query: Annotated[JudgingQuery, Query()]
 ) -> Verdict:
-    """The verdict, computed at the request; every threshold can be overridden."""
-    return judge(job, read_histories(session, [job.id])[job.id], thresholds)
+    """The verdict, computed at the request, by the criteria and the thresholds of the query."""
+    epochs = read_histories(session, [job.id])[job.id]
+    return judge(job, epochs, query.thresholds(), criteria_set=query.criteria)
 
 
 @router.get("/{job_id}/reconstructions")

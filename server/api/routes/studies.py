@@ -1,9 +1,9 @@
 """Routes for studies: arms times seeds, judged as groups."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Depends, Query, Response
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from sqlalchemy import Engine
 from sqlmodel import Session
 
@@ -38,7 +38,7 @@ from server.files.artifacts import JobFiles
 from server.jobs import seeds, studies
 from server.jobs.estimates import estimate_seconds
 from server.jobs.workers import count_live
-from server.judging.criteria import Thresholds
+from server.judging.criteria import CriteriaSet, Thresholds
 from server.judging.statistics import plan_looks
 from server.judging.studies import ResultCache, judge_study
 from server.models.studies import Study
@@ -57,17 +57,37 @@ def get_study(study_id: str, session: SessionDep) -> Study:
     return study
 
 
-class SentThresholds(Thresholds):
-    """Thresholds of a query. What they must be together is checked by `override`, with those of
-    the study that they leave as they are."""
+class StudyQuery(Thresholds):
+    """How to judge a study otherwise than by its own criteria and thresholds. What thresholds must
+    be together is checked by `override`, with those of the study that they leave as they are."""
+
+    criteria: CriteriaSet | None = Field(
+        default=None, description="the set of criteria to judge by; the study's own if left out"
+    )
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:
         return self
 
+    @property
+    def sent(self) -> dict[str, Any]:
+        """What the query says, without what it leaves out."""
+        return self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+
+    def override(self, study: Study) -> Thresholds:
+        """The study's thresholds with those of the query in their place.
+
+        Raises RequestValidationError.
+        """
+        sent = self.model_dump(include=self.model_fields_set - {"criteria"})
+        try:
+            return Thresholds.model_validate({**study.thresholds, **sent})
+        except ValidationError as error:
+            refuse_query("min_accuracy", error.errors()[0]["msg"].removeprefix("Value error, "))
+
 
 StudyDep = Annotated[Study, Depends(get_study)]
-ThresholdsQuery = Annotated[SentThresholds, Query()]
+StudyQueryDep = Annotated[StudyQuery, Query()]
 
 
 @router.post(
@@ -104,7 +124,7 @@ def create_study(
     def submit(session: Session) -> Answer:
         limit = settings.max_queued_jobs
         seeds.submit_study(session, study, seeds=request.list_seeds(), max_queued_jobs=limit)
-        body = _describe(session, study, cache=cache).model_dump_json()
+        body = describe_study(session, study, cache=cache).model_dump_json()
         return Answer(body, location=f"/studies/{study.id}")
 
     return answer_once(engine, keyed, execute=submit)
@@ -148,10 +168,11 @@ def list_studies(
 
 @router.get("/{study_id}")
 def read_study(
-    study: StudyDep, *, session: SessionDep, cache: ResultCacheDep, thresholds: ThresholdsQuery
+    study: StudyDep, *, session: SessionDep, cache: ResultCacheDep, query: StudyQueryDep
 ) -> StudyPublic:
-    """The study with its arms judged as groups; every threshold can be overridden."""
-    return _describe(session, study, cache=cache, thresholds=override(study, thresholds))
+    """The study with its arms judged as groups, by its own criteria and thresholds or by those of
+    the query."""
+    return describe_study(session, study, cache=cache, query=query)
 
 
 @router.delete("/{study_id}", dependencies=[Depends(refuse_unknown_parameters)])
@@ -223,19 +244,6 @@ def add_seeds(
     return _change(engine, study, extend, cache=cache)
 
 
-def override(study: Study, sent: Thresholds) -> Thresholds:
-    """The study's thresholds with those of a query in their place.
-
-    Raises RequestValidationError.
-    """
-    try:
-        return Thresholds.model_validate(
-            {**study.thresholds, **sent.model_dump(include=sent.model_fields_set)}
-        )
-    except ValidationError as error:
-        refuse_query("min_accuracy", error.errors()[0]["msg"].removeprefix("Value error, "))
-
-
 def _change(
     engine: Engine, study: Study, change: studies.Command, *, cache: ResultCache
 ) -> StudyPublic:
@@ -243,17 +251,22 @@ def _change(
     with write_transaction(engine) as session:
         changed = change(session, study.id)
     with Session(engine) as session:
-        return _describe(session, changed, cache=cache)
+        return describe_study(session, changed, cache=cache)
 
 
-def _describe(
-    session: Session,
-    study: Study,
-    *,
-    cache: ResultCache,
-    thresholds: Thresholds | None = None,
+def describe_study(
+    session: Session, study: Study, *, cache: ResultCache, query: StudyQuery | None = None
 ) -> StudyPublic:
-    return StudyPublic.of(study, judge_study(session, study, thresholds=thresholds, cache=cache))
+    """A study, judged as a query asks. Raises RequestValidationError."""
+    query = query or StudyQuery()
+    verdict = judge_study(
+        session,
+        study,
+        thresholds=query.override(study),
+        criteria_set=query.criteria,
+        cache=cache,
+    )
+    return StudyPublic.of(study, verdict)
 
 
 def _delete_jobs(engine: Engine, study_id: str, *, settings: Settings) -> int:

@@ -14,7 +14,7 @@ from server.api.dependencies import (
     SettingsDep,
 )
 from server.api.problems import PROBLEM_RESPONSES
-from server.api.routes.studies import StudyDep, ThresholdsQuery, override
+from server.api.routes.studies import StudyDep, StudyQueryDep
 from server.judging.histories import read_histories
 from server.judging.study_charts import render_study_curves
 from server.judging.study_pages import render_study_html
@@ -42,9 +42,15 @@ router = APIRouter(
 
 
 def get_report(
-    study: StudyDep, *, session: SessionDep, cache: ResultCacheDep, thresholds: ThresholdsQuery
+    study: StudyDep, *, session: SessionDep, cache: ResultCacheDep, query: StudyQueryDep
 ) -> StudyReport:
-    return make_report(session, study, thresholds=override(study, thresholds), cache=cache)
+    return make_report(
+        session,
+        study,
+        thresholds=query.override(study),
+        criteria_set=query.criteria,
+        cache=cache,
+    )
 
 
 ReportDep = Annotated[StudyReport, Depends(get_report)]
@@ -52,7 +58,7 @@ ReportDep = Annotated[StudyReport, Depends(get_report)]
 
 @router.get("/report.html", response_class=HTMLResponse)
 def read_study_html(report: ReportDep, *, session: SessionDep, settings: SettingsDep) -> Response:
-    """A report in one HTML file that includes its pictures; every threshold can be overridden."""
+    """A report in one HTML file that includes its pictures; the query says how to judge."""
     html = render_study_html(
         report,
         histories=read_histories(session, report.job_ids),
@@ -63,7 +69,7 @@ def read_study_html(report: ReportDep, *, session: SessionDep, settings: Setting
 
 @router.get("/report.md", response_class=PlainTextResponse)
 def read_study_markdown(report: ReportDep) -> Response:
-    """The report as Markdown, without pictures; every threshold can be overridden."""
+    """The report as Markdown, without pictures; the query says how to judge."""
     return PlainTextResponse(render_study_markdown(report), headers=_NO_SNIFFING)
 
 
@@ -76,7 +82,7 @@ def read_study_curves(report: ReportDep, *, session: SessionDep) -> Response:
 
 @router.get("/jobs.csv", response_class=Response, responses=_CSV)
 def read_jobs_table(report: ReportDep) -> Response:
-    """One row per arm and seed, as CSV; every threshold can be overridden."""
+    """One row per arm and seed, as CSV; the query says how to judge."""
     rows = write_jobs(report.study, report.verdict, report.facts)
     return _send_table(report.study, "jobs", rows)
 

@@ -13,6 +13,7 @@ from server.dashboard.rendering import render_page
 from server.jobs.listing import JobFilter, find_job, read_page
 from server.jobs.records import list_picture_epochs
 from server.judging.comparisons import MAX_COMPARED_JOBS, ComparedJob
+from server.judging.criteria import CriteriaSet
 
 NUM_CHOICES: Final = 50
 
@@ -34,6 +35,8 @@ def show_comparison(
     comparison = query.compare(session)
     thresholds, entries = comparison.thresholds, comparison.entries
     overridden = thresholds.model_dump(exclude_defaults=True)
+    if comparison.criteria_set != CriteriaSet.spec:
+        overridden["criteria"] = comparison.criteria_set.value
     chosen = [("options", query.options)] if query.options else []
     chosen = chosen or [("job_id", entry.job.id) for entry in entries]
     return render_page(

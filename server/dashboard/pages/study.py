@@ -17,7 +17,7 @@ from server.api.dependencies import (
 )
 from server.api.requests import FORM
 from server.api.routes import studies as routes
-from server.api.routes.studies import StudyDep, ThresholdsQuery
+from server.api.routes.studies import StudyDep, StudyQueryDep
 from server.api.study_requests import SeedsRequest
 from server.api.study_schemas import StudyPublic
 from server.dashboard.drawings import draw_key, draw_seed, draw_symbols
@@ -37,7 +37,7 @@ from server.errors import InvalidInputError, NotFoundError
 from server.jobs.records import list_picture_epochs
 from server.jobs.studies import MAX_SEEDS
 from server.judging.decisions import format_p_value
-from server.judging.studies import ArmVerdict, judge_study
+from server.judging.studies import ArmVerdict
 
 #: A page is loaded again every four seconds, one of many jobs less often.
 _REFRESH_SECONDS = 4
@@ -53,13 +53,12 @@ def show_study(
     request: Request,
     session: SessionDep,
     cache: ResultCacheDep,
-    thresholds: ThresholdsQuery,
+    query: StudyQueryDep,
 ) -> Response:
-    """The study, judged by its own thresholds or by those of the query."""
-    limits = routes.override(study, thresholds)
-    public = StudyPublic.of(study, judge_study(session, study, thresholds=limits, cache=cache))
+    """The study, judged by its own criteria and thresholds or by those of the query."""
+    limits = query.override(study)
+    public = routes.describe_study(session, study, cache=cache, query=query)
     rows, names = describe_arms(public), [arm.arm for arm in public.arms]
-    sent = thresholds.model_dump(include=thresholds.model_fields_set)
     return render_page(
         "study.html",
         request,
@@ -75,8 +74,8 @@ def show_study(
         strips=draw_strips(public.arms, thresholds=limits),
         pictures=_describe_pictures(session, public.arms),
         differences=find_differences(public.arms),
-        other_thresholds=sent,
-        export_query=f"?{urlencode(sent)}" if sent else "",
+        judged_by=query.sent,
+        export_query=f"?{urlencode(query.sent)}" if query.sent else "",
         refresh_seconds=_choose_refresh(public),
         draw_key=draw_key,
         draw_seed=draw_seed,
