@@ -7,6 +7,7 @@ from urllib.parse import quote
 from server.connection import (
     DEFAULT_URL,
     SETTLED_STATUSES,
+    Criteria,
     Json,
     OnUpdate,
     RequestError,
@@ -89,14 +90,19 @@ class LosslabClient(StudyClient):
         path = _job_path(job_id, "reconstructions", f"{epoch}.png")
         return self._request("GET", path).content
 
-    def read_verdict(self, job_id: str) -> Json:
-        return self._request_json("GET", _job_path(job_id, "verdict"))
+    def read_verdict(self, job_id: str, criteria: Criteria | None = None) -> Json:
+        query = without_none({"criteria": criteria})
+        return self._request_json("GET", _job_path(job_id, "verdict"), params=query)
 
     def compare(
-        self, job_ids: Sequence[str] | None = None, options: Sequence[str] | None = None
+        self,
+        job_ids: Sequence[str] | None = None,
+        options: Sequence[str] | None = None,
+        *,
+        criteria: Criteria | None = None,
     ) -> Json:
         """The comparison of these jobs, or of each option's newest succeeded job."""
-        query = _comparison_query(job_ids, options)
+        query = _comparison_query(job_ids, options, criteria)
         return self._request_json("GET", "/comparisons", params=query)
 
     def download_report(
@@ -104,10 +110,11 @@ class LosslabClient(StudyClient):
         job_ids: Sequence[str] | None = None,
         options: Sequence[str] | None = None,
         *,
+        criteria: Criteria | None = None,
         format: ReportFormat = "html",
     ) -> bytes:
         """A comparison as an HTML or Markdown document, or its curves as PNG."""
-        query = _comparison_query(job_ids, options)
+        query = _comparison_query(job_ids, options, criteria)
         return self._request("GET", _REPORT_PATHS[format], params=query).content
 
     def list_options(self) -> Json:
@@ -163,6 +170,13 @@ def _quote(text: str) -> str:
     return quote(text, safe="").replace(".", "%2E")
 
 
-def _comparison_query(job_ids: Sequence[str] | None, options: Sequence[str] | None) -> Json:
-    query = {"job_id": list(job_ids or []), "options": ",".join(options) if options else None}
-    return without_none(query)
+def _comparison_query(
+    job_ids: Sequence[str] | None, options: Sequence[str] | None, criteria: Criteria | None
+) -> Json:
+    return without_none(
+        {
+            "job_id": list(job_ids or []),
+            "options": ",".join(options) if options else None,
+            "criteria": criteria,
+        }
+    )

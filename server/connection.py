@@ -6,7 +6,7 @@ The methods for the routes are in `server.client` and `server.study_client`.
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 from urllib.parse import quote
 
 import httpx
@@ -15,14 +15,16 @@ from server.errors import BAD_INPUT, LosslabError
 
 Json = dict[str, Any]
 OnUpdate = Callable[[Json], None]
+#: The sets of criteria by which jobs are judged.
+Criteria = Literal["spec", "evidence"]
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 #: A job or a study with one of these statuses changes only on request.
 SETTLED_STATUSES: Final = frozenset({"succeeded", "failed", "cancelled", "paused"})
 RETRY_SECONDS: Final = 60.0
 
-#: The fields of requests that name an option.
-_OPTION_FIELDS = ("option", "options", "base")
+#: The fields of requests that have one of a few names as their value.
+_CHOICE_FIELDS = ("option", "options", "base", "criteria")
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
@@ -37,7 +39,7 @@ class RequestError(LosslabError):
         self.status = status
         self.problem = problem
         fields = [str(error.get("field")) for error in problem.get("errors") or []]
-        if any(field.partition(".")[0] in _OPTION_FIELDS for field in fields):
+        if any(field.partition(".")[0] in _CHOICE_FIELDS for field in fields):
             # As for a wrong choice that the command line itself finds.
             self.exit_code = BAD_INPUT
         super().__init__(_describe(problem))

@@ -3,7 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, TypedDict, Unpack
 
-from server.connection import Connection, Json, OnUpdate, quote_part, without_none
+from server.connection import (
+    Connection,
+    Criteria,
+    Json,
+    OnUpdate,
+    quote_part,
+    without_none,
+)
 
 StudyReportFormat = Literal["html", "md", "curves", "jobs", "metrics"]
 
@@ -29,6 +36,7 @@ class StudyFields(TypedDict, total=False):
     reuse: bool
     name: str | None
     metadata: Mapping[str, str] | None
+    criteria: Criteria | None
     thresholds: Mapping[str, float] | None
     priority: int
 
@@ -63,9 +71,11 @@ class StudyClient(Connection):
         query = without_none({"limit": limit, "after": after})
         return self._request_json("GET", "/studies", params=query)
 
-    def read_study(self, study_id: str) -> Json:
-        """A study with its arms, its looks and its decision."""
-        return self._request_json("GET", _study_path(study_id))
+    def read_study(self, study_id: str, criteria: Criteria | None = None) -> Json:
+        """A study with its arms, its looks and its decision; by its own criteria unless others are
+        given."""
+        query = without_none({"criteria": criteria})
+        return self._request_json("GET", _study_path(study_id), params=query)
 
     def cancel_study(self, study_id: str) -> Json:
         return self._request_json("POST", _study_path(study_id, "cancel"))
@@ -85,10 +95,17 @@ class StudyClient(Connection):
         query = {"jobs": "keep"} if keep_jobs else {}
         return self._request_json("DELETE", _study_path(study_id), params=query)
 
-    def download_study_report(self, study_id: str, format: StudyReportFormat = "html") -> bytes:
+    def download_study_report(
+        self,
+        study_id: str,
+        format: StudyReportFormat = "html",
+        criteria: Criteria | None = None,
+    ) -> bytes:
         """The study as an HTML or Markdown document, its curves as PNG, or a CSV file with one row
-        for each of its jobs or of its epochs (`metrics`)."""
-        return self._request("GET", _study_path(study_id, _REPORT_NAMES[format])).content
+        for each of its jobs or of its epochs (`metrics`, which no criteria judge)."""
+        query = without_none({"criteria": None if format == "metrics" else criteria})
+        path = _study_path(study_id, _REPORT_NAMES[format])
+        return self._request("GET", path, params=query).content
 
     def wait_study(
         self, study_id: str, *, poll_seconds: float = 1.0, on_update: OnUpdate | None = None

@@ -107,6 +107,33 @@ def test_study_in_which_no_arm_passes_ends_with_its_own_code(collapsed: Finished
     assert "succeeded  4 of 4 jobs  a 0/2  b 0/2" in collapsed.stderr
 
 
+def test_study_is_shown_and_reported_by_the_criteria_that_are_given(
+    service: Up, study_id: str, tmp_path: Path
+) -> None:
+    shown = service.run("study", "show", study_id, "--criteria", "evidence", "--json")
+    study = json.loads(shown.stdout)
+    assert study["criteria_set"] == "evidence"
+    failed = service.run("study", "show", study_id, "--criteria", "evidence").stdout
+    assert "not_mode_collapsed" not in failed
+    path = tmp_path / "jobs.csv"
+    arguments = ("--criteria", "evidence", "--output", str(path))
+    assert service.run("study", "report", study_id, *arguments).returncode == 0
+    assert "knows_colours" in path.read_text()
+    job_id = study["arms"][0]["jobs"][0]
+    verdict = service.run("show", job_id, "--criteria", "evidence").stdout
+    assert "(criteria: evidence)" in verdict
+    assert "paints_truthfully" in verdict
+    compared = service.run("compare", job_id, "--criteria", "evidence", "--json")
+    assert json.loads(compared.stdout)["criteria_set"] == "evidence"
+
+
+@pytest.mark.parametrize("command", [["study", "a"], ["show", "x"], ["compare", "x"]])
+def test_unknown_criteria_are_refused_with_those_that_there_are(command: list[str]) -> None:
+    done = run_nowhere(*command, "--criteria", "both")
+    assert done.returncode == 2
+    assert "'spec', 'evidence'" in " ".join(done.stderr.split())
+
+
 def test_study_that_decides_succeeds(service: Up, data: str) -> None:
     done = service.run(*DECIDING, "--data", data, "--seeds", "5", "--json")
     assert done.returncode == 0, done.stderr

@@ -73,6 +73,29 @@ def test_job_without_epochs_has_empty_results(http: LosslabClient) -> None:
         http.read_reconstruction(job_id, "best")
 
 
+def test_jobs_are_judged_by_the_criteria_that_are_given(http: LosslabClient) -> None:
+    job_id = http.create_job("a", **TINY)["id"]
+    assert http.read_verdict(job_id)["criteria_set"] == "spec"
+    assert http.read_verdict(job_id, "evidence")["criteria_set"] == "evidence"
+    assert http.compare([job_id], criteria="evidence")["criteria_set"] == "evidence"
+    report = http.download_report([job_id], criteria="evidence", format="md").decode()
+    assert "informative" in report
+    with pytest.raises(RequestError, match="'spec' or 'evidence'") as caught:
+        http.read_verdict(job_id, "both")  # type: ignore[arg-type]
+    assert (caught.value.status, caught.value.exit_code) == (422, BAD_INPUT)
+
+
+def test_study_is_judged_by_its_criteria_unless_others_are_given(http: LosslabClient) -> None:
+    study_id = http.create_study(["a"], num_seeds=1, criteria="evidence", config=TINY)["id"]
+    assert http.read_study(study_id)["criteria_set"] == "evidence"
+    assert http.read_study(study_id, "spec")["criteria_set"] == "spec"
+    table = http.download_study_report(study_id, "jobs", "spec").decode()
+    assert "accuracy_in_range" in table and "informative" not in table
+    assert "knows_colours" in http.download_study_report(study_id, "jobs").decode()
+    epochs = http.download_study_report(study_id, "metrics", "spec").decode()
+    assert epochs.startswith("arm,seed,job_id")
+
+
 def test_options_and_health(http: LosslabClient) -> None:
     assert [entry["option"] for entry in http.list_options()["data"]] == ["a", "b", "c"]
     assert http.is_healthy()

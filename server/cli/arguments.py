@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -48,6 +48,10 @@ NoWandb = Annotated[
 ]
 WandbProject = Annotated[
     str | None, typer.Option(help="Also log to this Weights & Biases project.")
+]
+Criteria = Annotated[
+    Literal["spec", "evidence"] | None,
+    typer.Option(help="The criteria to judge by: of what is painted, or of what is known."),
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Show progress until the job ends.")]
 

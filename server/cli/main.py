@@ -169,12 +169,12 @@ def jobs(
 
 
 @app.command(epilog="Example: losslab show 3f2a9c51d07e")
-def show(job_id: arg.JobId, as_json: arg.AsJson = False) -> None:
+def show(job_id: arg.JobId, criteria: arg.Criteria = None, as_json: arg.AsJson = False) -> None:
     """Show a job, its last epochs and its verdict."""
     with open_client() as client:
         job = client.read_job(job_id)
         metrics = client.read_metrics(job_id)
-        verdict = client.read_verdict(job_id)
+        verdict = client.read_verdict(job_id, criteria)
     if as_json:
         print_json({"job": job, "metrics": metrics, "verdict": verdict})
         return
@@ -214,6 +214,7 @@ def compare(
     options: Annotated[
         str | None, typer.Option(help="The newest succeeded job of each option, as in a,b,c.")
     ] = None,
+    criteria: arg.Criteria = None,
     report: Annotated[
         Path | None, typer.Option(dir_okay=False, help="Save the report: .html, .md or .png.")
     ] = None,
@@ -226,10 +227,11 @@ def compare(
     if report is not None:
         check_report(report, suffixes=_REPORT_FORMATS)
     with open_client() as client:
-        comparison = client.compare(job_ids, names)
+        comparison = client.compare(job_ids, names, criteria=criteria)
         if report is not None:
             form = _REPORT_FORMATS[report.suffix]
-            report.write_bytes(client.download_report(job_ids, names, format=form))
+            document = client.download_report(job_ids, names, criteria=criteria, format=form)
+            report.write_bytes(document)
     print_answer(comparison, as_json=as_json, view=views.comparison_view)
     if report is not None:
         error_console.print(Text(f"Report: {report}"), soft_wrap=True)

@@ -39,6 +39,7 @@ from server.errors import FAILED
 
 if TYPE_CHECKING:
     from server.client import LosslabClient
+    from server.connection import Criteria
     from server.study_client import StudyFields, StudyReportFormat
 
 Json = dict[str, Any]
@@ -101,6 +102,7 @@ def run(
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Take finished jobs of the same configuration and seed.")
     ] = False,
+    criteria: arg.Criteria = None,
     threshold: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Of a criterion, such as min_accuracy=0.6."),
@@ -146,6 +148,7 @@ def run(
         "reuse": reuse,
         "name": name,
         "metadata": arg.parse_pairs(metadata),
+        "criteria": criteria,
         "thresholds": arg.collect_overrides(threshold),
         "priority": local.LOCAL_PRIORITY if is_local else 0,
     }
@@ -184,10 +187,10 @@ def list_studies(
 
 
 @app.command(epilog="Example: losslab study show 3f2a9c51d07e")
-def show(study_id: arg.StudyId, as_json: arg.AsJson = False) -> None:
+def show(study_id: arg.StudyId, criteria: arg.Criteria = None, as_json: arg.AsJson = False) -> None:
     """Show a study, its arms and its decision so far."""
     with open_client() as client:
-        study = client.read_study(study_id)
+        study = client.read_study(study_id, criteria)
     print_answer(study, as_json=as_json, view=study_view)
 
 
@@ -247,13 +250,14 @@ def report(
     per_epoch: Annotated[
         bool, typer.Option("--per-epoch", help="In .csv: a row for each epoch, not each job.")
     ] = False,
+    criteria: arg.Criteria = None,
 ) -> None:
     """Save the report of a study."""
     check_report(output, suffixes=_REPORT_FORMATS)
     if per_epoch and output.suffix != ".csv":
         raise typer.BadParameter("--per-epoch is for a .csv file")
     with open_client() as client:
-        _save_report(client, study_id, path=output, per_epoch=per_epoch)
+        _save_report(client, study_id, path=output, per_epoch=per_epoch, criteria=criteria)
 
 
 @app.command(epilog="Example: losslab study delete 3f2a9c51d07e --keep-jobs")
@@ -341,10 +345,15 @@ def _wait(client: "LosslabClient", study_id: str, on_update: Callable[[Json], No
 
 
 def _save_report(
-    client: "LosslabClient", study_id: str, *, path: Path, per_epoch: bool = False
+    client: "LosslabClient",
+    study_id: str,
+    *,
+    path: Path,
+    per_epoch: bool = False,
+    criteria: "Criteria | None" = None,
 ) -> None:
     form = "metrics" if per_epoch else _REPORT_FORMATS[path.suffix]
-    path.write_bytes(client.download_study_report(study_id, form))
+    path.write_bytes(client.download_study_report(study_id, form, criteria))
     error_console.print(Text(f"Report: {path}"), soft_wrap=True)
 
 

@@ -73,6 +73,7 @@ def study_view(study: Json) -> RenderableType:
         (f"Study {study['id']}{name}", "bold"),
         "  ",
         (study["status"], STATUS_STYLES.get(study["status"], "")),
+        "" if study["criteria_set"] == "spec" else f"  criteria: {study['criteria_set']}",
         f"  {_describe_jobs(study)}  {_describe_time_left(study, study['seconds_left'])}",
     )
     return Group(line, study_result(study))

@@ -140,7 +140,9 @@ def epochs_table(rows: list[Json]) -> RenderableType:
 
 def verdict_view(verdict: Json) -> RenderableType:
     """The outcome with its diagnosis, then each criterion with its status and explanation."""
-    headline = Text.assemble("Verdict: ", _verdict_text(verdict))
+    headline = Text.assemble(
+        "Verdict: ", _verdict_text(verdict), f" (criteria: {verdict['criteria_set']})"
+    )
     table = make_table("Criterion", "Status", "Explanation")
     for criterion in verdict["criteria"]:
         style = _CRITERION_STYLES[criterion["status"]]
