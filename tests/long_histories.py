@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import queue_job
+from known_measures import make_measures
 from sqlalchemy import update
 from sqlmodel import col
 
@@ -85,4 +86,5 @@ def _make_rows(job_id: str, *, seed: int, num_epochs: int) -> Iterator[dict[str,
             "num_loss_spikes": 0,
             "max_spike_ratio": 1.2,
             **{f"{split}_{k}": v for split in ("train", "val") for k, v in measured.items()},
+            **make_measures(factor=1 - 0.4 * left),
         }

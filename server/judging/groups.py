@@ -29,46 +29,72 @@ from server.judging.verdicts import Outcome, assess
 from server.models.tables import Job, JobStatus
 
 
+class Side(StrEnum):
+    """What a metric is about: what argmax paints, or what the model knows wherever argmax draws the
+    line."""
+
+    paints = "what it paints"
+    knows = "what it knows"
+
+
 class GroupMetric(StrEnum):
     """Values of single runs that are shown for each seed. They never decide."""
 
     val_foreground_iou = "val_foreground_iou"
     train_pixel_accuracy = "train_pixel_accuracy"
     val_foreground_recall = "val_foreground_recall"
+    val_foreground_precision = "val_foreground_precision"
+    val_painted_share = "val_painted_share"
     min_kl_per_dimension = "min_kl_per_dimension"
     val_foreground_ap = "val_foreground_ap"
     val_colour_ap = "val_colour_ap"
+    val_matched_iou = "val_matched_iou"
     val_mutual_information = "val_mutual_information"
+    val_active_units_variance = "val_active_units_variance"
 
 
 @dataclass(frozen=True, slots=True)
 class RegisteredMetric:
     title: str
+    side: Side
     read: Callable[[History], float | None]  # of a run, by its final epoch
 
 
-#: Every metric, in the order of display. Jobs that are older than a measure have no value.
+#: Every metric, in the order of display, one side after the other. Jobs that are older than a
+#: measure have no value.
 GROUP_METRICS: Final[dict[GroupMetric, RegisteredMetric]] = {
     GroupMetric.val_foreground_iou: RegisteredMetric(
-        "foreground IoU", lambda epochs: epochs[-1].val_foreground_iou
+        "foreground IoU", Side.paints, lambda epochs: epochs[-1].val_foreground_iou
     ),
     GroupMetric.train_pixel_accuracy: RegisteredMetric(
-        "training accuracy", lambda epochs: epochs[-1].train_pixel_accuracy
+        "training accuracy", Side.paints, lambda epochs: epochs[-1].train_pixel_accuracy
     ),
     GroupMetric.val_foreground_recall: RegisteredMetric(
-        "foreground recall", lambda epochs: epochs[-1].val_foreground_recall
+        "foreground recall", Side.paints, lambda epochs: epochs[-1].val_foreground_recall
+    ),
+    GroupMetric.val_foreground_precision: RegisteredMetric(
+        "foreground precision", Side.paints, lambda epochs: epochs[-1].val_foreground_precision
+    ),
+    GroupMetric.val_painted_share: RegisteredMetric(
+        "painted share", Side.paints, lambda epochs: 1 - epochs[-1].val_background_share
     ),
     GroupMetric.min_kl_per_dimension: RegisteredMetric(
-        "weakest KL (nats)", lambda epochs: min(epochs[-1].val_kl_per_dimension)
+        "weakest KL (nats)", Side.knows, lambda epochs: min(epochs[-1].val_kl_per_dimension)
     ),
     GroupMetric.val_foreground_ap: RegisteredMetric(
-        "foreground AP", lambda epochs: epochs[-1].val_foreground_ap
+        "foreground AP", Side.knows, lambda epochs: epochs[-1].val_foreground_ap
     ),
     GroupMetric.val_colour_ap: RegisteredMetric(
-        "colour AP", lambda epochs: epochs[-1].val_colour_ap
+        "colour AP", Side.knows, lambda epochs: epochs[-1].val_colour_ap
+    ),
+    GroupMetric.val_matched_iou: RegisteredMetric(
+        "IoU at the true share", Side.knows, lambda epochs: epochs[-1].val_matched_iou
     ),
     GroupMetric.val_mutual_information: RegisteredMetric(
-        "mutual information (nats)", lambda epochs: epochs[-1].val_mutual_information
+        "mutual information (nats)", Side.knows, lambda epochs: epochs[-1].val_mutual_information
+    ),
+    GroupMetric.val_active_units_variance: RegisteredMetric(
+        "active dimensions", Side.knows, lambda epochs: epochs[-1].val_active_units_variance
     ),
 }
 #: By it runs with equally many passed criteria are ordered, and the median and the worst run of a
@@ -82,7 +108,7 @@ RANKING_METRICS: Final = {
 def read_metric(metric: GroupMetric, epochs: History) -> float | None:
     """The value of the final epoch; a run that diverged may have none."""
     value = GROUP_METRICS[metric].read(epochs) if epochs else None
-    return value if value is not None and math.isfinite(value) else None
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
