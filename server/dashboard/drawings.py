@@ -19,7 +19,7 @@ from server.judging.numbers import format_number, format_share
 
 NUM_COLOURS: Final = 7
 #: Height of the area of curves, and the size of the inner picture, in which places are integers.
-_HEIGHT: Final = 184
+HEIGHT: Final = 184
 _SIZE: Final = 1000
 _STRIP_HEIGHT: Final = 30
 #: With more epochs, the marks of a median would overlap: it has one at its end.
@@ -84,10 +84,13 @@ class Strip:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is wanted of a metric: a band, or one limit."""
+    """What a metric is compared with: a band, or limits."""
 
     band: tuple[float, float] | None = None
-    limit: float | None = None
+    limits: tuple[float, ...] = ()
+
+
+NO_TARGET: Final = Target()
 
 
 def draw_symbols() -> Markup:
@@ -141,12 +144,12 @@ def draw_curves(
         "{}</svg></div>"
     ).format(
         label,
-        _write_values(scale),
-        _draw_grid(scale, target=target),
+        write_values(scale),
+        draw_grid(scale, target=target),
         _write_epochs(epochs),
         _SIZE,
         _SIZE,
-        _HEIGHT,
+        HEIGHT,
         inner,
         marks,
     )
@@ -220,7 +223,7 @@ def _mark_median(curves: Curves, *, scale: Scale, epochs: Scale) -> Markup:
     known = np.flatnonzero(np.isfinite(curves.median))
     shown = known if len(curves.epochs) <= _MAX_MARKED_EPOCHS else known[-1:]
     xs = 100 * epochs.place(curves.epochs[shown].astype(np.float64))
-    ys = _HEIGHT * (1 - scale.place(curves.median[shown]))
+    ys = HEIGHT * (1 - scale.place(curves.median[shown]))
     marks = (
         _draw_mark(curves.arm, x=f"{x:.2f}%", y=round(float(y), 1))
         for x, y in zip(xs, ys, strict=True)
@@ -228,7 +231,8 @@ def _mark_median(curves: Curves, *, scale: Scale, epochs: Scale) -> Markup:
     return Markup('<g class="{}">{}</g>').format(_style(curves.arm), Markup("").join(marks))
 
 
-def _draw_grid(scale: Scale, *, target: Target) -> Markup:
+def draw_grid(scale: Scale, *, target: Target = NO_TARGET) -> Markup:
+    """The lines behind curves or bars, and the target before them."""
     lines = [
         Markup('<line class="grid" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(_height_of(place))
         for _, place in _place_ticks(scale)
@@ -240,22 +244,24 @@ def _draw_grid(scale: Scale, *, target: Target) -> Markup:
                 high, f"{float(low) - float(high):.1f}"
             )
         )
-    if target.limit is not None:
-        height = _height_of(scale.place_one(target.limit))
-        lines.append(
-            Markup('<line class="limit" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(height)
+    lines += [
+        Markup('<line class="limit" x1="0" x2="100%" y1="{0}" y2="{0}"/>').format(
+            _height_of(scale.place_one(limit))
         )
+        for limit in target.limits
+    ]
     return Markup("").join(lines)
 
 
 def _height_of(place: float) -> str:
-    return f"{_HEIGHT * (1 - place):.1f}"
+    return f"{HEIGHT * (1 - place):.1f}"
 
 
-def _write_values(scale: Scale) -> Markup:
+def write_values(scale: Scale) -> Markup:
+    """The values beside the area of curves or bars."""
     return Markup("").join(
         Markup('<text class="tick" x="100%" y="{}" text-anchor="end">{}</text>').format(
-            f"{_HEIGHT * (1 - place) + 4:.1f}", _format_tick(value)
+            f"{HEIGHT * (1 - place) + 4:.1f}", _format_tick(value)
         )
         for value, place in _place_ticks(scale)
     )
@@ -264,7 +270,7 @@ def _write_values(scale: Scale) -> Markup:
 def _write_epochs(epochs: Scale) -> Markup:
     return Markup("").join(
         Markup('<text class="tick" x="{}%" y="{}" text-anchor="middle">{}</text>').format(
-            f"{100 * place:.2f}", _HEIGHT + 18, _format_tick(value)
+            f"{100 * place:.2f}", HEIGHT + 18, _format_tick(value)
         )
         for value, place in _place_ticks(epochs)
     )
@@ -284,12 +290,12 @@ def _draw_strip_grid(scale: Scale, *, target: Target) -> Markup:
                 f"{low:.2f}", f"{high - low:.2f}"
             )
         )
-    if target.limit is not None:
-        lines.append(
-            Markup('<line class="limit" x1="{0}%" x2="{0}%" y1="0" y2="100%"/>').format(
-                f"{100 * scale.place_one(target.limit):.2f}"
-            )
+    lines += [
+        Markup('<line class="limit" x1="{0}%" x2="{0}%" y1="0" y2="100%"/>').format(
+            f"{100 * scale.place_one(limit):.2f}"
         )
+        for limit in target.limits
+    ]
     return Markup("").join(lines)
 
 

@@ -50,6 +50,10 @@ class ArmRow:
     def median_iou(self) -> float | None:
         return self.arm.metrics[GroupMetric.val_foreground_iou].median
 
+    @property
+    def median_ap(self) -> float | None:
+        return self.arm.metrics[GroupMetric.val_foreground_ap].median
+
 
 @dataclass(frozen=True, slots=True)
 class LookStep:

@@ -23,7 +23,7 @@ from server.api.study_schemas import StudyPublic
 from server.dashboard.drawings import draw_key, draw_seed, draw_symbols
 from server.dashboard.pages.login import FormDep
 from server.dashboard.rendering import render_page
-from server.dashboard.study_curves import draw_strips, draw_study_curves
+from server.dashboard.study_curves import Standard, draw_strips, draw_study_curves, read_curves
 from server.dashboard.study_view import (
     describe_arms,
     describe_looks,
@@ -36,7 +36,9 @@ from server.dashboard.study_view import (
 from server.errors import InvalidInputError, NotFoundError
 from server.jobs.records import list_picture_epochs
 from server.jobs.studies import MAX_SEEDS
+from server.judging.criteria import list_criteria
 from server.judging.decisions import format_p_value
+from server.judging.groups import GROUP_METRICS, RANKING_METRICS
 from server.judging.studies import ArmVerdict
 
 #: A page is loaded again every four seconds, one of many jobs less often.
@@ -59,6 +61,8 @@ def show_study(
     limits = query.override(study)
     public = routes.describe_study(session, study, cache=cache, query=query)
     rows, names = describe_arms(public), [arm.arm for arm in public.arms]
+    curves = read_curves(session, public.arms)
+    standard = Standard(limits, list_criteria(public.criteria_set), curves.chance)
     return render_page(
         "study.html",
         request,
@@ -70,9 +74,11 @@ def show_study(
         looks=describe_looks(public),
         actions=list_actions(study, public),
         max_new_seeds=MAX_SEEDS - len(study.seeds),
-        curves=draw_study_curves(session, public.arms, thresholds=limits),
-        strips=draw_strips(public.arms, thresholds=limits),
+        curves=draw_study_curves(curves, public.arms, standard=standard),
+        is_measured=curves.is_measured,
+        strips=draw_strips(public.arms, standard=standard),
         pictures=_describe_pictures(session, public.arms),
+        ranking_title=GROUP_METRICS[RANKING_METRICS[public.criteria_set]].title,
         differences=find_differences(public.arms),
         judged_by=query.sent,
         export_query=f"?{urlencode(query.sent)}" if query.sent else "",
@@ -146,7 +152,7 @@ def _describe_pictures(session: Session, arms: Sequence[ArmVerdict]) -> list[dic
 
 
 def _list_runs(arm: ArmVerdict) -> list[tuple[str, str]]:
-    """The arm's median run and its worst, by IoU, if these are two."""
+    """The arm's median run and its worst, if these are two."""
     if arm.median_job_id is None or arm.worst_job_id is None:
         return []
     if arm.median_job_id == arm.worst_job_id:
