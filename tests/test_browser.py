@@ -258,9 +258,10 @@ def test_pages_say_the_same_without_a_script(
     expect(page.locator("#rows")).to_contain_text("No job matches")
     page = open_page(f"/ui/jobs/{job_id}", java_script_enabled=False)
     expect(page.locator("#verdict .badge").first).to_be_visible()
-    for part in (".panels", ".slider", "#samples"):
+    for part in (".slider", "#samples"):
         expect(page.locator(part)).to_be_hidden()
-    expect(page.get_by_alt_text("Training loss")).to_be_visible()
+    expect(page.locator("[data-panel]:visible")).to_have_count(0)
+    expect(page.get_by_alt_text("Curves of this job")).to_be_visible()
     picture = page.locator("#picture").bounding_box()
     assert picture is not None
     assert picture["height"] > 100

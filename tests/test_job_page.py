@@ -114,7 +114,7 @@ def test_page_opened_before_the_first_epoch_draws_as_one_opened_after_the_last(
         assert count_pixels(before, panel, colour) == pytest.approx(drawn, rel=0.05)
     before.emulate_media(color_scheme="dark")
     plots = before.locator("[data-panel] .plot")
-    assert plots.evaluate_all("all => all.map((plot) => plot.children.length)") == [1] * 5
+    assert plots.evaluate_all("all => all.map((plot) => plot.children.length)") == [1] * 8
 
 
 def test_what_the_targets_mean_is_drawn(own_service: Service, open_page: OpenPage) -> None:

@@ -11,9 +11,9 @@ from server.judging.histories import History
 from server.models.tables import EpochMetrics
 
 MAX_POINTS = 500
-MIN_POINTS = 200
+MIN_POINTS = 120
 #: Points of one panel of a comparison, all jobs together.
-MAX_PANEL_POINTS = 20_000
+MAX_PANEL_POINTS = 12_000
 MAX_HEAT_CELLS = 20_000
 
 #: The curves on a job's page, named as in its epoch events.
@@ -27,7 +27,17 @@ JOB_CURVES = (
     "val_pixel_accuracy",
     "train_foreground_recall",
     "val_foreground_recall",
+    "val_foreground_precision",
     "val_foreground_iou",
+    "train_background_share",
+    "val_background_share",
+    "val_foreground_share",
+    "val_foreground_ap",
+    "val_colour_ap",
+    "val_colour_prevalence",
+    "val_matched_iou",
+    "val_mutual_information",
+    "val_mutual_information_error",
     "beta",
     "learning_rate",
 )
@@ -40,6 +50,8 @@ def thin(values: Values, *, limit: int) -> npt.NDArray[np.intp]:
     point of each segment between them. A longer curve may lose points that are NaN."""
     if len(values) <= limit:
         return np.arange(len(values))
+    if limit == 2:
+        return np.array([0, len(values) - 1])
     num_segments = (limit - 2) // 2
     width = -(-(len(values) - 2) // num_segments)
     inner = np.full(num_segments * width, np.nan)
@@ -71,6 +83,10 @@ def draw_history(epochs: History, *, num_jobs: int) -> dict[str, Any]:
         "train_pixel_accuracy": _as_array([row.train_pixel_accuracy for row in epochs]),
         "val_foreground_recall": _as_array([row.val_foreground_recall for row in epochs]),
         "val_foreground_iou": _as_array([row.val_foreground_iou for row in epochs]),
+        "painted_share": 1 - _as_array([row.val_background_share for row in epochs]),
+        "val_foreground_ap": _as_array([row.val_foreground_ap for row in epochs]),
+        "val_colour_ap": _as_array([row.val_colour_ap for row in epochs]),
+        "val_mutual_information": _as_array([row.val_mutual_information for row in epochs]),
         "mean_kl": kl.mean(axis=1),
         "min_kl": kl.min(axis=1),
     }
@@ -92,8 +108,9 @@ def _draw_heat(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
 def _make_curve(
     epochs: Sequence[int], values: Values, *, limit: int = MAX_POINTS
 ) -> list[list[Any]]:
-    """Epochs and values as two lists; a missing value is None."""
-    kept = thin(values, limit=limit)
+    """Epochs and values as two lists; a missing value is None. Of a curve without any value only
+    its ends are kept."""
+    kept = thin(values, limit=2 if np.isnan(values).all() else limit)
     return [[epochs[i] for i in kept], _round(values[kept])]
 
 

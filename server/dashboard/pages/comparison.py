@@ -1,5 +1,6 @@
 """The comparison page: criteria, curves and reconstructions of several jobs."""
 
+from dataclasses import asdict
 from typing import Annotated, Any, Final
 from urllib.parse import urlencode
 
@@ -13,7 +14,8 @@ from server.dashboard.rendering import render_page
 from server.jobs.listing import JobFilter, find_job, read_page
 from server.jobs.records import list_picture_epochs
 from server.judging.comparisons import MAX_COMPARED_JOBS, ComparedJob
-from server.judging.criteria import CriteriaSet
+from server.judging.criteria import CriteriaSet, list_criteria
+from server.judging.knowledge import Chance, MeasureTable, is_measured
 
 NUM_CHOICES: Final = 50
 
@@ -39,16 +41,24 @@ def show_comparison(
         overridden["criteria"] = comparison.criteria_set.value
     chosen = [("options", query.options)] if query.options else []
     chosen = chosen or [("job_id", entry.job.id) for entry in entries]
+    histories = [entry.epochs for entry in entries]
+    chance = Chance.of_runs(histories)
     return render_page(
         "compare.html",
         request,
         comparison=comparison,
+        criteria=list_criteria(comparison.criteria_set),
+        measures=MeasureTable.of_runs(histories),
+        chance=chance,
+        is_measured=any(map(is_measured, histories)),
         is_live=any(not job.status.is_terminal for job in comparison.jobs),
         export_query=urlencode([*chosen, *overridden.items()]),
         drawing={
             "jobs": [_draw(entry, num_jobs=len(entries)) for entry in entries],
             "background_shares": comparison.background_shares,
+            "chance": asdict(chance),
             "thresholds": thresholds.model_dump(),
+            "criteria": list_criteria(comparison.criteria_set),
         },
         pictures=list_picture_epochs(session, [entry.job.id for entry in entries]),
     )

@@ -10,6 +10,7 @@ from sqlmodel import Session, col, select
 from server.api.dependencies import EngineDep, JobDep, JobFilesDep, SessionDep, SettingsDep
 from server.api.requests import FORM, ResumeRequest
 from server.api.schemas import JobPublic, describe_checkpoints, describe_reconstructions
+from server.dashboard.bars import SILENT_SHARE, draw_bars
 from server.dashboard.curves import draw_job
 from server.dashboard.pages.login import FormDep, make_local_path
 from server.dashboard.rendering import is_refresh, render_page
@@ -20,6 +21,7 @@ from server.jobs.events import read_newest_events
 from server.jobs.records import read_artifacts
 from server.judging.criteria import Thresholds
 from server.judging.histories import read_epochs
+from server.judging.knowledge import describe_run, is_measured
 from server.judging.verdicts import judge
 from server.models.studies import Study, StudyJob
 from server.models.tables import ArtifactKind, EpochMetrics, EventKind, Job, JobEvent, JobStatus
@@ -62,6 +64,10 @@ def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFi
         log=files.read_log(tail=NUM_LOG_LINES),
         checkpoints=describe_checkpoints(job, checkpoints, epochs)[::-1],
         pictures=_describe_pictures(session, job),
+        knowledge=describe_run(job, epochs),
+        is_measured=is_measured(epochs),
+        bars=draw_bars(epochs[-1], min_kl=thresholds.min_kl_per_dimension) if epochs else None,
+        silent_share=SILENT_SHARE,
         background_share=(job.dataset_summary or {}).get("background_share"),
         # A live page already has its curves; the event stream brings each new epoch.
         drawing=None if is_refresh(request) else _draw(job, epochs, events=events),

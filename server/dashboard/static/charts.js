@@ -40,7 +40,8 @@ const Charts = (() => {
     ...chart,
   ];
 
-  // The target band, drawn behind the curves, and the threshold lines, drawn over them.
+  // The target band, drawn behind the curves, and over them the lines that they are compared with: a
+  // value each, or a value with the colour of its curve.
   function marks(panel, { band, lines }) {
     const at = (chart, value) => chart.valToPos(value, "y", true);
     const inside = (chart, y) =>
@@ -57,15 +58,17 @@ const Charts = (() => {
         draw: (chart) => {
           const { ctx, bbox } = chart;
           ctx.save();
-          ctx.strokeStyle = colour("--text");
           ctx.lineWidth = devicePixelRatio;
           ctx.setLineDash([6 * devicePixelRatio, 4 * devicePixelRatio]);
-          const drawn = (lines ? lines() : []).filter((value) => {
-            const y = at(chart, value);
-            return y >= bbox.top && y <= bbox.top + bbox.height;
-          });
-          panel.dataset.lines = drawn.join(" ");
-          for (const value of drawn) {
+          const drawn = (lines ? lines() : [])
+            .map((line) => (typeof line === "number" ? [line, "--text"] : line))
+            .filter(([value]) => {
+              const y = at(chart, value);
+              return y >= bbox.top && y <= bbox.top + bbox.height;
+            });
+          panel.dataset.lines = drawn.map(([value]) => value).join(" ");
+          for (const [value, name] of drawn) {
+            ctx.strokeStyle = colour(name);
             const y = Math.round(at(chart, value)) + (ctx.lineWidth % 2) / 2; // on whole pixels
             ctx.beginPath();
             ctx.moveTo(bbox.left, y);
@@ -76,6 +79,31 @@ const Charts = (() => {
         },
       },
     };
+  }
+
+  // Two standard errors to each side of the first curve's values: epochs and errors.
+  function whiskers(errors) {
+    const draw = (chart) => {
+      const { ctx, bbox } = chart;
+      const known = new Map(errors()[0].map((epoch, index) => [epoch, errors()[1][index]]));
+      ctx.save();
+      ctx.beginPath();
+      ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+      ctx.clip();
+      ctx.strokeStyle = chart.series[1].stroke(chart, 1);
+      ctx.lineWidth = devicePixelRatio;
+      ctx.beginPath();
+      chart.data[0].forEach((epoch, index) => {
+        const [value, error] = [chart.data[1][index], known.get(epoch)];
+        if (typeof value !== "number" || typeof error !== "number") return;
+        const x = chart.valToPos(epoch, "x", true);
+        ctx.moveTo(x, chart.valToPos(value - 2 * error, "y", true));
+        ctx.lineTo(x, chart.valToPos(value + 2 * error, "y", true));
+      });
+      ctx.stroke();
+      ctx.restore();
+    };
+    return { hooks: { draw } };
   }
 
   // One chart that follows the width of its panel and the colours of the page.
@@ -126,7 +154,7 @@ const Charts = (() => {
     }
   }
 
-  function lines(panel, { curves, band, marked, range, rightRange, legend = true }, data) {
+  function lines(panel, { curves, band, marked, errors, range, rightRange, legend = true }, data) {
     // A single epoch makes no line and needs a marker; more epochs get markers while they do not
     // overlap.
     const hasMarkers = (chart) => {
@@ -167,7 +195,7 @@ const Charts = (() => {
       },
       focus: { alpha: 0.15 },
       cursor: { focus: { prox: curves.length > 1 ? 16 : -1 }, drag: { x: true, y: false } },
-      plugins: [marks(panel, { band, lines: marked })],
+      plugins: [marks(panel, { band, lines: marked }), ...(errors ? [whiskers(errors)] : [])],
     });
     return new Chart(panel, makeOptions, data);
   }
@@ -238,6 +266,9 @@ const Charts = (() => {
     ];
   }
 
+  // For shares that are mostly far below 1.
+  const fromZero = (_, low, high) => [0, Math.min(1, Math.max(high, 0.2) * 1.1)];
+
   const redraw = () => charts.forEach((chart) => chart.draw());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   new ResizeObserver(() => {
@@ -246,5 +277,5 @@ const Charts = (() => {
     }
   }).observe(document.documentElement);
 
-  return { heat, join, lines };
+  return { fromZero, heat, join, lines };
 })();

@@ -8,15 +8,29 @@
 
   let drawing = readData("drawing");
   const { thresholds } = drawing;
+  // The thresholds of criteria that do not judge are not drawn.
+  const judges = (name) => drawing.criteria.includes(name);
+  const limit = (threshold, criterion) => () => (judges(criterion) ? [thresholds[threshold]] : []);
   const settings = {
     train_pixel_accuracy: {
       range: share,
-      band: () => [thresholds.min_accuracy, thresholds.max_accuracy],
+      band: judges("accuracy_in_range")
+        ? () => [thresholds.min_accuracy, thresholds.max_accuracy]
+        : undefined,
       marked: () => drawing.background_shares,
     },
-    val_foreground_recall: { range: share, marked: () => [thresholds.min_foreground_recall] },
+    val_foreground_recall: {
+      range: share,
+      marked: limit("min_foreground_recall", "not_mode_collapsed"),
+    },
     val_foreground_iou: { range: (_, low, high) => [0, Math.max(high, 0.1) * 1.05] },
-    min_kl: { marked: () => [thresholds.min_kl_per_dimension] },
+    painted_share: {
+      range: (_, low, high) => [0, Math.min(1, Math.max(high, ...drawing.chance.foreground) * 1.1)],
+      marked: () => drawing.chance.foreground,
+    },
+    val_foreground_ap: { range: Charts.fromZero, marked: () => drawing.chance.foreground },
+    val_colour_ap: { range: Charts.fromZero, marked: () => drawing.chance.colour },
+    min_kl: { marked: limit("min_kl_per_dimension", "kl_per_dimension") },
   };
 
   const curves = drawing.jobs.map(({ label }, index) => ({
@@ -31,14 +45,15 @@
     return { name, chart: Charts.lines(panel, options, dataOf(name)) };
   });
 
-  // Pointing at a row of the table highlights its curves.
-  const table = byId("criteria");
+  // Pointing at a row of a table highlights its curves.
   const highlight = (event) => {
     const row = event.type.endsWith("out") ? null : event.target.closest("[data-series]");
     for (const { chart } of charts) chart.highlight(row ? Number(row.dataset.series) : null);
   };
-  for (const kind of ["mouseover", "mouseout", "focusin", "focusout"]) {
-    table.addEventListener(kind, highlight);
+  for (const table of [byId("criteria"), byId("measures")]) {
+    for (const kind of ["mouseover", "mouseout", "focusin", "focusout"]) {
+      table.addEventListener(kind, highlight);
+    }
   }
 
   // The slider covers all epochs with a picture of any job. A job without a picture of an epoch

@@ -9,7 +9,15 @@
   const share = () => [0, 1];
 
   const columns = drawing.curves;
-  const pick = (...names) => Charts.join(names.map((name) => columns[name]));
+  // Curves that are computed from the columns.
+  const derived = {
+    train_painted: () => invert(columns.train_background_share),
+    val_painted: () => invert(columns.val_background_share),
+    kl: () => [drawing.kl.epochs, drawing.kl.values.map((row) => row.reduce((a, b) => a + b, 0))],
+  };
+  const invert = ([epochs, shares]) => [epochs, shares.map((share) => share === null ? null : 1 - share)];
+  const pick = (...names) => Charts.join(names.map((name) => derived[name]?.() ?? columns[name]));
+  const last = (name) => columns[name][1].findLast((value) => value !== null);
   const panel = (name) => document.querySelector(`[data-panel=${name}]`);
   const heatData = () => {
     const { epochs, values } = drawing.kl;
@@ -19,6 +27,10 @@
 
   // The data set is not known before the job has started.
   let backgroundShare = readData("background-share");
+  const trueShare = () => {
+    const known = last("val_foreground_share") ?? (backgroundShare === null ? null : 1 - backgroundShare);
+    return known === null ? [] : [known];
+  };
 
   const panels = [
     {
@@ -53,7 +65,12 @@
         ),
     },
     {
-      names: ["val_foreground_recall", "val_foreground_iou", "train_foreground_recall"],
+      names: [
+        "val_foreground_recall",
+        "val_foreground_iou",
+        "val_foreground_precision",
+        "train_foreground_recall",
+      ],
       draw: (data) =>
         Charts.lines(
           panel("foreground"),
@@ -61,10 +78,58 @@
             curves: [
               { label: "val. recall" },
               { label: "val. IoU" },
+              { label: "val. precision" },
               { label: "training recall", colour: 0, dash: 1 },
             ],
             range: share,
             marked: () => [thresholds.min_foreground_recall],
+          },
+          data,
+        ),
+    },
+    {
+      names: ["val_painted", "train_painted"],
+      draw: (data) =>
+        Charts.lines(
+          panel("painted"),
+          {
+            curves: [{ label: "validation" }, { label: "training", colour: 0, dash: 1 }],
+            range: (_, low, high) => [0, Math.min(1, Math.max(high, ...trueShare(), 0.01) * 1.2)],
+            marked: trueShare,
+          },
+          data,
+        ),
+    },
+    {
+      names: ["val_foreground_ap", "val_colour_ap", "val_matched_iou"],
+      draw: (data) =>
+        Charts.lines(
+          panel("ranking"),
+          {
+            curves: [
+              { label: "foreground AP" },
+              { label: "colour AP" },
+              { label: "IoU at the true share" },
+            ],
+            range: Charts.fromZero,
+            marked: () =>
+              [
+                [last("val_foreground_share"), "--curve-0"],
+                [last("val_colour_prevalence"), "--curve-1"],
+              ].filter(([value]) => value !== undefined),
+          },
+          data,
+        ),
+    },
+    {
+      names: ["val_mutual_information", "kl"],
+      draw: (data) =>
+        Charts.lines(
+          panel("information"),
+          {
+            curves: [{ label: "mutual information" }, { label: "KL", colour: 0, dash: 1 }],
+            range: (_, low, high) => [Math.min(low, 0), Math.max(high, 0.1) * 1.05],
+            errors: () => columns.val_mutual_information_error,
           },
           data,
         ),
