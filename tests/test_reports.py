@@ -4,7 +4,7 @@ import io
 from typing import Any
 
 import pytest
-from artificial_runs import make_epoch, make_job
+from artificial_runs import make_epoch, make_job, make_measured_epoch
 from conftest import TINY
 from PIL import Image
 
@@ -18,9 +18,18 @@ from server.judging.verdicts import judge
 HOSTILE = "<script>alert(1)</script> $x_{$ a|b `c` **d** [e](javascript:f)\nnext"
 
 
-def make_entry(*, num_epochs: int = 3, has_namesake: bool = False, **values: Any) -> ComparedJob:
-    job = make_job(dataset_summary={"background_share": 0.93}, config=TINY | {"seed": 0}, **values)
-    epochs = [make_epoch(epoch) for epoch in range(1, num_epochs + 1)]
+def make_entry(
+    *,
+    num_epochs: int = 3,
+    seed: int = 0,
+    is_measured: bool = False,
+    has_namesake: bool = False,
+    **values: Any,
+) -> ComparedJob:
+    config = TINY | {"seed": seed}
+    job = make_job(dataset_summary={"background_share": 0.93}, config=config, **values)
+    make = make_measured_epoch if is_measured else make_epoch
+    epochs = [make(epoch) for epoch in range(1, num_epochs + 1)]
     return ComparedJob(job, judge(job, epochs), epochs, has_namesake=has_namesake)
 
 
@@ -48,6 +57,15 @@ def test_curves_are_a_picture_for_any_number_of_jobs(num_jobs: int, num_epochs: 
     entries = [make_entry(num_epochs=num_epochs) for _ in range(num_jobs)]
     with Image.open(io.BytesIO(render_curves(make_comparison(*entries)))) as image:
         assert (image.format, image.size) == ("PNG", (1500, 450))
+
+
+@pytest.mark.parametrize("num_epochs", [1, 60])
+def test_curves_have_a_row_for_what_jobs_know_once_one_of_them_was_measured(
+    num_epochs: int,
+) -> None:
+    old, new = make_entry(num_epochs=2), make_entry(num_epochs=num_epochs, is_measured=True)
+    with Image.open(io.BytesIO(render_curves(make_comparison(old, new)))) as image:
+        assert (image.format, image.size) == ("PNG", (1800, 900))
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "$x_{$", "_hidden", "\\frac", "Ünïcødé"])
@@ -81,11 +99,40 @@ def test_html_escapes_names_and_loads_nothing() -> None:
 def test_markdown_keeps_its_table_whatever_the_name() -> None:
     entries = [make_entry(name=HOSTILE), make_entry(name="plain")]
     markdown = render_markdown(make_comparison(*entries))
-    table = [line for line in markdown.splitlines() if line.startswith("|")]
-    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
+    tables = [part for part in markdown.split("\n\n") if part.startswith("|")]
+    assert len(tables) == 2
+    for table in tables:
+        assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1
     for criterion in entries[0].verdict.criteria:
         assert f"| {criterion.name} | {escape_markdown(criterion.target)} |" in markdown
     assert "<script" not in markdown
+
+
+def test_reports_set_what_jobs_know_beside_what_they_paint() -> None:
+    entries = [make_entry(seed=seed, is_measured=True, config_sha256="same") for seed in (0, 1)]
+    comparison = make_comparison(*entries)
+    markdown = render_markdown(comparison)
+    html = render_html(comparison, pictures={entry.job.id: None for entry in entries})
+    # A table of the configuration and one of its two runs.
+    assert markdown.count("| knows: foreground AP |") == 2
+    assert "| 0.5 (0.5 to 0.5) |" in markdown
+    assert html.count(">what it knows</th>") == 2
+    for text in (markdown, html):
+        assert "Of the cells 7.0% are foreground. Random scores have a foreground AP of" in text
+        for name in ("Hoffman", "Burda", "Menon"):
+            assert text.count(name) == 2
+
+
+def test_reports_of_older_jobs_name_no_measure_that_they_lack() -> None:
+    entry = make_entry()
+    comparison = make_comparison(entry)
+    for text in (
+        render_markdown(comparison),
+        render_html(comparison, pictures={entry.job.id: None}),
+    ):
+        assert "foreground AP" not in text
+        assert "Hoffman" not in text
+        assert "painted share" in text
 
 
 def test_markdown_escapes_what_it_would_read_as_markup() -> None:

@@ -92,6 +92,30 @@ def queued(trained: Trained) -> Json:
 # -- reports
 
 
+def test_report_sets_what_is_known_beside_what_is_painted(trained: Trained) -> None:
+    html, markdown = trained.get("report.html").text, trained.get("report.md").text
+    values = html[html.index("<h2>Values") : html.index("<h2>Curves")]
+    heads = re.findall(r'<th scope="colgroup" colspan="(\d)">([^<]+)', values)
+    assert [name for _, name in heads] == ["what it paints", "what it knows"]
+    num_columns = len(re.findall(r'<th scope="col">', values))
+    assert sum(int(number) for number, _ in heads) == num_columns - 1
+    assert "| paints: painted share |" in markdown
+    assert "| knows: foreground AP |" in markdown
+    for text in (html, markdown):
+        assert re.search(r"Random scores have a foreground AP of 0\.\d+ and a colour AP of 0", text)
+
+
+def test_papers_of_the_measures_are_named_only_where_these_are_shown(
+    trained: Trained, queued: Json
+) -> None:
+    without = trained.client.get(f"/studies/{queued['id']}/report.md").raise_for_status().text
+    shown = trained.get("report.md").text
+    for name in ("Hoffman", "Burda", "Menon"):
+        assert shown.count(name) == 2, name
+        assert name not in without
+    assert "By these criteria they decide nothing." in shown
+
+
 def test_html_begins_with_the_decision_and_has_every_part(trained: Trained) -> None:
     html = trained.get("report.html").text
     parts = ["Undecided:", "<h2>Looks", "<h2>Arms", "<h2>Values", "<h2>Curves", "Reconstructions",
@@ -235,7 +259,7 @@ def test_curves_are_a_picture(trained: Trained) -> None:
     answer = trained.get("curves.png")
     assert answer.headers["content-type"] == "image/png"
     with Image.open(io.BytesIO(answer.content)) as image:
-        assert (image.format, image.width) == ("PNG", 1500)
+        assert (image.format, image.width) == ("PNG", 1800)
 
 
 # -- tables

@@ -1,13 +1,21 @@
 """A comparison's curves as a picture."""
 
 import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from server.judging.comparisons import ComparedJob, Comparison
 from server.judging.criteria import CriterionName, list_criteria
+from server.judging.groups import Side
+from server.judging.histories import EpochSummary
+from server.judging.knowledge import Chance, is_measured
+from server.models.tables import EpochMetrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase, SubFigure
 
 MAX_LEGEND_ENTRIES: Final = 12
 MAX_LEGEND_CHARACTERS: Final = 40
@@ -15,31 +23,114 @@ _TARGET_LABEL, _BACKGROUND_LABEL = "target", "all background"
 # Okabe and Ito's colours, which colour-blind readers can distinguish, and a marker for each.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_GREY: Final = "#555555"
+_ROW_HEIGHT: Final = 4.5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Panel:
+    """The curves of one metric; `find_levels` gives the values that it is compared with."""
+
+    title: str
+    read: Callable[[EpochSummary | EpochMetrics], float | None]
+    find_levels: Callable[[Chance], Sequence[float]] = lambda _: ()
+    level_label: str = ""
+
+
+LOSS: Final = Panel("training loss", lambda row: row.train_loss)
+ACCURACY: Final = Panel("training pixel accuracy", lambda row: row.train_pixel_accuracy)
+_KL: Final = Panel(
+    "validation KL, all dimensions (nats)", lambda row: sum(row.val_kl_per_dimension)
+)
+#: The rows of a picture, each with its heading.
+_ROWS: Final[dict[str, Sequence[Panel]]] = {
+    f"training, and {Side.paints}": (
+        LOSS,
+        ACCURACY,
+        Panel("validation foreground IoU", lambda row: row.val_foreground_iou),
+        Panel(
+            "painted share of the cells",
+            lambda row: 1 - row.val_background_share,
+            lambda chance: chance.foreground,
+            "true share",
+        ),
+    ),
+    Side.knows: (
+        Panel(
+            "foreground average precision",
+            lambda row: row.val_foreground_ap,
+            lambda chance: chance.foreground,
+            "random scores",
+        ),
+        Panel(
+            "colour average precision",
+            lambda row: row.val_colour_ap,
+            lambda chance: chance.colour,
+            "random scores",
+        ),
+        Panel("mutual information (nats)", lambda row: row.val_mutual_information),
+        _KL,
+    ),
+}
+#: Of jobs that are older than the measures.
+_OLD_ROWS: Final[dict[str, Sequence[Panel]]] = {"": (LOSS, ACCURACY, _KL)}
+
+
+def list_rows(*, has_measures: bool) -> dict[str, Sequence[Panel]]:
+    """The panels of each row of a picture by its heading."""
+    return _ROWS if has_measures else _OLD_ROWS
+
+
+def find_width(rows: dict[str, Sequence[Panel]]) -> float:
+    """The width of a picture in inches."""
+    return 15.0 if max(map(len, rows.values())) <= 3 else 18.0
 
 
 def render_curves(comparison: Comparison) -> bytes:
-    """Loss, training accuracy with its target band and the collapse line, and KL, as a PNG."""
+    """What the jobs paint and what they know by epoch, as a PNG: a row each, with the accuracy's
+    target band and the levels of models that know nothing."""
     # Imported here: matplotlib takes half a second, which the server's start should not wait for.
     from matplotlib.figure import Figure  # noqa: PLC0415
-    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
 
-    figure = Figure(figsize=(15, 4.5), dpi=100, layout="constrained")
-    loss, accuracy, kl = figure.subplots(1, 3)
-    for index, entry in enumerate(comparison.entries):
-        _draw_entry((loss, accuracy, kl), entry, index=index)
-    loss.set_title("training loss")
-    accuracy.set_title("training pixel accuracy")
-    kl.set_title("validation KL, all dimensions (nats)")
-    _mark_targets(accuracy, comparison)
-    for axes in (loss, accuracy, kl):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.grid(alpha=0.3)
-    if len(comparison.entries) <= MAX_LEGEND_ENTRIES:
-        loss.legend(fontsize=8)
+    histories = [entry.epochs for entry in comparison.entries]
+    # Jobs without an epoch tell nothing about the measures.
+    has_measures = any(epochs and is_measured(epochs) for epochs in histories)
+    rows = list_rows(has_measures=has_measures)
+    size = find_width(rows), _ROW_HEIGHT * len(rows)
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    chance = Chance.of_runs(histories)
+    for part, (heading, panels) in zip(split_rows(figure, rows), rows.items(), strict=True):
+        drawn = dict(zip(panels, part.subplots(1, len(panels)), strict=True))
+        for panel, axes in drawn.items():
+            _draw_panel(axes, panel, comparison)
+            mark_levels(axes, panel, chance)
+        if heading:
+            part.suptitle(heading, fontweight="bold")
+        if ACCURACY in drawn:
+            _mark_targets(drawn[ACCURACY], comparison)
+        if LOSS in drawn and len(comparison.entries) <= MAX_LEGEND_ENTRIES:
+            drawn[LOSS].legend(fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+def split_rows(figure: "FigureBase", rows: dict[str, Sequence[Panel]]) -> "list[SubFigure]":
+    """A part of the picture for each row."""
+    return list(figure.subfigures(len(rows), 1, squeeze=False)[:, 0])
+
+
+def mark_levels(axes: "Axes", panel: Panel, chance: Chance) -> None:
+    """The values that a panel's curves are compared with, as dashed lines."""
+    levels = panel.find_levels(chance)
+    for place, level in enumerate(levels):
+        # A label with an underscore in front is left out of the legend.
+        label = "_" * bool(place) + panel.level_label
+        axes.axhline(level, color=_GREY, linestyle="--", linewidth=1, label=label)
+    if levels:
+        axes.set_ylim(bottom=0)
+        line = next(line for line in axes.get_lines() if line.get_label() == panel.level_label)
+        axes.legend([line], [panel.level_label], fontsize=8, loc="best")
 
 
 def shorten_label(label: str) -> str:
@@ -50,24 +141,29 @@ def shorten_label(label: str) -> str:
     return f"{label[:side]}…{label[-side:]}"
 
 
-def _draw_entry(panels: "tuple[Axes, Axes, Axes]", entry: ComparedJob, *, index: int) -> None:
-    epochs = [row.epoch for row in entry.epochs]
-    curves = (
-        [row.train_loss for row in entry.epochs],
-        [row.train_pixel_accuracy for row in entry.epochs],
-        [sum(row.val_kl_per_dimension) for row in entry.epochs],
+def _draw_panel(axes: "Axes", panel: Panel, comparison: Comparison) -> None:
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - slow to import
+
+    for index, entry in enumerate(comparison.entries):
+        _draw_entry(axes, entry, index=index, panel=panel)
+    axes.set_title(panel.title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+
+
+def _draw_entry(axes: "Axes", entry: ComparedJob, *, index: int, panel: Panel) -> None:
+    values = [panel.read(row) for row in entry.epochs]
+    axes.plot(
+        [row.epoch for row in entry.epochs],
+        [math.nan if value is None else value for value in values],
+        color=_COLOURS[index % len(_COLOURS)],
+        marker=_MARKERS[index % len(_MARKERS)] if len(values) <= 50 else None,
+        markersize=4,
+        linewidth=1.5,
+        # matplotlib reads `$` as a formula and hides a label that begins with an underscore.
+        label="\N{ZERO WIDTH SPACE}" + shorten_label(entry.label).replace("$", r"\$"),
     )
-    for axes, values in zip(panels, curves, strict=True):
-        axes.plot(
-            epochs,
-            values,
-            color=_COLOURS[index % len(_COLOURS)],
-            marker=_MARKERS[index % len(_MARKERS)] if len(epochs) <= 50 else None,
-            markersize=4,
-            linewidth=1.5,
-            # matplotlib reads `$` as a formula and hides a label that begins with an underscore.
-            label="\N{ZERO WIDTH SPACE}" + shorten_label(entry.label).replace("$", r"\$"),
-        )
 
 
 def _mark_targets(axes: "Axes", comparison: Comparison) -> None:
@@ -76,7 +172,7 @@ def _mark_targets(axes: "Axes", comparison: Comparison) -> None:
         band = (limits.min_accuracy, limits.max_accuracy)
         axes.axhspan(*band, color="#009E73", alpha=0.12, label=_TARGET_LABEL)
     for share in comparison.background_shares:
-        axes.axhline(share, color="#555555", linestyle="--", linewidth=1, label=_BACKGROUND_LABEL)
+        axes.axhline(share, color=_GREY, linestyle="--", linewidth=1, label=_BACKGROUND_LABEL)
     handles, labels = axes.get_legend_handles_labels()
     marks = {
         label: handle

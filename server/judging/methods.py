@@ -8,6 +8,8 @@ from typing import Any, Final
 from server.judging.criteria import CriteriaSet, Thresholds
 from server.judging.decisions import ERROR, join_names
 from server.judging.facts import JobFacts
+from server.judging.knowledge import METHOD, MeasureTable
+from server.judging.knowledge import SOURCES as MEASURE_SOURCES
 from server.judging.studies import ArmVerdict, StudyVerdict
 from server.judging.verdicts import judge
 from server.models.configuration import NOT_IDENTITY, BuiltInDataset, count_steps
@@ -17,6 +19,7 @@ from server.models.tables import Job
 #: The smallest pass rate that the lower end of a recommended arm's interval must have: the default
 #: of `decide_in_looks`.
 MIN_PASS_RATE: Final = 0.5
+#: Those of what every study has.
 SOURCES: Final = (
     "R. D. Boschloo, Raised conditional level of significance for the 2x2-table when testing the "
     "equality of two probabilities, Statistica Neerlandica 24 (1970), 1-9.",
@@ -27,12 +30,6 @@ SOURCES: Final = (
     "D. P. Kingma and M. Welling, Auto-encoding variational Bayes, ICLR (2014).",
     "I. Higgins et al., beta-VAE: learning basic visual concepts with a constrained variational "
     "framework, ICLR (2017).",
-)
-#: Of the measures that the criteria of what a model knows rest on.
-_SOURCES_OF_EVIDENCE: Final = (
-    "M. D. Hoffman and M. J. Johnson, ELBO surgery: yet another way to carve up the variational "
-    "evidence lower bound, NIPS Workshop on Advances in Approximate Bayesian Inference (2016).",
-    "Y. Burda, R. Grosse and R. Salakhutdinov, Importance weighted autoencoders, ICLR (2016).",
 )
 _NO_DIGITS: Final = "not known yet"
 
@@ -54,6 +51,16 @@ class Methods:
     def num_arms(self) -> int:
         return len(self.verdict.arms)
 
+    @property
+    def by_evidence(self) -> bool:
+        return self.verdict.criteria_set is CriteriaSet.evidence
+
+    @property
+    def has_measures(self) -> bool:
+        """Whether the report is about measures of what a model knows: its criteria ask for them, or
+        any run has them; old runs have not."""
+        return self.by_evidence or MeasureTable.of_arms(self.verdict.arms).has_measures
+
 
 def describe_methods(methods: Methods) -> list[str]:
     """One text for each part: data, arms, training, criteria, decision, missing seeds, version.
@@ -65,6 +72,7 @@ def describe_methods(methods: Methods) -> list[str]:
         _describe_arms,
         _describe_training,
         _describe_criteria,
+        _describe_measures,
         _describe_decision,
         _describe_looks,
         _describe_missing,
@@ -76,8 +84,7 @@ def describe_methods(methods: Methods) -> list[str]:
 
 def list_sources(methods: Methods) -> list[str]:
     """The papers that the texts name."""
-    by_evidence = methods.verdict.criteria_set is CriteriaSet.evidence
-    return [*SOURCES, *(_SOURCES_OF_EVIDENCE if by_evidence else ())]
+    return [*SOURCES, *(MEASURE_SOURCES if methods.has_measures else ())]
 
 
 # -- data and training
@@ -227,15 +234,9 @@ def _describe_criteria(methods: Methods) -> str:
             targets.setdefault(criterion.name, []).append(criterion.target)
     rules = "; ".join(f"{name} ({_join(_unique(each))})" for name, each in targets.items())
     criteria_set = methods.verdict.criteria_set
-    measures = (
-        " The mutual information is estimated as by Hoffman and Johnson (2016), and dimensions "
-        "are active as by Burda et al. (2016)."
-        if criteria_set is CriteriaSet.evidence
-        else ""
-    )
     return (
         f"A seed passes if its run meets every criterion of the set {criteria_set}: {rules}."
-        f"{measures}{_describe_changes(methods)}"
+        f"{_describe_changes(methods)}"
     )
 
 
@@ -248,6 +249,12 @@ def _describe_changes(methods: Methods) -> str:
         *([] if is_own_set else ["criteria"]),
     ]
     return f" These {join_names(changed)} are not those of the study itself." if changed else ""
+
+
+def _describe_measures(methods: Methods) -> str:
+    if not methods.has_measures:
+        return ""
+    return METHOD if methods.by_evidence else f"{METHOD} By these criteria they decide nothing."
 
 
 def _describe_decision(methods: Methods) -> str:

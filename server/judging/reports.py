@@ -13,6 +13,7 @@ from server.files.artifacts import JobFiles
 from server.judging.charts import render_curves
 from server.judging.comparisons import ComparedJob, Comparison
 from server.judging.criteria import Criterion
+from server.judging.knowledge import METHOD, SOURCES, Chance, MeasureTable
 from server.judging.numbers import NO_VALUE, format_criterion, format_share
 from server.models.columns import utc_now
 from server.models.tables import Artifact, ArtifactKind, Job
@@ -62,6 +63,7 @@ def render_markdown(comparison: Comparison) -> str:
             ),
         ],
     )
+    lines += ["", "## What it paints and what it knows", "", *_list_measures(comparison)]
     if comparison.differences:
         ids = [entry.job.id for entry in entries]
         lines += ["", "## Settings that differ", ""]
@@ -83,14 +85,41 @@ def _list_groups(comparison: Comparison) -> list[str]:
     return _markdown_table(["configuration", "passed", "pass rate, 95 %", "state"], rows)
 
 
+def _list_measures(comparison: Comparison) -> list[str]:
+    """The tables of what configurations with several runs and jobs paint and know."""
+    histories = [entry.epochs for entry in comparison.entries]
+    runs = MeasureTable.of_runs(histories)
+    lines = []
+    if comparison.has_repeats:
+        arms = MeasureTable.of_arms(comparison.groups)
+        names = [group.arm for group in comparison.groups]
+        lines += [*_write_measures(arms, names, first="configuration"), ""]
+    lines += _write_measures(runs, [_label_with_id(e) for e in comparison.entries], first="job")
+    if runs.has_measures:
+        lines += ["", escape_markdown(f"{Chance.of_runs(histories).describe()} {METHOD}"), ""]
+        lines += [f"- {escape_markdown(source)}" for source in SOURCES]
+    return lines
+
+
+def _write_measures(table: MeasureTable, names: list[str], *, first: str) -> list[str]:
+    rows = [[name, *row] for name, row in zip(names, table.rows, strict=True)]
+    return _markdown_table([first, *table.columns], rows)
+
+
 def render_html(comparison: Comparison, *, pictures: Mapping[str, ReportPicture | None]) -> str:
     """The comparison as one HTML file, with pictures by job id. The template escapes names."""
+    histories = [entry.epochs for entry in comparison.entries]
     return (
         _load_templates()
         .get_template("report.html")
         .render(
             comparison=comparison,
             pictures=pictures,
+            measures=MeasureTable.of_runs(histories),
+            group_measures=MeasureTable.of_arms(comparison.groups),
+            chance=Chance.of_runs(histories),
+            method=METHOD,
+            sources=SOURCES,
             curves=render_curves(comparison),
             made_at=f"{utc_now():%Y-%m-%d %H:%M} UTC",
         )

@@ -8,15 +8,25 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from server.judging.charts import shorten_label
+from server.judging.charts import (
+    ACCURACY,
+    LOSS,
+    Panel,
+    find_width,
+    list_rows,
+    mark_levels,
+    shorten_label,
+    split_rows,
+)
 from server.judging.criteria import CriterionName
 from server.judging.groups import GroupMetric, SeedResult
 from server.judging.histories import EpochSummary
+from server.judging.knowledge import Chance, is_measured
 from server.judging.study_reports import StudyReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import FigureBase
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish, by the style of the line.
 _COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
@@ -28,19 +38,19 @@ _LARGE_FACTOR: Final = 30.0
 _PANEL_HEIGHT: Final = 4.2
 _DPI: Final = 100
 
-Read = Callable[[EpochSummary], float]
+Read = Callable[[EpochSummary], float | None]
 Histories = Mapping[str, Sequence[EpochSummary]]
 
-_CURVES: Final[dict[str, Read]] = {
-    "training loss": lambda row: row.train_loss,
-    "training pixel accuracy": lambda row: row.train_pixel_accuracy,
-    "validation KL, all dimensions (nats)": lambda row: sum(row.val_kl_per_dimension),
-}
 _STRIPS: Final[dict[GroupMetric, str]] = {
     GroupMetric.val_foreground_iou: "validation foreground IoU",
     GroupMetric.train_pixel_accuracy: "training pixel accuracy",
     GroupMetric.min_kl_per_dimension: "KL of the weakest dimension (nats)",
+    GroupMetric.val_foreground_ap: "foreground average precision",
+    GroupMetric.val_colour_ap: "colour average precision",
+    GroupMetric.val_mutual_information: "mutual information (nats)",
 }
+#: What jobs of every age have.
+_ALWAYS: Final = tuple(_STRIPS)[:3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,7 @@ class _ArmLook:
 
 
 def render_study_curves(report: StudyReport, histories: Histories) -> bytes:
-    """Loss, training accuracy and KL by epoch, and each seed's final values, as a PNG."""
+    """What the arms paint and what they know by epoch, and each seed's final values, as a PNG."""
     # Imported here: matplotlib takes half a second, which the server's start should not wait for.
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -71,12 +81,18 @@ def render_study_curves(report: StudyReport, histories: Histories) -> bytes:
             zip(report.verdict.arms, report.verdict.results, strict=True)
         )
     ]
+    # Jobs without an epoch tell nothing about the measures.
+    has_measures = any(epochs and is_measured(epochs) for epochs in histories.values())
+    rows = list_rows(has_measures=has_measures)
     strip_height = 1.3 + 0.32 * max(2, len(arms))
-    figure = Figure(figsize=(15, _PANEL_HEIGHT + strip_height), dpi=_DPI, layout="constrained")
-    heights = [_PANEL_HEIGHT, strip_height]
+    heights = [_PANEL_HEIGHT * len(rows), strip_height]
+    figure = Figure(figsize=(find_width(rows), sum(heights)), dpi=_DPI, layout="constrained")
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
-    _draw_curves(top, arms, report=report, histories=histories)
-    _draw_strips(bottom, arms, report=report)
+    for part, (heading, panels) in zip(split_rows(top, rows), rows.items(), strict=True):
+        _draw_curves(part, arms, panels=panels, report=report, histories=histories)
+        if heading:
+            part.suptitle(heading, fontweight="bold")
+    _draw_strips(bottom, arms, report=report, chance=Chance.of_runs(histories.values()))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -102,17 +118,24 @@ def _find_known_characters() -> frozenset[int]:
 
 
 def _draw_curves(
-    figure: "Figure", arms: Sequence[_ArmLook], *, report: StudyReport, histories: Histories
+    figure: "FigureBase",
+    arms: Sequence[_ArmLook],
+    *,
+    panels: Sequence[Panel],
+    report: StudyReport,
+    histories: Histories,
 ) -> None:
-    panels: list[Axes] = list(figure.subplots(1, len(_CURVES)))
-    loss, accuracy, _ = panels
-    for axes, (title, read) in zip(panels, _CURVES.items(), strict=True):
-        medians = [_draw_arm(axes, arm, histories, read) for arm in arms]
-        if axes is loss:
+    chance = Chance.of_runs(histories.values())
+    drawn = dict(zip(panels, figure.subplots(1, len(panels)), strict=True))
+    for panel, axes in drawn.items():
+        medians = [_draw_arm(axes, arm, histories, panel.read) for arm in arms]
+        if panel is LOSS:
             _choose_scale(axes, medians)
-        _finish_curves(axes, title=title)
-    accuracy.set_ylim(-0.02, 1.02)
-    _mark_targets(accuracy, report=report)
+        _finish_curves(axes, title=panel.title)
+        mark_levels(axes, panel, chance)
+    if ACCURACY in drawn:
+        drawn[ACCURACY].set_ylim(-0.02, 1.02)
+        _mark_targets(drawn[ACCURACY], report=report)
 
 
 def _draw_arm(axes: "Axes", arm: _ArmLook, histories: Histories, read: Read) -> dict[int, float]:
@@ -133,9 +156,9 @@ def _draw_arm(axes: "Axes", arm: _ArmLook, histories: Histories, read: Read) -> 
     return median
 
 
-def _or_gap(value: float) -> float:
-    """A loss that is no number, or endless, leaves a gap in its curve."""
-    return value if math.isfinite(value) else math.nan
+def _or_gap(value: float | None) -> float:
+    """What was not measured, is no number, or endless, leaves a gap in its curve."""
+    return value if value is not None and math.isfinite(value) else math.nan
 
 
 def _find_median(curves: Iterable[Mapping[int, float]]) -> dict[int, float]:
@@ -181,20 +204,38 @@ def _mark_targets(axes: "Axes", *, report: StudyReport) -> None:
 # -- final values
 
 
-def _draw_strips(figure: "Figure", arms: Sequence[_ArmLook], *, report: StudyReport) -> None:
-    panels: list[Axes] = list(figure.subplots(1, len(_STRIPS), sharey=True))
-    for axes, (metric, title) in zip(panels, _STRIPS.items(), strict=True):
+def _draw_strips(
+    figure: "FigureBase", arms: Sequence[_ArmLook], *, report: StudyReport, chance: Chance
+) -> None:
+    """Metrics that no judged seed has are left out."""
+    shown = [each for each in _STRIPS if each in _ALWAYS or each in report.metrics]
+    panels: list[Axes] = list(figure.subplots(1, len(shown), sharey=True))
+    for axes, metric in zip(panels, shown, strict=True):
         for arm in arms:
             _draw_seeds(axes, arm, metric)
-        axes.set_title(title)
+        axes.set_title(_STRIPS[metric], fontsize=12 if len(shown) <= len(_ALWAYS) else 10)
         axes.grid(alpha=0.3, axis="x")
+        for level in _find_levels(metric, report=report, chance=chance):
+            axes.axvline(level, color=_GREY, linestyle="--", linewidth=1)
     limits = report.thresholds
     if CriterionName.accuracy_in_range in report.criteria:
-        panels[1].axvspan(limits.min_accuracy, limits.max_accuracy, color="#009E73", alpha=0.12)
-    if CriterionName.kl_per_dimension in report.criteria:
-        panels[2].axvline(limits.min_kl_per_dimension, color=_GREY, linestyle="--", linewidth=1)
+        accuracy = panels[shown.index(GroupMetric.train_pixel_accuracy)]
+        accuracy.axvspan(limits.min_accuracy, limits.max_accuracy, color="#009E73", alpha=0.12)
     _name_arms(panels[0], arms)
     figure.supxlabel("after the last epoch; ● passed, ○ did not; | median", fontsize=9)
+
+
+def _find_levels(metric: GroupMetric, *, report: StudyReport, chance: Chance) -> Sequence[float]:
+    """The values that a metric is compared with."""
+    match metric:
+        case GroupMetric.min_kl_per_dimension if CriterionName.kl_per_dimension in report.criteria:
+            return (report.thresholds.min_kl_per_dimension,)
+        case GroupMetric.val_foreground_ap:
+            return chance.foreground
+        case GroupMetric.val_colour_ap:
+            return chance.colour
+        case _:
+            return ()
 
 
 def _draw_seeds(axes: "Axes", arm: _ArmLook, metric: GroupMetric) -> None:

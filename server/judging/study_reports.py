@@ -6,7 +6,7 @@ Both show the same tables. Names are whatever a user chose: each format shows th
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -26,9 +26,10 @@ from server.judging.groups import (
     GROUP_METRICS,
     RANKING_METRICS,
     GroupMetric,
-    MetricSummary,
     SeedResult,
+    Side,
 )
+from server.judging.knowledge import Chance, MeasureTable
 from server.judging.methods import Methods, describe_methods, list_sources, list_varied
 from server.judging.numbers import NO_VALUE, format_number
 from server.judging.reports import ReportPicture, read_picture
@@ -52,6 +53,7 @@ class Table:
     heading: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    sides: Mapping[Side, int] = field(default_factory=dict)  # columns of each, after the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class StudyReport:
     thresholds: Thresholds
     facts: Mapping[str, JobFacts]
     differences: list[ArmDifference]
+    chance: Chance
 
     @property
     def title(self) -> str:
@@ -136,6 +139,7 @@ def make_report(
         thresholds=thresholds or Thresholds.model_validate(study.thresholds),
         facts=read_facts(session, study.id),
         differences=compare_kept_arms(verdict),
+        chance=Chance.read(session, study.id),
     )
 
 
@@ -247,16 +251,15 @@ def _list_failed(arm: ArmVerdict) -> str:
 
 
 def _tabulate_metrics(report: StudyReport) -> Table:
-    rows = [
-        [arm.arm, *(_show_summary(arm.metrics[metric]) for metric in report.metrics)]
-        for arm in report.verdict.arms
-        if arm.num_judged
-    ]
+    arms = [arm for arm in report.verdict.arms if arm.num_judged]
+    measures = MeasureTable.of_arms(arms)
+    note = "Median and range over the judged seeds, after the last epoch."
     return Table(
         "Values",
-        ["arm", *report.metrics.values()],
-        rows,
-        note="Median and range over the judged seeds, after the last epoch.",
+        ["arm", *measures.titles],
+        [[arm.arm, *row] for arm, row in zip(arms, measures.rows, strict=True)],
+        note=f"{note} {report.chance.describe()}".rstrip(),
+        sides=measures.sides,
     )
 
 
@@ -325,13 +328,6 @@ def _show_interval(interval: tuple[float, float] | None) -> str:
     return NO_VALUE if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
 
 
-def _show_summary(summary: MetricSummary) -> str:
-    if summary.median is None:
-        return NO_VALUE
-    low, high = format_number(summary.min), format_number(summary.max)
-    return f"{format_number(summary.median)} ({low} to {high})"
-
-
 def _show_signed(value: float) -> str:
     return f"{value:+.3g}"
 
@@ -387,7 +383,10 @@ def _isolate(text: str) -> str:
 
 
 def _write_table(table: Table) -> Iterable[str]:
-    yield _write_row(map(escape_name, table.heading))
+    sides = [side.name for side, number in table.sides.items() for _ in range(number)]
+    # Markdown has one heading: `knows: foreground AP`.
+    named = [f"{side}: {title}" for side, title in zip(sides, table.heading[1:], strict=False)]
+    yield _write_row(map(escape_name, [table.heading[0], *(named or table.heading[1:])]))
     yield _write_row(["---"] * len(table.heading))
     for row in table.rows:
         yield _write_row(map(escape_name, row))
