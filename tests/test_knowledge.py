@@ -1,13 +1,17 @@
 """What a model knows beside what it paints: in words, as tables, and its levels of chance."""
 
+import io
+
 import pytest
 from artificial_runs import make_epoch, make_job
 from conftest import BOTH_DATABASES
 from known_measures import make_known
+from rich.console import Console
 from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
 from stored_studies import store_study
 
+from server.cli.views import epochs_table
 from server.judging.groups import GROUP_METRICS, GroupMetric, Side
 from server.judging.histories import read_histories
 from server.judging.knowledge import (
@@ -137,3 +141,14 @@ def test_table_of_older_jobs_leaves_out_what_none_of_them_has() -> None:
         "weakest KL (nats)",
     ]
     assert not table.has_measures
+
+
+def test_epochs_with_what_the_model_knows_fit_into_a_narrow_terminal() -> None:
+    reached = {"train_kl_per_dimension": [0.5], "val_loss": 12.3456, "train_loss": 12.3456}
+    row = make_known(epoch=100, **reached).model_dump()
+    console = Console(width=80, file=io.StringIO())
+    console.print(epochs_table([row, row | {"val_foreground_ap": None}]))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    heading, *rows = [line.split() for line in shown.splitlines() if line.split()[1:]][1:]
+    assert [row[heading.index("AP")] for row in rows] == ["0.38", "–"]

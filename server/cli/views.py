@@ -121,8 +121,10 @@ def job_view(job: Json) -> RenderableType:
 
 
 def epochs_table(rows: list[Json]) -> RenderableType:
+    """One line per epoch; the average precision is that of the foreground."""
     table = make_table(
-        ">Epoch", ">Loss", ">Validation", ">Accuracy", ">Recall", ">IoU", ">KL min", ">Seconds"
+        *(">Epoch", ">Loss", ">Val.\nloss", ">Accuracy", ">Recall", ">IoU"),
+        *(">AP", ">KL\nmin", ">Seconds"),
     )
     for row in rows:
         table.add_row(
@@ -132,6 +134,7 @@ def epochs_table(rows: list[Json]) -> RenderableType:
             Text(format_share(row["train_pixel_accuracy"])),
             Text(format_decimals(row["val_foreground_recall"])),
             Text(format_decimals(row["val_foreground_iou"])),
+            Text(format_decimals(row["val_foreground_ap"])),
             Text(format_decimals(min(row["train_kl_per_dimension"], default=None))),
             Text(format_decimals(row["seconds"], digits=1)),
         )
