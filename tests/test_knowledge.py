@@ -11,7 +11,9 @@ from sqlalchemy import Engine, update
 from sqlmodel import Session, col, select
 from stored_studies import store_study
 
+import worker.information as worker_information
 from server.cli.views import epochs_table
+from server.judging import knowledge
 from server.judging.groups import GROUP_METRICS, GroupMetric, Side
 from server.judging.histories import read_histories
 from server.judging.knowledge import (
@@ -42,6 +44,27 @@ def test_estimate_of_no_information_is_never_told_as_less_than_none() -> None:
     told = describe_run(make_job(), [make_known(val_mutual_information=-0.06)])
     assert told is not None
     assert "carries 0.0 nats" in told
+
+
+@pytest.mark.parametrize(
+    ("num_val", "information", "told"),
+    [
+        (10_000, 8.6, "carries 8.6 nats"),
+        (10_000, 8.8, "carries at least 8.8 nats"),
+        (40_000, 8.8, "carries at least 8.8 nats"),
+        (600, 5.8, "carries 5.8 nats"),
+        (600, 6.0, "carries at least 6.0 nats"),
+    ],
+)
+def test_information_near_the_most_that_the_grids_can_show_is_told_as_a_lower_bound(
+    num_val: int, information: float, told: str
+) -> None:
+    job = make_job(dataset_summary={"num_val": num_val, "background_share": 0.93})
+    assert told in (describe_run(job, [make_known(val_mutual_information=information)]) or "")
+
+
+def test_server_and_worker_agree_on_the_grids_that_show_information() -> None:
+    assert knowledge.MAX_GRIDS == worker_information.MAX_GRIDS
 
 
 def test_job_older_than_the_measures_tells_only_what_it_paints() -> None:

@@ -1,5 +1,6 @@
 """What a model knows beside what it paints, in a real browser."""
 
+import math
 import re
 from typing import Any
 
@@ -137,6 +138,8 @@ def test_bars_follow_a_job_that_runs(own_service: Service, open_page: OpenPage) 
     for name in MEASURED:
         wait_until(lambda name=name: count_epochs(page, name) == 3)
     expect(page.locator(".knowledge")).to_contain_text("Its latent carries")
+    most = page.locator("#most-information").text_content()
+    assert float(most or "nan") == pytest.approx(math.log(40))
     assert is_marked(page)
 
 

@@ -4,6 +4,7 @@ Sources: Hoffman and Johnson (2016) for the mutual information; Menon et al. (20
 the background's logit, after which the painted share is the true one.
 """
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -34,8 +35,9 @@ METHOD: Final = (
     "not painted is drawn: the average precision (AP) of the foreground, scored by one minus the "
     "probability of background, and of the colours, each against the rest; the IoU after the "
     "background's logit is shifted until the painted share is the true one, a logit adjustment "
-    "(Menon et al., 2021); the mutual information of grid and latent (Hoffman and Johnson, 2016); "
-    "and the dimensions that are active by the variance of their mean (Burda et al., 2016)."
+    "(Menon et al., 2021); the mutual information of grid and latent (Hoffman and Johnson, 2016), "
+    "which N grids show only up to log N nats; and the dimensions that are active by the variance "
+    "of their mean (Burda et al., 2016)."
 )
 SOURCES: Final = (
     "Y. Burda, R. Grosse and R. Salakhutdinov, Importance weighted autoencoders, ICLR (2016).",
@@ -43,6 +45,10 @@ SOURCES: Final = (
     "evidence lower bound, NIPS workshop on advances in approximate Bayesian inference (2016).",
     "A. K. Menon et al., Long-tail learning via logit adjustment, ICLR (2021).",
 )
+#: Grids of the validation split by which the worker estimates the mutual information.
+MAX_GRIDS: Final = 10_000
+#: Nats below the most that can be shown; an estimate so near to it is too low.
+_NEAR_MOST: Final = 0.5
 #: Levels in one drawing; jobs on more than three different data sets are rare.
 _MAX_LEVELS: Final = 3
 #: Splits that differ by less have the same level: seeds may each have data of their own.
@@ -174,8 +180,16 @@ def describe_run(job: Job, epochs: History) -> str | None:
     if painting is None:
         return None
     final = epochs[-1]
-    sentences = [_describe_painting(painting, final), _describe_knowledge(final)]
+    most = find_most_information(job)
+    sentences = [_describe_painting(painting, final), _describe_knowledge(final, most=most)]
     return " ".join(f"{sentence}." for sentence in sentences if sentence)
+
+
+def find_most_information(job: Job) -> float | None:
+    """The most nats of mutual information that the job's validation grids can show; None before
+    their number is known."""
+    num_val = (job.dataset_summary or {}).get("num_val")
+    return math.log(min(num_val, MAX_GRIDS)) if num_val else None
 
 
 def is_measured(epochs: History) -> bool:
@@ -194,14 +208,16 @@ def _describe_painting(painting: Painting, final: EpochSummary | EpochMetrics) -
     return f"{text}; at the true share the same weights reach IoU {final.val_matched_iou:.2f}"
 
 
-def _describe_knowledge(final: EpochSummary | EpochMetrics) -> str | None:
+def _describe_knowledge(final: EpochSummary | EpochMetrics, *, most: float | None) -> str | None:
     """`Its latent carries 6.2 nats about the grid; foreground AP 0.36, chance 0.069; colour AP
     0.13, chance 0.0077`."""
     parts = []
     if final.val_mutual_information is not None:
         # An estimate of nothing is often a little below it.
         nats = max(0.0, final.val_mutual_information)
-        parts.append(f"Its latent carries {nats:.1f} nats about the grid")
+        is_too_low = most is not None and nats > most - _NEAR_MOST
+        least = "at least " if is_too_low else ""
+        parts.append(f"Its latent carries {least}{nats:.1f} nats about the grid")
     ranked = {
         "foreground AP": (final.val_foreground_ap, final.val_foreground_share),
         "colour AP": (final.val_colour_ap, final.val_colour_prevalence),

@@ -21,7 +21,7 @@ from server.jobs.events import read_newest_events
 from server.jobs.records import read_artifacts
 from server.judging.criteria import Thresholds
 from server.judging.histories import read_epochs
-from server.judging.knowledge import describe_run, is_measured
+from server.judging.knowledge import describe_run, find_most_information, is_measured
 from server.judging.verdicts import judge
 from server.models.studies import Study, StudyJob
 from server.models.tables import ArtifactKind, EpochMetrics, EventKind, Job, JobEvent, JobStatus
@@ -68,6 +68,7 @@ def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFi
         is_measured=is_measured(epochs),
         bars=draw_bars(epochs[-1], min_kl=thresholds.min_kl_per_dimension) if epochs else None,
         silent_share=SILENT_SHARE,
+        most_information=find_most_information(job),
         background_share=(job.dataset_summary or {}).get("background_share"),
         # A live page already has its curves; the event stream brings each new epoch.
         drawing=None if is_refresh(request) else _draw(job, epochs, events=events),

@@ -27,6 +27,7 @@
 
   // The data set is not known before the job has started.
   let backgroundShare = readData("background-share");
+  let mostInformation = readData("most-information");
   const trueShare = () => {
     const known = last("val_foreground_share") ?? (backgroundShare === null ? null : 1 - backgroundShare);
     return known === null ? [] : [known];
@@ -129,6 +130,7 @@
           {
             curves: [{ label: "mutual information" }, { label: "KL", colour: 0, dash: 1 }],
             range: (_, low, high) => [Math.min(low, 0), Math.max(high, 0.1) * 1.05],
+            marked: () => (mostInformation === null ? [] : [mostInformation]),
             errors: () => columns.val_mutual_information_error,
           },
           data,
@@ -156,6 +158,7 @@
   Losslab.listeners.push(() => {
     const known = backgroundShare;
     backgroundShare = readData("background-share");
+    mostInformation = readData("most-information");
     if (backgroundShare === known) return;
     for (const { chart } of panels) chart.redraw();
   });
