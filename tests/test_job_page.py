@@ -35,6 +35,12 @@ WHOLE_PAGE = {"width": 1280, "height": 4000}
 READ_WAITING = (
     """getComputedStyle(document.querySelector("[data-panel=loss] .plot"), "::after").content"""
 )
+COUNT_WRONG_AT_TRUE_SHARE = """items => items.map((item) => {
+  const [input, , matched] = [...item.querySelectorAll("canvas")].map((canvas) =>
+    new Uint32Array(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height)
+      .data.buffer));
+  return input.filter((colour, index) => colour !== matched[index]).length;
+})"""
 #: All layout shifts since the page was requested.
 READ_SHIFTS = """new Promise((resolve) => {
   let sum = 0;
@@ -193,6 +199,9 @@ def test_error_pictures_show_the_cells_that_are_wrong(
     shown = samples.evaluate_all("items => items.map((item) => Number(item.dataset.numWrong))")
     accuracies = [sample["pixel_accuracy"] for sample in pictures[-1]["samples"]]
     assert shown == [round(side**2 * (1 - accuracy)) for accuracy in accuracies]
+    matched = [sample["matched_accuracy"] for sample in pictures[-1]["samples"]]
+    num_wrong = samples.evaluate_all(COUNT_WRONG_AT_TRUE_SHARE)
+    assert num_wrong == [round(side**2 * (1 - accuracy)) for accuracy in matched]
 
 
 def test_many_dimensions_are_one_map(open_page: OpenPage, service: Service) -> None:

@@ -107,7 +107,11 @@ def test_pictures_carry_ten_samples_of_the_same_grids_each_epoch(
     for picture in pictures:
         assert picture.samples is not None
         assert len(picture.samples) == 10
-        assert set(picture.samples[0]) == {"pixel_accuracy", "foreground_recall", "loss"}
+        assert set(picture.samples[0]) == {
+            *("pixel_accuracy", "foreground_recall", "loss"),
+            *("matched_accuracy", "matched_recall"),
+        }
+        assert all(sample["matched_accuracy"] is not None for sample in picture.samples)
 
 
 def test_checkpoint_holds_weights_adam_and_configuration(

@@ -60,7 +60,32 @@ def test_each_sample_has_its_numbers(batches: list[torch.Tensor]) -> None:
     assert sample.pixel_accuracy == 1.0
     assert sample.foreground_recall == 1.0
     assert sample.loss == pytest.approx(0.0, abs=1e-6)
-    assert set(sample.values()) == {"pixel_accuracy", "foreground_recall", "loss"}
+    assert sample.values() == {
+        "pixel_accuracy": 1.0,
+        "foreground_recall": 1.0,
+        "loss": sample.loss,
+        "matched_accuracy": None,
+        "matched_recall": None,
+    }
+
+
+def test_reconstruction_at_the_true_share_is_argmax_after_the_shift(
+    batches: list[torch.Tensor],
+) -> None:
+    model = BetaVAE(latent_dim=2).eval()
+    plain = reconstruct(model, batches, device=CPU, num_samples=4)
+    for shift in (0.0, 0.1, -100.0, 100.0):
+        samples = reconstruct(model, batches, device=CPU, num_samples=4, matched_shift=shift)
+        for index, sample in enumerate(samples):
+            with torch.no_grad():
+                logits = model(batches[index][:1]).logits[0]
+            logits[0] -= shift
+            assert sample.matched is not None
+            assert np.array_equal(sample.matched, logits.argmax(0))
+            assert sample.matched_accuracy == (sample.matched == sample.original).mean()
+            assert np.array_equal(sample.reconstruction, plain[index].reconstruction)
+            if abs(shift) == 100:
+                assert (sample.matched > 0).all() == (shift > 0)
 
 
 def test_a_grid_without_foreground_has_no_foreground_recall() -> None:
@@ -69,10 +94,11 @@ def test_a_grid_without_foreground_has_no_foreground_recall() -> None:
     assert sample.foreground_recall is None
 
 
-def test_ten_pairs_fit_on_one_screen_in_the_colours_of_arc(
-    batches: list[torch.Tensor], tmp_path: Path
+@pytest.mark.parametrize("matched_shift", [None, 0.5])
+def test_ten_samples_fit_on_one_screen_in_the_colours_of_arc(
+    batches: list[torch.Tensor], tmp_path: Path, matched_shift: float | None
 ) -> None:
-    samples = reconstruct(Echo(), batches, device=CPU, num_samples=10)
+    samples = reconstruct(Echo(), batches, device=CPU, num_samples=10, matched_shift=matched_shift)
     render_reconstructions(samples, tmp_path / "p.png", title="$x_{$ is no formula")
     with Image.open(tmp_path / "p.png") as file:
         image = file.convert("RGB")

@@ -1,7 +1,7 @@
 """Pictures of a model's reconstructions beside the original grids."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,9 +25,9 @@ _PICTURE_PALETTE = np.concatenate([PALETTE, np.stack([_GREYS] * 3, axis=1)])
 _BLACK, _GRID_LINE, _GREY, _PAPER = (
     NUM_COLOURS + int(np.searchsorted(_GREYS, level)) for level in (0x00, 0x33, 0x55, 0xFF)
 )
-# Five pairs per row: ten fit on one screen of 1,920 pixels with grids of 160.
-_PAIRS_PER_ROW = 5
-_SIDE, _PAIR_GAP, _COLUMN_GAP = 160, 8, 24
+# Samples per row by the grids of each: ten fit on one screen of 1,920 pixels with grids of 160.
+_SAMPLES_PER_ROW = {2: 5, 3: 3}
+_SIDE, _GRID_GAP, _COLUMN_GAP = 160, 8, 24
 _CAPTION_HEIGHT, _TITLE_HEIGHT = 40, 36
 _TITLE_SIZE, _LABEL_SIZE, _CAPTION_SIZE = 15, 11, 10
 # Higher levels take twice as long to save a third.
@@ -41,18 +41,31 @@ class Reconstruction:
     """One grid (S, S), its reconstruction, and how good that is.
 
     `loss` is the grid's cross-entropy per cell in nats, without class weights, so that
-    pictures of all options can be compared.
+    pictures of all options can be compared. `matched` is the reconstruction at the true share of
+    foreground, if it is known by how much the background's logit has to be shifted for that.
     """
 
-    original: npt.NDArray[np.uint8]
-    reconstruction: npt.NDArray[np.uint8]
+    original: _Image
+    reconstruction: _Image
     pixel_accuracy: float
     foreground_recall: float | None
     loss: float
+    matched: _Image | None = None
+    matched_accuracy: float | None = None
+    matched_recall: float | None = None
+
+    @property
+    def grids(self) -> list[_Image]:
+        """What is drawn side by side."""
+        drawn = [self.original, self.reconstruction]
+        return drawn if self.matched is None else [*drawn, self.matched]
 
     def values(self) -> dict[str, float | None]:
         """The numbers without the grids."""
-        names = ("pixel_accuracy", "foreground_recall", "loss")
+        names = (
+            *("pixel_accuracy", "foreground_recall", "loss"),
+            *("matched_accuracy", "matched_recall"),
+        )
         return {name: getattr(self, name) for name in names}
 
 
@@ -80,19 +93,36 @@ class ReconstructionPicture:
 
 
 class TakePicture(Protocol):
-    """Makes a picture of a model with batches of one grid each, on the training thread."""
+    """Makes a picture of a model with batches of one grid each, on the training thread.
+
+    `matched_shift` is the epoch's, if it has one.
+    """
 
     def __call__(
-        self, model: nn.Module, sample_batches: list[Tensor], *, device: torch.device
+        self,
+        model: nn.Module,
+        sample_batches: list[Tensor],
+        *,
+        device: torch.device,
+        matched_shift: float | None,
     ) -> Picture: ...
 
 
 def take_reconstructions(
-    model: nn.Module, sample_batches: list[Tensor], *, device: torch.device
+    model: nn.Module,
+    sample_batches: list[Tensor],
+    *,
+    device: torch.device,
+    matched_shift: float | None,
 ) -> ReconstructionPicture:
-    num_samples = len(sample_batches)
     return ReconstructionPicture(
-        reconstruct(model, sample_batches, device=device, num_samples=num_samples)
+        reconstruct(
+            model,
+            sample_batches,
+            device=device,
+            num_samples=len(sample_batches),
+            matched_shift=matched_shift,
+        )
     )
 
 
@@ -131,8 +161,12 @@ def reconstruct(
     *,
     device: torch.device | str,
     num_samples: int,
+    matched_shift: float | None = None,
 ) -> list[Reconstruction]:
-    """Reconstruct the first grid of each of `num_samples` batches; see plot_reconstructions."""
+    """Reconstruct the first grid of each of `num_samples` batches; see plot_reconstructions.
+
+    With `matched_shift`, which is subtracted from the background's logit, also at the true share.
+    """
     batches = zip(range(num_samples), dataloader, strict=False)
     grids = torch.cat([batch[:1] for _, batch in batches]).to(device)
     was_training = model.training
@@ -144,10 +178,14 @@ def reconstruct(
             losses = compute_focal_loss(logits, targets=grids, class_weights=ones, gamma=0.0)
     finally:
         model.train(was_training)
-    originals = grids.cpu().numpy().astype(np.uint8)
-    predicted = logits.argmax(1).cpu().numpy().astype(np.uint8)
+    originals, predicted = _to_images(grids), _to_images(logits.argmax(1))
     means = losses.flatten(1).mean(1).tolist()
-    return [_measure(*triple) for triple in zip(originals, predicted, means, strict=True)]
+    samples = [_measure(*triple) for triple in zip(originals, predicted, means, strict=True)]
+    if matched_shift is None:
+        return samples
+    logits[:, 0] -= matched_shift
+    matched = _to_images(logits.argmax(1))
+    return [_add_matched(*pair) for pair in zip(samples, matched, strict=True)]
 
 
 def render_reconstructions(
@@ -171,39 +209,69 @@ def _open_window(reconstructions: list[Reconstruction]) -> None:
     plt.close(figure)
 
 
+def _to_images(grids: Tensor) -> _Image:
+    return grids.cpu().numpy().astype(np.uint8)
+
+
 def _measure(original: _Image, predicted: _Image, loss: float) -> Reconstruction:
-    foreground = original != 0
-    hits = original == predicted
-    return Reconstruction(
-        original=original,
-        reconstruction=predicted,
-        pixel_accuracy=float(hits.mean()),
-        foreground_recall=float(hits[foreground].mean()) if foreground.any() else None,
-        loss=loss,
-    )
+    accuracy, recall = _measure_hits(original, predicted)
+    return Reconstruction(original, predicted, accuracy, recall, loss)
 
 
-def _compose(reconstructions: list[Reconstruction]) -> _Image:
-    """All pairs in one image, with room for a title and for a caption above each pair."""
-    num_rows = -(-len(reconstructions) // _PAIRS_PER_ROW)
-    num_columns = min(_PAIRS_PER_ROW, len(reconstructions))
-    height = _corner(num_rows * _PAIRS_PER_ROW)[0] - _CAPTION_HEIGHT + _COLUMN_GAP
-    width = _COLUMN_GAP + num_columns * (2 * _SIDE + _PAIR_GAP + _COLUMN_GAP)
-    image = np.full((height, width), _PAPER, dtype=np.uint8)
-    for index, pair in enumerate(reconstructions):
-        top, left = _corner(index)
-        for grid in (pair.original, pair.reconstruction):
+def _add_matched(sample: Reconstruction, matched: _Image) -> Reconstruction:
+    accuracy, recall = _measure_hits(sample.original, matched)
+    return replace(sample, matched=matched, matched_accuracy=accuracy, matched_recall=recall)
+
+
+def _measure_hits(original: _Image, predicted: _Image) -> tuple[float, float | None]:
+    """Pixel accuracy and foreground recall."""
+    foreground, hits = original != 0, original == predicted
+    recall = float(hits[foreground].mean()) if foreground.any() else None
+    return float(hits.mean()), recall
+
+
+def _compose(reconstructions: list[Reconstruction], layout: "_Layout") -> _Image:
+    """All samples in one image, with room for a title and for a caption above each sample."""
+    image = np.full((layout.height, layout.width), _PAPER, dtype=np.uint8)
+    for index, sample in enumerate(reconstructions):
+        top, left = layout.corner(index)
+        for grid in sample.grids:
             painted = _paint(grid)
             image[top : top + len(painted), left : left + len(painted)] = painted
-            left += _SIDE + _PAIR_GAP
+            left += _SIDE + _GRID_GAP
     return image
 
 
-def _corner(index: int) -> tuple[int, int]:
-    """Top and left pixel of the pair at `index`."""
-    row, column = divmod(index, _PAIRS_PER_ROW)
-    top = _TITLE_HEIGHT + _CAPTION_HEIGHT + row * (_SIDE + _CAPTION_HEIGHT)
-    return top, _COLUMN_GAP + column * (2 * _SIDE + _PAIR_GAP + _COLUMN_GAP)
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where samples of `num_grids` grids each are, in pixels."""
+
+    num_samples: int
+    num_grids: int
+
+    @property
+    def samples_per_row(self) -> int:
+        return _SAMPLES_PER_ROW[self.num_grids]
+
+    @property
+    def sample_width(self) -> int:
+        return self.num_grids * (_SIDE + _GRID_GAP) - _GRID_GAP + _COLUMN_GAP
+
+    @property
+    def width(self) -> int:
+        num_columns = min(self.samples_per_row, self.num_samples)
+        return _COLUMN_GAP + num_columns * self.sample_width
+
+    @property
+    def height(self) -> int:
+        num_rows = -(-self.num_samples // self.samples_per_row)
+        return self.corner(num_rows * self.samples_per_row)[0] - _CAPTION_HEIGHT + _COLUMN_GAP
+
+    def corner(self, index: int) -> tuple[int, int]:
+        """Top and left pixel of the sample at `index`."""
+        row, column = divmod(index, self.samples_per_row)
+        top = _TITLE_HEIGHT + _CAPTION_HEIGHT + row * (_SIDE + _CAPTION_HEIGHT)
+        return top, _COLUMN_GAP + column * self.sample_width
 
 
 def _paint(grid: npt.NDArray[np.uint8]) -> _Image:
@@ -215,17 +283,19 @@ def _paint(grid: npt.NDArray[np.uint8]) -> _Image:
 
 
 def _draw(reconstructions: list[Reconstruction], *, title: str) -> Image.Image:
-    image = Image.fromarray(_compose(reconstructions))
+    layout = _Layout(len(reconstructions), len(reconstructions[0].grids))
+    image = Image.fromarray(_compose(reconstructions, layout))
     draw = ImageDraw.Draw(image)
     middle = _TITLE_HEIGHT / 2 + 4
     draw.text((_COLUMN_GAP, middle), title, _BLACK, _font(_TITLE_SIZE, is_bold=True), anchor="lm")
-    for index, pair in enumerate(reconstructions):
-        top, left = _corner(index)
-        right = left + _SIDE + _PAIR_GAP
+    for index, sample in enumerate(reconstructions):
+        top, left = layout.corner(index)
         label, caption = top - 21, top - 7  # baselines
         draw.text((left, label), "original", _GREY, _font(_LABEL_SIZE), anchor="ls")
-        draw.text((right, label), "reconstruction", _BLACK, _font(_CAPTION_SIZE), anchor="ls")
-        draw.text((right, caption), _caption(pair), _BLACK, _font(_CAPTION_SIZE), anchor="ls")
+        for name, values in _describe(sample):
+            left += _SIDE + _GRID_GAP
+            draw.text((left, label), name, _BLACK, _font(_CAPTION_SIZE), anchor="ls")
+            draw.text((left, caption), values, _BLACK, _font(_CAPTION_SIZE), anchor="ls")
     # Letters were blended from black to white as palette numbers; the greys are in that order.
     image.putpalette(_PICTURE_PALETTE.tobytes())
     return image
@@ -242,6 +312,13 @@ def _font(size: int, *, is_bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / name, size)
 
 
-def _caption(pair: Reconstruction) -> str:
-    recall = "none" if pair.foreground_recall is None else f"{pair.foreground_recall:.2f}"
-    return f"acc {pair.pixel_accuracy:.3f} · fg {recall} · loss {pair.loss:.2f}"
+def _describe(sample: Reconstruction) -> Iterator[tuple[str, str]]:
+    """Name and values of each grid beside the original."""
+    values = _show_hits(sample.pixel_accuracy, sample.foreground_recall)
+    yield "reconstruction", f"{values} · loss {sample.loss:.2f}"
+    if sample.matched_accuracy is not None:
+        yield "at the true share", _show_hits(sample.matched_accuracy, sample.matched_recall)
+
+
+def _show_hits(accuracy: float, recall: float | None) -> str:
+    return f"acc {accuracy:.3f} · fg {'none' if recall is None else f'{recall:.2f}'}"

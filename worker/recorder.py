@@ -86,7 +86,7 @@ class EpochRecorder:
         best_by = self._update_bests(result)
         state = trainer.copy_state()
         if best_by or self._is_scheduled(result.epoch):
-            kept = _KeptEpoch(result, state, self._take_pictures(trainer), best_by)
+            kept = _KeptEpoch(result, state, self._take_pictures(trainer, result), best_by)
             self._submit(lambda: self._store_kept(kept))
         else:
             interim = _InterimEpoch(result, state)
@@ -136,9 +136,14 @@ class EpochRecorder:
     def _is_scheduled(self, epoch: int) -> bool:
         return epoch % self._config.checkpoint_every == 0 or epoch == self._config.epochs
 
-    def _take_pictures(self, trainer: Trainer) -> dict[ArtifactKind, Picture]:
+    def _take_pictures(self, trainer: Trainer, result: EpochResult) -> dict[ArtifactKind, Picture]:
         return {
-            kind: take(trainer.model, self._sample_batches, device=trainer.device)
+            kind: take(
+                trainer.model,
+                self._sample_batches,
+                device=trainer.device,
+                matched_shift=result.val.matched_shift,
+            )
             for kind, take in PICTURES.items()
         }
 

@@ -135,8 +135,9 @@ class Reconstruction(BaseModel):
     size_bytes: int
     created_at: datetime
     samples: list[dict[str, float | None]] = Field(
-        description="values per pair; `loss` is the unweighted cross-entropy per cell in nats, "
-        "the same for all options, and so not the job's own loss"
+        description="values per grid; `loss` is the unweighted cross-entropy per cell in nats, "
+        "the same for all options, and so not the job's own loss; `matched_accuracy` and "
+        "`matched_recall` are of the reconstruction at the true share of foreground"
     )
 
     @classmethod

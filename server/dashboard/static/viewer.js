@@ -5,7 +5,8 @@
   const { byId, readData } = Losslab;
 
   // The layout of the worker's pictures, in pixels.
-  const PICTURE = { perRow: 5, side: 160, pairGap: 8, columnGap: 24, caption: 40, title: 36 };
+  const PICTURE = { side: 160, gridGap: 8, columnGap: 24, caption: 40, title: 36 };
+  const SAMPLES_PER_ROW = { 2: 5, 3: 3 }; // by the grids of each
   const slider = byId("epoch-slider");
   const image = byId("picture");
   let pictures = readData("pictures");
@@ -35,12 +36,13 @@
     }
   }
 
-  function corner(index) {
-    const { perRow, side, pairGap, columnGap, caption, title } = PICTURE;
-    return [
-      columnGap + (index % perRow) * (2 * side + pairGap + columnGap),
-      title + caption + Math.floor(index / perRow) * (side + caption),
-    ];
+  // The corners of a sample's grids. Older pictures have none at the true share.
+  function corners(index, numGrids) {
+    const { side, gridGap, columnGap, caption, title } = PICTURE;
+    const perRow = SAMPLES_PER_ROW[numGrids];
+    const left = columnGap + (index % perRow) * (numGrids * (side + gridGap) - gridGap + columnGap);
+    const top = title + caption + Math.floor(index / perRow) * (side + caption);
+    return Array.from({ length: numGrids }, (_, number) => [left + number * (side + gridGap), top]);
   }
 
   // The colours of a grid's cells. The thin lines between the cells show how many there are.
@@ -86,10 +88,9 @@
       samples.append(samples.firstElementChild.cloneNode(true));
     }
     picture.samples.forEach((values, index) => {
-      const [left, top] = corner(index);
-      const input = readCells(pixels, left, top);
-      const output = readCells(pixels, left + PICTURE.side + PICTURE.pairGap, top);
-      showSample(samples.children[index], { input, output, values, index });
+      const places = corners(index, values.matched_accuracy == null ? 2 : 3);
+      const [input, output, matched] = places.map(([left, top]) => readCells(pixels, left, top));
+      showSample(samples.children[index], { input, output, matched, values, index });
     });
     samples.classList.remove("outdated");
     samples.removeAttribute("aria-hidden");
@@ -106,7 +107,7 @@
     note.textContent = `The picture of epoch ${epoch} could not be loaded. This page tries again automatically.`;
   }
 
-  function showSample(item, { input, output, values, index }) {
+  function showSample(item, { input, output, matched, values, index }) {
     const size = input.length;
     const style = getComputedStyle(document.documentElement);
     const wrong = { missed: 0, invented: 0, recoloured: 0 };
@@ -115,9 +116,11 @@
       if (!output[y][x]) return "missed";
       return input[y][x] ? "recoloured" : "invented";
     };
-    const [first, second, third] = item.querySelectorAll("canvas");
+    const [first, second, atTrueShare, third] = item.querySelectorAll("canvas");
     paintGrid(first, size, (x, y) => hex(input[y][x]));
     paintGrid(second, size, (x, y) => hex(output[y][x]));
+    atTrueShare.parentElement.hidden = !matched;
+    if (matched) paintGrid(atTrueShare, size, (x, y) => hex(matched[y][x]));
     paintGrid(third, size, (x, y) => {
       const error = kind(x, y);
       if (error) wrong[error] += 1;
@@ -125,6 +128,7 @@
     });
     first.setAttribute("aria-label", `grid ${index + 1}`);
     second.setAttribute("aria-label", `reconstruction of grid ${index + 1}`);
+    atTrueShare.setAttribute("aria-label", `grid ${index + 1} at the true share of foreground`);
     const numWrong = wrong.missed + wrong.invented + wrong.recoloured;
     third.setAttribute("aria-label", `${numWrong} of ${size * size} cells are wrong`);
     item.dataset.numWrong = numWrong;
@@ -134,7 +138,8 @@
     const named = Object.entries(wrong).filter(([, count]) => count);
     item.querySelector("p").textContent =
       `accuracy ${(100 * values.pixel_accuracy).toFixed(1)} %, ${found}` +
-      (named.length ? `; ${named.map(([name, count]) => `${count} ${name}`).join(", ")}` : "");
+      (named.length ? `; ${named.map(([name, count]) => `${count} ${name}`).join(", ")}` : "") +
+      (matched ? `; at the true share ${(100 * values.matched_accuracy).toFixed(1)} %` : "");
   }
 
   function moveTo(index) {
