@@ -1,18 +1,20 @@
-"""What four losses know and what they paint: the tables of the results page, from studies that the
+"""What losses know and what they paint: the tables of the results page, from studies that the
 product ran.
 
+    losslab option add b_free_bits --base b --set free_bits=0.1
     losslab option add cross_entropy --base a --set use_focal_loss=false
-    losslab study a b c cross_entropy --seeds 10 --quick --criteria evidence
-    losslab study a b c cross_entropy --seeds 10 --epochs 30 --criteria evidence
+    losslab study a b b_free_bits c cross_entropy --seeds 10 --quick
+    losslab study a b b_free_bits c cross_entropy --seeds 10 --epochs 30
     python -m benchmarks.evidence ID [ID ...]
 
-Reads the studies from the server at LOSSLAB_URL, writes `results/evidence.json`, and puts a table
-per study into the page of results.
+Reads the studies from the server at LOSSLAB_URL by both sets of criteria, writes
+`results/evidence.json`, and puts the tables into the page of results.
 """
 
 import argparse
 import os
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.machine import REPOSITORY, describe_machine, show, write_results
@@ -20,18 +22,21 @@ from server.client import DEFAULT_URL, LosslabClient
 
 RESULTS_PAGE = REPOSITORY / "docs" / "results.md"
 PACKAGES = ("losslab", "torch", "numpy", "scipy")
-#: What the tables show of a run's last epoch: heading, metric and number format.
-COLUMNS = (
+#: What the tables show of a run's last epoch, what it paints and what it knows: heading, metric and
+#: number format.
+PAINTED = (
     ("accuracy", "val_pixel_accuracy", ".3f"),
     ("recall", "val_foreground_recall", ".2f"),
     ("precision", "val_foreground_precision", ".2f"),
     ("IoU", "val_foreground_iou", ".2f"),
     ("painted", "painted_share", ".1%"),
-    ("foreground AP", "val_foreground_ap", ".2f"),
-    ("colour AP", "val_colour_ap", ".2f"),
     ("recall, matched", "val_matched_recall", ".2f"),
     ("IoU, matched", "val_matched_iou", ".2f"),
     ("accuracy, matched", "val_matched_accuracy", ".3f"),
+)
+KNOWN = (
+    ("foreground AP", "val_foreground_ap", ".2f"),
+    ("colour AP", "val_colour_ap", ".2f"),
     ("log-likelihood", "val_log_likelihood", ".3f"),
     ("balanced", "val_balanced_log_likelihood", ".2f"),
     ("KL", "kl", ".1f"),
@@ -57,19 +62,27 @@ def main() -> None:
 
 
 def describe(client: LosslabClient, study_id: str) -> Json:
-    """A study with the final metrics of each of its runs."""
-    study = client.read_study(study_id)
-    kept = ("name", "status", "num_jobs", "seeds", "data_seed", "recommendation")
+    """A study, judged by each set of criteria, with the last metrics of each of its runs."""
+    judged = {criteria: client.read_study(study_id, criteria) for criteria in ("spec", "evidence")}
+    study = judged["spec"]
+    kept = ("name", "status", "num_jobs", "seeds", "data_seed")
     return {key: study[key] for key in kept} | {
-        "arms": [describe_arm(client, arm) for arm in study["arms"]]
+        "recommendations": {name: each["recommendation"] for name, each in judged.items()},
+        "arms": [
+            describe_arm(client, dict(zip(judged, arms, strict=True)))
+            for arms in zip(*(each["arms"] for each in judged.values()), strict=True)
+        ],
     }
 
 
-def describe_arm(client: LosslabClient, arm: Json) -> Json:
-    kept = ("arm", "state", "config", "config_sha256", "num_passed", "num_judged", "criteria")
+def describe_arm(client: LosslabClient, judged: dict[str, Json]) -> Json:
+    arm = judged["spec"]
     finals = [client.read_metrics(job_id)["data"][-1] for job_id in arm["jobs"]]
-    return {key: arm[key] for key in (*kept, "diagnoses")} | {
-        "metrics": {name: [read(name, final) for final in finals] for _, name, _ in COLUMNS},
+    names = [name for _, name, _ in (*PAINTED, *KNOWN)]
+    verdicts = ("state", "num_passed", "num_judged", "criteria", "diagnoses")
+    return {key: arm[key] for key in ("arm", "config", "config_sha256")} | {
+        "verdicts": {name: {key: each[key] for key in verdicts} for name, each in judged.items()},
+        "metrics": {name: [read(name, final) for final in finals] for name in names},
         "seconds": round(statistics.median(final["seconds"] for final in finals), 2),
     }
 
@@ -90,24 +103,45 @@ def format_page(results: Json) -> str:
 
 
 def format_study(study: Json) -> str:
-    """A row per arm with the median over its seeds, and the decision."""
-    epochs = study["arms"][0]["config"]["epochs"]
-    lines = [
-        f"**{epochs} epochs**, {len(study['seeds'])} seeds. {study['recommendation']['reason']}",
-        "",
-        f"| option | pass | {' | '.join(heading for heading, _, _ in COLUMNS)} | verdicts |",
-        f"|{' --- |' * (len(COLUMNS) + 3)}",
+    """The medians over the seeds of each arm: what it paints, what it knows, and its verdicts."""
+    epochs, num_seeds = study["arms"][0]["config"]["epochs"], len(study["seeds"])
+    parts = [
+        f"### {epochs} epochs, {num_seeds} seeds",
+        format_medians(study, columns=PAINTED),
+        format_medians(study, columns=KNOWN),
+        format_verdicts(study),
+        *(
+            f"By `{name}`: {recommendation['reason']}."
+            for name, recommendation in study["recommendations"].items()
+        ),
     ]
+    return "\n\n".join(parts)
+
+
+def format_medians(study: Json, *, columns: Sequence[tuple[str, str, str]]) -> str:
+    rows = [
+        [arm["arm"], *(format_median(arm["metrics"][name], form=form) for _, name, form in columns)]
+        for arm in study["arms"]
+    ]
+    return format_table(["option", *(heading for heading, _, _ in columns)], rows)
+
+
+def format_verdicts(study: Json) -> str:
+    """How many seeds pass each set of criteria, and the diagnoses."""
+    rows = []
     for arm in study["arms"]:
-        diagnoses = sorted(arm["diagnoses"].items(), key=lambda entry: -entry[1])
-        cells = [
-            arm["arm"],
-            f"{arm['num_passed']} of {arm['num_judged']}",
-            *(format_median(arm["metrics"][name], form=form) for _, name, form in COLUMNS),
-            ", ".join(f"{count} {name}" for name, count in diagnoses),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = [arm["arm"]]
+        for verdict in arm["verdicts"].values():
+            diagnoses = sorted(verdict["diagnoses"].items(), key=lambda entry: -entry[1])
+            cells.append(f"{verdict['num_passed']} of {verdict['num_judged']}")
+            cells.append(", ".join(f"{count} {name}" for name, count in diagnoses))
+        rows.append(cells)
+    return format_table(["option", "`spec`", "verdicts", "`evidence`", "verdicts"], rows)
+
+
+def format_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def format_median(values: list[float | None], *, form: str) -> str:
