@@ -66,6 +66,8 @@ class Fork:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if exception is not None:
+            self.kill()
         self.wait()
 
     def poll(self) -> int | None:
@@ -168,6 +170,8 @@ class _Main:
         self._call: Callable[[], object] = sys.exit
 
     def prepare(self, program: str, arguments: list[str], environment: dict[str, str]) -> None:
+        # A shell that runs the tests in the background lets them ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.environ.clear()
         os.environ.update(environment)
         sys.argv = [program, *arguments]
