@@ -96,21 +96,25 @@ def measure(data_dir: Path, *, arguments: argparse.Namespace) -> Row:
 @contextmanager
 def running(data_dir: Path, *, num_workers: int) -> Iterator[str]:
     """Run a server and a worker process; yields the URL."""
-    port = 18700 + os.getpid() % 1000
-    environment = os.environ | {
-        "LOSSLAB_DATA_DIR": str(data_dir),
-        "LOSSLAB_NUM_WORKERS": str(num_workers),
+    with start(data_dir, "serve", "worker", LOSSLAB_NUM_WORKERS=str(num_workers)) as (url, _):
+        yield url
+
+
+@contextmanager
+def start(data_dir: Path, *commands: str, **variables: str) -> Iterator[tuple[str, dict[str, int]]]:
+    """Run the server and other commands; yields the server's URL and the process ids."""
+    port = str(18700 + os.getpid() % 1000)
+    environment = os.environ | variables | {"LOSSLAB_DATA_DIR": str(data_dir), "LOSSLAB_PORT": port}
+    processes = {
+        command: subprocess.Popen([LOSSLAB, command], env=environment, stdout=subprocess.DEVNULL)
+        for command in commands
     }
-    processes = [
-        subprocess.Popen([LOSSLAB, *command], env=environment, stdout=subprocess.DEVNULL)
-        for command in (["serve", "--port", str(port)], ["worker"])
-    ]
     url = f"http://127.0.0.1:{port}"
     try:
         wait_for(lambda: is_answering(url))
-        yield url
+        yield url, {command: process.pid for command, process in processes.items()}
     finally:
-        for process in processes[::-1]:
+        for process in reversed(processes.values()):
             process.terminate()
             process.wait()
 
