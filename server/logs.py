@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 
+from server.finite import make_finite
+
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s%(context)s"
 
 #: The id in every log line of a request.
@@ -62,7 +64,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
+        return json.dumps(make_finite(entry), allow_nan=False)
 
 
 def configure_logging(*, as_json: bool, log_path: Path | None = None) -> None:

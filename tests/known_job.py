@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from sqlalchemy import JSON, Engine, Row, select
+from sqlalchemy import Engine, Row, select
 from sqlmodel import SQLModel
 
 from server.jobs import leases, queue, records
 from server.jobs.leases import Lease, StopRequest
-from server.models.columns import utc_now
+from server.models.columns import FiniteJSON, utc_now
 from server.models.tables import (
     Artifact,
     ArtifactKind,
@@ -238,7 +238,7 @@ def look(engine: Engine) -> dict[str, SeenJob]:
 
 def make_epoch(lease: Lease, epoch: int) -> EpochMetrics:
     columns = EpochMetrics.__table__.columns  # type: ignore[attr-defined]
-    measured = {column.name: [] if isinstance(column.type, JSON) else 0 for column in columns}
+    measured = {column.name: [] if isinstance(column.type, FiniteJSON) else 0 for column in columns}
     row = {"job_id": lease.job_id, "epoch": epoch, "attempt": lease.attempt}
     return EpochMetrics(**measured | row | {"recorded_at": utc_now()})
 

@@ -11,6 +11,7 @@ from artificial_runs import (
     make_epoch,
     make_job,
     make_measured_epoch,
+    measured_history,
 )
 from pydantic import ValidationError
 
@@ -21,11 +22,12 @@ from server.judging.criteria import (
     Thresholds,
 )
 from server.judging.verdicts import Outcome, judge
-from server.models.tables import FailureKind, JobStatus
+from server.models.tables import TERMINAL_STATUSES, FailureKind, JobStatus
 
 NAN = math.nan
 NO_NUMBERS = (NAN, math.inf, -math.inf)
 PASSED, FAILED, NO_DATA = CriterionStatus.passed, CriterionStatus.failed, CriterionStatus.no_data
+NEVER = CriterionStatus.not_applicable
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_accuracy_in_range(accuracy: float, status: CriterionStatus) -> None:
         (0.6, 0.4999, PASSED),
         (0.6, 0.5, FAILED),
         (NAN, 0.0, FAILED),
-        (None, 0.0, NO_DATA),
+        (None, 0.0, NEVER),
     ],
 )
 def test_not_mode_collapsed(recall: float | None, black: float, status: CriterionStatus) -> None:
@@ -78,7 +80,7 @@ def test_kl_per_dimension(kl: list[float], status: CriterionStatus, words: str) 
         ([1.0, 1.02, 0.8], FAILED, [2]),
         ([1.0, NAN, 0.8], FAILED, [2]),
         ([1.0, 0.9, math.inf], FAILED, [3]),
-        ([1.0], NO_DATA, []),
+        ([1.0], NEVER, []),
         ([NAN], FAILED, [1]),
     ],
 )
@@ -171,7 +173,7 @@ def test_jump_from_the_first_epoch_in_which_the_model_learns_most_is_not_counted
 
 @pytest.mark.parametrize(
     ("spikes", "status"),
-    [([9.0], NO_DATA), ([9.0, None], PASSED), ([9.0, 1.0], PASSED), ([1.0, 9.0], FAILED)],
+    [([9.0], NEVER), ([9.0, None], PASSED), ([9.0, 1.0], PASSED), ([1.0, 9.0], FAILED)],
 )
 def test_before_a_third_epoch_stable_is_judged_by_the_steps_alone(
     spikes: list[float | None], status: CriterionStatus
@@ -227,10 +229,43 @@ def test_job_of_a_single_epoch_is_undecided_unless_it_failed_a_criterion() -> No
     assert (collapsed.outcome, collapsed.diagnosis) == (Outcome.failure, Diagnosis.mode_collapse)
 
 
-def test_job_without_epochs_has_no_data() -> None:
-    verdict = judge(make_job(JobStatus.queued), [])
+@pytest.mark.parametrize("criteria_set", CriteriaSet)
+def test_job_without_epochs_has_no_data(criteria_set: CriteriaSet) -> None:
+    verdict = judge(make_job(JobStatus.queued), [], criteria_set=criteria_set)
     assert (verdict.outcome, verdict.diagnosis) == (Outcome.undecided, Diagnosis.undecided)
     assert {criterion.status for criterion in verdict.criteria} == {NO_DATA}
+
+
+@pytest.mark.parametrize("criteria_set", CriteriaSet)
+@pytest.mark.parametrize("num_epochs", [0, 1, 2])
+@pytest.mark.parametrize("status", sorted(TERMINAL_STATUSES))
+def test_job_that_has_ended_waits_for_nothing(
+    status: JobStatus, num_epochs: int, criteria_set: CriteriaSet
+) -> None:
+    metrics = measured_history()[:num_epochs]
+    verdict = judge(make_job(status), metrics, criteria_set=criteria_set)
+    assert NO_DATA not in {criterion.status for criterion in verdict.criteria}
+    assert not any("yet" in criterion.explanation for criterion in verdict.criteria)
+
+
+@pytest.mark.parametrize(
+    ("losses", "status"),
+    [
+        ([1e-1, 1e-6, 3e-5, 1e-9, 9e-4], PASSED),
+        ([1e-9, 1e-3, 0.0, 1e-3], PASSED),
+        ([0.0, 0.0, 0.0], PASSED),
+        ([0.0, 2e-3], FAILED),
+        ([1e-9, 0.5, 1e-9], FAILED),
+    ],
+)
+def test_change_between_losses_of_almost_nothing_is_none(
+    losses: list[float], status: CriterionStatus
+) -> None:
+    """Grids that were learnt by heart are no divergence."""
+    metrics = history(train_recon_loss=losses, train_kl_loss=[0.0] * len(losses))
+    assert find("loss_decreases", make_job(), metrics).status == status
+    has_diverged = judge(make_job(), metrics).diagnosis == Diagnosis.diverged
+    assert has_diverged == (losses[-1] > 1e-3)
 
 
 def test_values_that_are_no_numbers_never_reach_json() -> None:

@@ -25,6 +25,7 @@ from server.judging.verdicts import Outcome, Verdict, judge
 from server.models.tables import EpochMetrics, JobStatus
 
 PASSED, FAILED, NO_DATA = CriterionStatus.passed, CriterionStatus.failed, CriterionStatus.no_data
+NEVER = CriterionStatus.not_applicable
 NEW = ("informative", "separates_foreground", "knows_colours", "paints_truthfully")
 
 
@@ -59,7 +60,7 @@ def test_model_that_knows_and_paints_enough_passes() -> None:
         (0.999, 2, FAILED),
         (1.0, 1, PASSED),
         (1.0, 0, FAILED),
-        (None, 2, NO_DATA),
+        (None, 2, NEVER),
     ],
 )
 def test_informative(information: float | None, num_active: int, status: CriterionStatus) -> None:
@@ -85,8 +86,8 @@ def test_kl_is_no_information() -> None:
     [
         (0.21, 0.07, PASSED),
         (0.2099, 0.07, FAILED),
-        (None, 0.07, NO_DATA),
-        (None, 0.0, NO_DATA),
+        (None, 0.07, NEVER),
+        (None, 0.0, NEVER),
         # Three times 0.4 is more than there is; half of the way from 0.4 to 1 is 0.7.
         (0.7, 0.4, PASSED),
         (0.6999, 0.4, FAILED),
@@ -139,7 +140,7 @@ def test_without_foreground_nothing_about_it_is_judged() -> None:
     metrics = measured_history(val_foreground_share=0.0, **nothing)
     for name in ("separates_foreground", "knows_colours", "paints_truthfully"):
         criterion = find(name, make_job(), metrics, criteria_set=CriteriaSet.evidence)
-        assert criterion.status == NO_DATA
+        assert criterion.status == NEVER
         assert "no foreground" in criterion.explanation
 
 
@@ -186,7 +187,8 @@ def test_old_run_is_undecided_and_says_why() -> None:
     for name in NEW:
         assert answers[name].status == NO_DATA
         assert answers[name].explanation == "the job is older than this measure"
-    assert verdict.summary == f"Nothing failed, but there is no data for {', '.join(NEW)}."
+    reason = f"{', '.join(NEW)} (the job is older than this measure)"
+    assert verdict.summary == f"Nothing failed, but there is no data for {reason}."
 
 
 @pytest.mark.parametrize("criteria_set", CriteriaSet)

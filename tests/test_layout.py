@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 #: The packages and modules of the server, lowest first: each may import only those below it.
 LAYERS = [
-    {"settings", "tokens", "logs", "errors", "connection", "study_client", "client"},
+    {"settings", "tokens", "logs", "errors", "finite", "connection", "study_client", "client"},
     {"models"},
     {"database", "files"},
     {"jobs", "judging"},

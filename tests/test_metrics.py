@@ -1,6 +1,7 @@
 """Metrics from counts."""
 
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,6 +121,23 @@ def test_spike_ratios_are_those_of_a_plain_loop(num_steps: int) -> None:
     losses = np.random.default_rng(0).random(num_steps, dtype=np.float32) + 0.1
     plain = [losses[i] / np.median(losses[max(0, i - 50) : i]) for i in range(5, num_steps)]
     assert compute_spike_ratios(losses).tolist() == np.array(plain).tolist()
+
+
+@pytest.mark.parametrize(
+    ("losses", "highest"),
+    [
+        (np.zeros(60), 0.0),
+        (np.array([0.0] * 30 + [5e-4] + [0.0] * 30), 0.5),
+        (np.array([0.0] * 30 + [0.1] + [0.0] * 30), 100.0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_spike_ratio_of_losses_of_almost_nothing_is_finite(
+    losses: np.ndarray, highest: float, dtype: type[np.floating[Any]]
+) -> None:
+    ratios = compute_spike_ratios(losses.astype(dtype))
+    assert ratios.dtype == dtype
+    assert ratios.max() == pytest.approx(highest)
 
 
 def test_an_epoch_of_few_steps_has_no_spike_ratios() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.models.configuration import NUM_COLOURS
+from server.models.configuration import NEGLIGIBLE_LOSS, NUM_COLOURS
 from worker.losses import GridLoss
 
 ACTIVE_UNIT_NATS: Final = 0.05
@@ -265,7 +265,8 @@ class MetricSums:
 
 
 def compute_spike_ratios(step_losses: np.ndarray) -> np.ndarray:
-    """Each step's loss over the median of the up to 50 steps before it.
+    """Each step's loss over the median of the up to 50 steps before it, or over `NEGLIGIBLE_LOSS`
+    if that is more: of a loss of almost nothing, any change is as good as none.
 
     The first five steps have too few steps before them and are left out, so the result is empty
     for shorter epochs.
@@ -276,5 +277,6 @@ def compute_spike_ratios(step_losses: np.ndarray) -> np.ndarray:
         # All at once: one by one they would keep a GPU waiting for 20 ms per epoch.
         windows = np.lib.stride_tricks.sliding_window_view(step_losses[:-1], SPIKE_WINDOW)
         medians = np.concatenate([medians, np.median(windows, axis=1)])
-    ratios: np.ndarray = step_losses[_MIN_SPIKE_HISTORY:] / medians
+    floor = step_losses.dtype.type(NEGLIGIBLE_LOSS)
+    ratios: np.ndarray = step_losses[_MIN_SPIKE_HISTORY:] / np.maximum(medians, floor)
     return ratios

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Final, Protocol
 
+from server.finite import make_finite
 from server.models.tables import Job
 from server.settings import Settings
 from worker.training import EpochResult
@@ -41,7 +42,7 @@ class WandbTracker:
         )
 
     def log_epoch(self, result: EpochResult) -> None:
-        values = asdict(result)
+        values = make_finite(asdict(result))
         for split in ("train", "val"):
             values |= {f"{split}/{name}": value for name, value in values.pop(split).items()}
         self._run.log({name: v for name, v in values.items() if not isinstance(v, list)})

@@ -38,7 +38,7 @@ def print_answer(answer: Json, *, as_json: bool, view: Callable[[Json], Renderab
 
 
 def print_json(answer: Json) -> None:
-    typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(answer, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_paths(paths: dict[str, Path]) -> None:

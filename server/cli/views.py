@@ -26,7 +26,12 @@ STATUS_STYLES = {
     "cancelled": "yellow",
 }
 _OUTCOME_STYLES = {"success": "bold green", "failure": "bold red", "undecided": "yellow"}
-_CRITERION_STYLES = {"passed": "green", "failed": "red", "no_data": "dim"}
+_CRITERION_STYLES = {
+    "passed": "green",
+    "failed": "red",
+    "no_data": "dim",
+    "not_applicable": "dim",
+}
 #: The columns that may be narrower than their texts.
 _WRAPPED: Final = (
     *("Explanation", "Failed\ncriteria", "Settings", "Summary"),

@@ -12,6 +12,7 @@ from sqlmodel import Session, col, delete, select
 
 from server.database.engine import database_now
 from server.errors import NotFoundError
+from server.finite import find_not_finite
 from server.jobs.events import add_artifact_event, add_epoch_event, add_event
 from server.jobs.leases import Lease, holding
 from server.models.tables import (
@@ -82,6 +83,7 @@ def record_epoch(
         job.resume_point = None if resume_point is None else resume_point.model_dump()
         _summarise_epoch(job, metrics, progress=progress)
         add_epoch_event(session, job, metrics)
+        _warn_of_missing(session, job, metrics)
         for artifact in publish():
             _replace_artifact(session, artifact)
             add_artifact_event(session, job, artifact)
@@ -113,6 +115,12 @@ def keep_named_files(
         if job.resume_point is not None:
             named.add(job.resume_point["file_name"])
         sweep(named, job.best_epoch)
+
+
+def _warn_of_missing(session: Session, job: Job, metrics: EpochMetrics) -> None:
+    if names := find_not_finite(metrics.model_dump()):
+        message = f"epoch {metrics.epoch}: stored as null, as not finite: {', '.join(names)}"
+        add_event(session, job, EventKind.warning, message=message)
 
 
 def _supersede_best(session: Session, job: Job, *, by: BestBy, metrics: EpochMetrics) -> None:

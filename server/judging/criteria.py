@@ -11,7 +11,7 @@ set, in the order of their names. Its finding says which diagnosis a failure mea
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Final, Self
@@ -19,7 +19,7 @@ from typing import Final, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.judging.histories import EpochSummary, History
-from server.models.configuration import TrainingConfig, count_steps
+from server.models.configuration import NEGLIGIBLE_LOSS, TrainingConfig, count_steps
 from server.models.tables import EpochMetrics, FailureKind, Job, JobStatus
 
 #: A value that differs from its threshold by no more than rounding is equal to it: relative to
@@ -54,7 +54,8 @@ class CriterionName(StrEnum):
 class CriterionStatus(StrEnum):
     passed = "passed"
     failed = "failed"
-    no_data = "no_data"
+    no_data = "no_data"  #: not yet, or not of a job that is older than the measure
+    not_applicable = "not_applicable"  #: nor will it ever have: the explanation says why
 
 
 class Diagnosis(StrEnum):
@@ -180,6 +181,11 @@ class Evidence:
         return self.final.epoch + 1 if self.final else 1
 
     @property
+    def lacks_foreground(self) -> bool:
+        """Whether the validation split has no foreground to be found."""
+        return self.final is not None and self.final.val_foreground_recall is None
+
+    @property
     def num_steps(self) -> int | None:
         """The steps that the job plans; None before it has read its data."""
         num_train = (self.job.dataset_summary or {}).get("num_train")
@@ -187,6 +193,10 @@ class Evidence:
             return None
         epochs, batch_size = self.config.epochs, self.config.batch_size
         return count_steps(num_train, epochs=epochs, batch_size=batch_size)
+
+
+NO_DATA_YET: Final = "no data yet"
+NO_FOREGROUND: Final = "the validation split has no foreground"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,12 +209,15 @@ class Finding:
     has_passed: bool | None = None
     value: float = math.nan
     epochs: list[int] | None = None
-    explanation: str = "no data yet"
+    explanation: str = NO_DATA_YET
+    #: Whether there will never be data, for the reason in the explanation.
+    is_not_applicable: bool = False
 
     @property
     def status(self) -> CriterionStatus:
         if self.has_passed is None:
-            return CriterionStatus.no_data
+            never = self.is_not_applicable
+            return CriterionStatus.not_applicable if never else CriterionStatus.no_data
         return CriterionStatus.passed if self.has_passed else CriterionStatus.failed
 
 
@@ -241,7 +254,20 @@ def list_criteria(criteria_set: CriteriaSet) -> list[CriterionName]:
 
 def judge_criteria(evidence: Evidence, criteria_set: CriteriaSet) -> Findings:
     """The answer of every criterion of a set."""
-    return {name: CRITERIA[name].rule(evidence) for name in list_criteria(criteria_set)}
+    return {
+        name: _settle(CRITERIA[name].rule(evidence), evidence)
+        for name in list_criteria(criteria_set)
+    }
+
+
+def _settle(finding: Finding, evidence: Evidence) -> Finding:
+    """A job that has ended waits for nothing."""
+    is_waiting = finding.has_passed is None and finding.explanation == NO_DATA_YET
+    if not is_waiting or not evidence.job.status.is_terminal:
+        return finding
+    return replace(
+        finding, is_not_applicable=True, explanation="the job ended before there was any data"
+    )
 
 
 def describe_criterion(name: CriterionName, finding: Finding) -> Criterion:
@@ -273,6 +299,25 @@ def is_below(value: float, limit: float) -> bool:
 
 def is_above(value: float, limit: float) -> bool:
     return _are_finite(value, limit) and value > limit and not _are_equal(value, limit)
+
+
+def compute_rise(before: float, loss: float) -> float:
+    """The relative rise of a loss; falls are negative. A change between two losses of almost
+    nothing is none."""
+    if _are_negligible(before, loss):
+        return 0.0
+    return (loss - before) / max(abs(before), NEGLIGIBLE_LOSS)
+
+
+def rises_at_most(before: float, loss: float, *, share: float) -> bool:
+    """Compared as losses: the relative rise itself loses half of its digits near 0."""
+    if _are_negligible(before, loss):
+        return True
+    return is_at_most(loss, before + share * max(abs(before), NEGLIGIBLE_LOSS))
+
+
+def _are_negligible(*losses: float) -> bool:
+    return all(abs(loss) <= NEGLIGIBLE_LOSS for loss in losses)
 
 
 def _are_finite(value: float, limit: float) -> bool:

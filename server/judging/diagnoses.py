@@ -4,6 +4,7 @@ What the latent says comes first: what is painted counts only where there is som
 from.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -50,7 +51,7 @@ def diagnose(evidence: Evidence, findings: Findings) -> Diagnosis:
         failed.add(Diagnosis.posterior_collapse)
     if failed:
         return min(failed, key=list(Diagnosis).index)
-    is_open = any(each.status is CriterionStatus.no_data for each in findings.values())
+    is_open = any(each.has_passed is None for each in findings.values())
     return Diagnosis.undecided if is_open else Diagnosis.healthy
 
 
@@ -77,10 +78,14 @@ def _list_failed(findings: Findings) -> dict[CriterionName, Finding]:
 
 
 def _describe_undecided(evidence: Evidence, findings: Findings) -> str:
-    lacking = [n for n, each in findings.items() if each.status is CriterionStatus.no_data]
     if not evidence.job.status.is_terminal or evidence.final is None:
         return "There is not enough to judge yet."
-    return f"Nothing failed, but there is no data for {', '.join(lacking)}."
+    lacking = defaultdict(list)
+    for name, each in findings.items():
+        if each.has_passed is None:
+            lacking[each.explanation].append(name)
+    reasons = [f"{', '.join(names)} ({reason})" for reason, names in lacking.items()]
+    return f"Nothing failed, but there is no data for {'; '.join(reasons)}."
 
 
 def _describe_unfinished(evidence: Evidence, _: Findings) -> str:

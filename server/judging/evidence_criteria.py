@@ -5,22 +5,23 @@ cells (the prevalence). Sources: Hoffman and Johnson (2016) for the mutual infor
 (2016) for active units.
 """
 
-import math
-
 from server.judging.criteria import (
+    NO_FOREGROUND,
     CriteriaSet,
     CriterionName,
     Diagnosis,
     Evidence,
     Finding,
+    compute_rise,
     criterion,
     is_at_least,
     is_at_most,
+    rises_at_most,
 )
 from server.judging.painting import Painting
 
 _TOO_OLD = "the job is older than this measure"
-_NO_CASES = "the validation split has no foreground, or the measure no finite value"
+_NOT_FINITE = "the measure has no finite value"
 
 
 @criterion(CriterionName.informative, CriteriaSet.evidence)
@@ -36,7 +37,7 @@ def judge_information(evidence: Evidence) -> Finding:
         return Finding(target=target)
     information, num_active = final.val_mutual_information, final.val_active_units_variance
     if information is None or num_active is None:
-        return _lack_data(evidence, target=target)
+        return _lack_data(evidence, target=target, reason=_NOT_FINITE)
     num_dimensions = len(final.val_kl_per_dimension)
     is_enough = is_at_least(information, limits.min_mutual_information)
     return Finding(
@@ -156,13 +157,16 @@ def judge_generalisation(evidence: Evidence) -> Finding:
     return Finding(
         target=target,
         diagnosis=Diagnosis.overfitted,
-        has_passed=is_at_most(val, train + gap_limit * abs(train)),
-        value=(val - train) / abs(train) if train else math.nan,
+        has_passed=rises_at_most(train, val, share=gap_limit),
+        value=compute_rise(train, val),
         epochs=[final.epoch],
         explanation=f"reconstruction loss {val:.4f} in validation, {train:.4f} in training",
     )
 
 
-def _lack_data(evidence: Evidence, *, target: str) -> Finding:
-    is_old = evidence.is_older_than_measures
-    return Finding(target=target, explanation=_TOO_OLD if is_old else _NO_CASES)
+def _lack_data(evidence: Evidence, *, target: str, reason: str = NO_FOREGROUND) -> Finding:
+    if evidence.is_older_than_measures:
+        return Finding(target=target, explanation=_TOO_OLD)
+    if not evidence.lacks_foreground:
+        reason = _NOT_FINITE
+    return Finding(target=target, explanation=reason, is_not_applicable=True)

@@ -4,7 +4,12 @@ from typing import Final
 
 NO_VALUE: Final = "–"
 #: The symbol of a criterion's status.
-STATUS_MARKS: Final = {"passed": "✓", "failed": "✗", "no_data": NO_VALUE}
+STATUS_MARKS: Final = {
+    "passed": "✓",
+    "failed": "✗",
+    "no_data": NO_VALUE,
+    "not_applicable": NO_VALUE,
+}
 
 
 def format_number(value: float | None, digits: int = 3) -> str:

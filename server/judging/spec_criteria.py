@@ -1,6 +1,7 @@
 """Criteria that were asked for: by what argmax paints, and by the KL of the latent dimensions."""
 
 from server.judging.criteria import (
+    NO_FOREGROUND,
     CriteriaSet,
     CriterionName,
     Diagnosis,
@@ -41,8 +42,10 @@ def judge_mode_collapse(evidence: Evidence) -> Finding:
     are all black."""
     limits, target = evidence.limits, _describe_collapse_target(evidence)
     painting = Painting.of(evidence)
-    if painting is None or painting.recall is None:
+    if painting is None:
         return Finding(target=target)
+    if painting.recall is None:
+        return Finding(target=target, explanation=NO_FOREGROUND, is_not_applicable=True)
     return Finding(
         target=target,
         diagnosis=painting.diagnose(evidence),

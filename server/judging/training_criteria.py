@@ -17,8 +17,10 @@ from server.judging.criteria import (
     Diagnosis,
     Evidence,
     Finding,
+    compute_rise,
     criterion,
     is_at_most,
+    rises_at_most,
 )
 from server.judging.histories import History
 
@@ -48,7 +50,7 @@ def judge_loss(evidence: Evidence) -> Finding:
     }
     at_fault = _merge(*broken.values(), lost_epoch=evidence.lost_epoch)
     if len(epochs) < 2 and not at_fault:
-        return Finding(target=target)
+        return _lack_change(evidence, target=target)
     rises = [rise for losses in curves.values() for rise in _compute_rises(losses)]
     return Finding(
         target=target,
@@ -60,6 +62,16 @@ def judge_loss(evidence: Evidence) -> Finding:
     )
 
 
+def _lack_change(evidence: Evidence, *, target: str) -> Finding:
+    if not evidence.epochs:
+        return Finding(target=target)
+    return Finding(
+        target=target,
+        explanation="one epoch shows no change",
+        is_not_applicable=evidence.job.status.is_terminal,
+    )
+
+
 def _find_broken(epochs: History, losses: Sequence[float], *, tolerance: float) -> set[int]:
     """The epochs whose loss is not finite, or above the one before."""
     not_finite = {
@@ -68,7 +80,7 @@ def _find_broken(epochs: History, losses: Sequence[float], *, tolerance: float) 
     risen = {
         row.epoch
         for row, (before, loss) in zip(epochs[1:], pairwise(losses), strict=True)
-        if math.isfinite(before) and not _rises_at_most(before, loss, share=tolerance)
+        if math.isfinite(before) and not rises_at_most(before, loss, share=tolerance)
     }
     return not_finite | risen
 
@@ -119,7 +131,7 @@ def judge_stability(evidence: Evidence) -> Finding:
         lost_epoch=evidence.lost_epoch,
     )
     if len(epochs) < 2 and not at_fault:
-        return Finding(target=target)
+        return _lack_change(evidence, target=target)
     has_spike = spike is not None and not is_at_most(spike, limits.max_spike_ratio)
     return Finding(
         target=target,
@@ -133,7 +145,7 @@ def judge_stability(evidence: Evidence) -> Finding:
 
 def _is_even(before: _Point, after: _Point, *, evidence: Evidence) -> bool:
     limits = evidence.limits
-    return is_at_most(_change(before, after), limits.max_accuracy_change) and _rises_at_most(
+    return is_at_most(_change(before, after), limits.max_accuracy_change) and rises_at_most(
         before.loss, after.loss, share=limits.max_loss_rise
     )
 
@@ -145,9 +157,9 @@ def _change(before: _Point, after: _Point) -> float:
 def _describe_jumps(
     pairs: Sequence[tuple[_Point, _Point]], *, spike: float | None, lost_epoch: int | None
 ) -> str:
-    texts = [] if pairs else ["no change between epochs is counted yet"]
+    texts = [] if pairs else ["the change to the second epoch is not counted"]
     if pairs:
-        rise = max(_compute_rise(before.loss, after.loss) for before, after in pairs)
+        rise = max(compute_rise(before.loss, after.loss) for before, after in pairs)
         texts += [
             f"largest accuracy change {max(_change(*pair) for pair in pairs):.3f}",
             f"largest loss rise {max(rise, 0.0):.1%}",
@@ -181,7 +193,7 @@ def has_diverged(evidence: Evidence) -> bool:
     if evidence.lost_epoch is not None:
         return True
     share = evidence.limits.loss_tolerance
-    return bool(losses) and not _rises_at_most(losses[0], losses[-1], share=share)
+    return bool(losses) and not rises_at_most(losses[0], losses[-1], share=share)
 
 
 def reweigh(epochs: History) -> list[float]:
@@ -192,18 +204,7 @@ def reweigh(epochs: History) -> list[float]:
 
 def _compute_rises(losses: Sequence[float]) -> list[float]:
     """The relative rise from each epoch to the next; falls are negative."""
-    return [_compute_rise(before, loss) for before, loss in pairwise(losses)]
-
-
-def _compute_rise(before: float, loss: float) -> float:
-    if before:
-        return (loss - before) / abs(before)
-    return math.inf * loss if loss else 0.0
-
-
-def _rises_at_most(before: float, loss: float, *, share: float) -> bool:
-    """Compared as losses: the relative rise itself loses half of its digits near 0."""
-    return is_at_most(loss, before + share * abs(before))
+    return [compute_rise(before, loss) for before, loss in pairwise(losses)]
 
 
 def _merge(*epochs: set[int], lost_epoch: int | None) -> list[int]:

@@ -134,10 +134,10 @@ class VerdictCache:
 
 
 def _decide(job: Job, findings: Findings) -> Outcome:
-    statuses = {finding.status for finding in findings.values()}
     if not job.status.is_terminal:
         return Outcome.undecided
-    if job.status != JobStatus.succeeded or CriterionStatus.failed in statuses:
+    passed = {finding.has_passed for finding in findings.values()}
+    if job.status != JobStatus.succeeded or False in passed:
         return Outcome.failure
     # One epoch, for example, does not show whether the loss falls.
-    return Outcome.undecided if CriterionStatus.no_data in statuses else Outcome.success
+    return Outcome.undecided if None in passed else Outcome.success

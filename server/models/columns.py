@@ -4,7 +4,22 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Column, DateTime, Dialect, Enum, ForeignKey, String, TypeDecorator
+from sqlalchemy import (
+    JSON,
+    Column,
+    DateTime,
+    Dialect,
+    Enum,
+    Float,
+    ForeignKey,
+    String,
+    TypeDecorator,
+)
+from sqlalchemy.sql.operators import OperatorType
+from sqlalchemy.types import TypeEngine
+from sqlmodel import SQLModel
+
+from server.finite import make_finite
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -18,6 +33,32 @@ class UTCDateTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
+
+
+class FiniteFloat(TypeDecorator[float]):
+    """A number. One that is not finite is stored as null, on both databases alike."""
+
+    impl = Float
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:  # noqa: ARG002
+        finite: float | None = make_finite(value)
+        return finite
+
+
+class FiniteJSON(TypeDecorator[Any]):
+    """JSON in which each number that is not finite is stored as null."""
+
+    impl = JSON
+    cache_ok = True
+    # As the type itself does: None is the JSON value null.
+    should_evaluate_none = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+        return make_finite(value)
+
+    def coerce_compared_value(self, op: OperatorType | None, value: Any) -> TypeEngine[Any]:
+        return self.impl_instance.coerce_compared_value(op, value)
 
 
 class EnumText(TypeDecorator[StrEnum]):
@@ -35,6 +76,14 @@ class EnumText(TypeDecorator[StrEnum]):
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:  # noqa: ARG002
         return None if value is None else self.values(value)
+
+
+def store_finite_numbers(*tables: type[SQLModel]) -> None:
+    """Make `FiniteFloat` of each column of numbers."""
+    for table in tables:
+        for column in table.metadata.tables[str(table.__tablename__)].columns:
+            if isinstance(column.type, Float):
+                column.type = FiniteFloat()
 
 
 def utc_now() -> datetime:

@@ -18,6 +18,9 @@ from server.models.options import (
 
 #: Colours of a grid; colour 0 is the background.
 NUM_COLOURS: Final = 10
+#: Nats per cell below which a loss is as good as 0: then the right colour of a cell has a
+#: probability of 0.999. Relative changes and ratios of losses are taken as if none were smaller.
+NEGLIGIBLE_LOSS: Final = 1e-3
 #: Settings that say which run of a configuration a job is, or only what is kept of it.
 NOT_IDENTITY: Final = ("seed", "data_seed", "checkpoint_every")
 MAX_SEED: Final = 2**31 - 1

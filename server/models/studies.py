@@ -4,11 +4,16 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import JSON, Column, ForeignKey, Index, Integer, String, text
+from sqlalchemy import Column, ForeignKey, Index, Integer, String, text
 from sqlmodel import Field as Col
 from sqlmodel import SQLModel
 
-from server.models.columns import UTCDateTime, study_id_column, utc_now
+from server.models.columns import (
+    FiniteJSON,
+    UTCDateTime,
+    study_id_column,
+    utc_now,
+)
 from server.models.tables import new_id
 
 
@@ -39,23 +44,23 @@ class Study(SQLModel, table=True):
     id: str = Col(default_factory=new_id, primary_key=True, max_length=12)
     name: str | None = None
     labels: dict[str, str] = Col(
-        default_factory=dict, sa_column=Column("metadata", JSON, nullable=False)
+        default_factory=dict, sa_column=Column("metadata", FiniteJSON, nullable=False)
     )
     priority: int = 0
     quick_test: bool = False
-    arms: list[dict[str, Any]] = Col(sa_type=JSON)  # each an Arm
-    seeds: list[int] = Col(sa_type=JSON)  # queued so far, for arms that are still in
+    arms: list[dict[str, Any]] = Col(sa_type=FiniteJSON)  # each an Arm
+    seeds: list[int] = Col(sa_type=FiniteJSON)  # queued so far, for arms that are still in
     #: How many seeds there were each time that some had been queued. A look takes an arm's first
     #: judged seeds of those that were queued when it was due: later ones never change it.
-    rounds: list[int] = Col(default_factory=list, sa_type=JSON)
+    rounds: list[int] = Col(default_factory=list, sa_type=FiniteJSON)
     data_seed: int | None = None  # None: each job's own seed
     is_data_seed_fixed: bool = False  # the request named it, so that no other data is reused
-    looks: list[int] = Col(sa_type=JSON)  # numbers of seeds at which the study is judged
+    looks: list[int] = Col(sa_type=FiniteJSON)  # numbers of seeds at which the study is judged
     num_planned_looks: int  # the first of them; later ones were asked for afterwards
     until_decided: bool = False  # a race
     max_seeds: int
     criteria: str = Col(default="spec", max_length=20)  # the set that judges it
-    thresholds: dict[str, float] = Col(sa_type=JSON)  # those that differ from the defaults
+    thresholds: dict[str, float] = Col(sa_type=FiniteJSON)  # those that differ from the defaults
     reuse: bool = False
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
     cancel_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 from sqlalchemy import (
-    JSON,
     Column,
     Index,
     Integer,
@@ -21,9 +20,11 @@ from sqlmodel import Field as Col
 from sqlmodel import SQLModel, col
 
 from server.models.columns import (
+    FiniteJSON,
     UTCDateTime,
     job_id_column,
     open_text_column,
+    store_finite_numbers,
     text_column,
     utc_now,
 )
@@ -113,10 +114,10 @@ class Job(SQLModel, table=True):
     quick_test: bool = False
     is_pinned: bool = False  # its checkpoints stay when space is needed
     labels: dict[str, str] = Col(
-        default_factory=dict, sa_column=Column("metadata", JSON, nullable=False)
+        default_factory=dict, sa_column=Column("metadata", FiniteJSON, nullable=False)
     )
     priority: int = 0
-    config: dict[str, Any] = Col(sa_type=JSON)
+    config: dict[str, Any] = Col(sa_type=FiniteJSON)
     config_sha256: str = Col(default="", max_length=64)  # see `compute_config_sha256`
     study_id: str | None = Col(default=None, max_length=12, index=True)  # the study that made it
 
@@ -132,7 +133,7 @@ class Job(SQLModel, table=True):
     lease_expires_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
     claimed_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
     claimed_progress: float = 0.0  # where the attempt began
-    resume_point: dict[str, Any] | None = Col(default=None, sa_type=JSON)  # a ResumePoint
+    resume_point: dict[str, Any] | None = Col(default=None, sa_type=FiniteJSON)  # a ResumePoint
     cancel_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
     pause_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
@@ -155,10 +156,10 @@ class Job(SQLModel, table=True):
     val_foreground_recall: float | None = None
     val_foreground_iou: float | None = None
     device: str | None = None
-    dataset_summary: dict[str, Any] | None = Col(default=None, sa_type=JSON)
-    test_metrics: dict[str, Any] | None = Col(default=None, sa_type=JSON)  # of `best_epoch`
+    dataset_summary: dict[str, Any] | None = Col(default=None, sa_type=FiniteJSON)
+    test_metrics: dict[str, Any] | None = Col(default=None, sa_type=FiniteJSON)  # of `best_epoch`
     # Of `best_likelihood_epoch`.
-    likelihood_test_metrics: dict[str, Any] | None = Col(default=None, sa_type=JSON)
+    likelihood_test_metrics: dict[str, Any] | None = Col(default=None, sa_type=FiniteJSON)
 
     @property
     def is_judged(self) -> bool:
@@ -223,8 +224,8 @@ class EpochMetrics(SQLModel, table=True):
     train_background_share: float  # share of cells predicted as background
     train_all_black_share: float  # share of reconstructions that are all background
     train_exact_grid_rate: float
-    train_recall_per_colour: list[float | None] = Col(sa_type=JSON)
-    train_kl_per_dimension: list[float] = Col(sa_type=JSON)  # nats
+    train_recall_per_colour: list[float | None] = Col(sa_type=FiniteJSON)
+    train_kl_per_dimension: list[float] = Col(sa_type=FiniteJSON)  # nats
     train_active_units: int  # dimensions with KL above 0.05 nats
     # Epochs of older versions lack these and the last ones of validation.
     train_foreground_share: float | None = None  # share of cells that are foreground
@@ -243,8 +244,8 @@ class EpochMetrics(SQLModel, table=True):
     val_background_share: float
     val_all_black_share: float
     val_exact_grid_rate: float
-    val_recall_per_colour: list[float | None] = Col(sa_type=JSON)
-    val_kl_per_dimension: list[float] = Col(sa_type=JSON)
+    val_recall_per_colour: list[float | None] = Col(sa_type=FiniteJSON)
+    val_kl_per_dimension: list[float] = Col(sa_type=FiniteJSON)
     val_active_units: int
     val_foreground_share: float | None = None
     val_foreground_precision: float | None = None
@@ -265,7 +266,8 @@ class EpochMetrics(SQLModel, table=True):
     val_mutual_information_error: float | None = None  # standard error
     val_marginal_kl: float | None = None  # nats, from the aggregated posterior to the prior
     val_active_units_variance: int | None = None  # dimensions with Var(mu) above 0.01
-    val_information_per_dimension: list[float] | None = Col(default=None, sa_type=JSON)  # nats
+    #: Nats.
+    val_information_per_dimension: list[float] | None = Col(default=None, sa_type=FiniteJSON)
 
 
 class EventKind(StrEnum):
@@ -299,7 +301,7 @@ class JobEvent(SQLModel, table=True):
     job_id: str = Col(sa_column=job_id_column())
     kind: str  # an EventKind
     message: str
-    data: dict[str, Any] | None = Col(default=None, sa_type=JSON)  # the values, for programs
+    data: dict[str, Any] | None = Col(default=None, sa_type=FiniteJSON)  # the values, for programs
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
 
 
@@ -330,7 +332,7 @@ class Artifact(SQLModel, table=True):
     file_name: str
     size_bytes: int
     sha256: str
-    samples: list[dict[str, float | None]] | None = Col(default=None, sa_type=JSON)
+    samples: list[dict[str, float | None]] | None = Col(default=None, sa_type=FiniteJSON)
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
 
 
@@ -341,8 +343,9 @@ class OwnOption(SQLModel, table=True):
 
     name: str = Col(primary_key=True, max_length=64)
     base: str = Col(max_length=64)  # the option that it was derived from
-    config: dict[str, Any] = Col(sa_type=JSON)  # the settings in which it differs from its base
-    preset: dict[str, Any] = Col(sa_type=JSON)  # those of its base and its own together
+    #: The settings in which it differs from its base.
+    config: dict[str, Any] = Col(sa_type=FiniteJSON)
+    preset: dict[str, Any] = Col(sa_type=FiniteJSON)  # those of its base and its own together
     summary: str = ""
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
 
@@ -389,3 +392,8 @@ class Worker(SQLModel, table=True):
     job_id: str | None = None
     started_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
     heartbeat_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
+
+
+store_finite_numbers(
+    Job, JobLabel, EpochMetrics, JobEvent, Artifact, OwnOption, IdempotencyKey, Worker
+)
