@@ -7,6 +7,7 @@ import torch
 
 from server.errors import LosslabError
 from server.files.datasets import DatasetError
+from server.models.configuration import StoredConfigError
 from server.models.tables import FailureKind, Job
 from worker.training import NonFiniteLossError
 
@@ -35,11 +36,13 @@ def describe_failure(error: Exception, *, job: Job) -> Failure:
     match error:
         case DatasetError():
             return Failure("bad_dataset", str(error), FailureKind.user)
+        case StoredConfigError():
+            return Failure("unknown_config", str(error), FailureKind.user)
         case NonFiniteLossError():
             return Failure("non_finite_loss", str(error), FailureKind.numeric)
         case _ if _is_out_of_memory(error):
             message = (
-                f"out of memory with batch_size {job.config['batch_size']}; "
+                f"out of memory with batch_size {job.training_config.batch_size}; "
                 "a smaller batch_size or num_samples helps"
             )
             return Failure("out_of_memory", message, FailureKind.oom)

@@ -68,7 +68,7 @@ class EpochRecorder:
         self._attempt = attempt
         self._name = job.name or job.id
         self._option = job.option
-        self._config = job.training_config
+        self._config = job.trainable_config
         self._bests = {
             BestBy.loss: _Best(job.best_epoch, _negate(job.best_val_recon_loss)),
             BestBy.likelihood: _Best(job.best_likelihood_epoch, job.best_val_log_likelihood),

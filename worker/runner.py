@@ -139,7 +139,7 @@ def _run(attempt: Attempt) -> None:
     """Everything a job does, in order."""
     # First remove files that a killed worker left incomplete.
     attempt.write(records.keep_named_files, sweep=attempt.files.sweep)
-    config, settings, job = attempt.job.training_config, attempt.settings, attempt.job
+    config, settings, job = attempt.job.trainable_config, attempt.settings, attempt.job
     dataset = load_dataset(config, datasets_dir=settings.datasets_dir, cache_dir=settings.cache_dir)
     trackers = TrackerGroup(job, settings=settings, warn=attempt.warn)
     try:
@@ -155,7 +155,7 @@ def _run(attempt: Attempt) -> None:
 
 def _train(attempt: Attempt, dataset: Dataset, *, trackers: TrackerGroup) -> Trainer:
     """Run the remaining epochs; all of them are stored on return."""
-    config, device = attempt.job.training_config, choose_device()
+    config, device = attempt.job.trainable_config, choose_device()
     samples = draw_reconstruction_batches(
         dataset.train,
         num_samples=NUM_RECONSTRUCTIONS,

@@ -15,7 +15,7 @@ from server.judging.decisions import Recommendation
 from server.judging.studies import ArmVerdict
 from server.judging.verdicts import Verdict
 from server.models.columns import utc_now
-from server.models.configuration import TrainingConfig, resolve_config
+from server.models.configuration import TrainingConfig, fill_in, resolve_config
 from server.models.tables import (
     Artifact,
     EpochMetrics,
@@ -43,7 +43,9 @@ class JobPublic(BaseModel):
     is_pinned: bool
     metadata: dict[str, str]
     priority: int
-    config: TrainingConfig
+    config: dict[str, Any] = Field(
+        description="a TrainingConfig; of a job that another version stored, as it was stored"
+    )
     config_sha256: str = Field(
         description="jobs with the same value differ only in their seeds and checkpoints"
     )
@@ -93,7 +95,7 @@ class JobPublic(BaseModel):
         return cls(
             **job.model_dump(exclude={"config", "labels", "error_code", "error_message"}),
             metadata=job.labels,
-            config=config,
+            config=fill_in(job.config),
             num_epochs=config.epochs,
             error=error if job.error_code else None,
             seconds_left=_estimate_seconds_left(job),

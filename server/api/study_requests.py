@@ -31,8 +31,8 @@ from server.judging.statistics import PLANNED_LOOKS, plan_looks
 from server.models.configuration import (
     MAX_SEED,
     TrainingConfig,
+    check_config,
     compute_config_sha256,
-    read_config,
     resolve_config,
 )
 from server.models.studies import Arm, Study
@@ -379,7 +379,7 @@ def _choose_data_seed(config: StudyConfig, arms: Sequence[Arm]) -> int | None:
 def check_datasets(study: Study, *, datasets_dir: Path) -> None:
     """Raise ConflictError unless the study's jobs would still train on the same data."""
     for arm in study.arm_list:
-        config = read_config(arm.config)
+        config = check_config(arm.config)
         try:
             sha256 = check_dataset(config.dataset, datasets_dir=datasets_dir)
         except DatasetError as error:

@@ -27,7 +27,7 @@ from server.errors import ConflictError
 from server.jobs.events import add_event
 from server.jobs.leases import Lease, holding
 from server.jobs.listing import JobNotFoundError
-from server.models.configuration import compute_config_sha256, read_config
+from server.models.configuration import check_config, compute_config_sha256
 from server.models.studies import StudyJob
 from server.models.tables import EventKind, FailureKind, Job, JobPhase, JobStatus
 
@@ -241,6 +241,7 @@ def _resume(session: Session, job: Job) -> None:
             raise JobStateError(f"job {job.id} is {job.status}; wait until it has stopped")
         job.pause_requested_at = None
         return
+    check_config(job.config)
     job.cancel_requested_at = job.pause_requested_at = job.ended_at = None
     job.error_code = job.error_message = job.failure_kind = None
     job.num_lost_attempts = 0
@@ -352,7 +353,7 @@ def _extend(
         raise JobStateError(
             f"job {job.id} belongs to study {study_id}, whose jobs train equally long"
         )
-    config = read_config({**job.config, "epochs": num_epochs})
+    config = check_config({**job.config, "epochs": num_epochs})
     job.config = config.model_dump(mode="json")
     job.config_sha256 = compute_config_sha256(config, dataset_sha256=dataset_sha256)
     job.progress = job.epochs_completed / num_epochs

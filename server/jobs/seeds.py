@@ -15,7 +15,7 @@ from server.jobs.batches import enqueue_all
 from server.jobs.options import BUILT_IN_OPTIONS, UnknownOptionError, read_options
 from server.jobs.studies import MAX_SEEDS, StudyStateError, count_jobs, derive_status, lock_study
 from server.jobs.submission import check_queue, new_job
-from server.models.configuration import read_config
+from server.models.configuration import check_config
 from server.models.studies import Arm, Study, StudyJob
 from server.models.tables import IS_JUDGED, Job, JobStatus, OwnOption, new_id
 
@@ -194,7 +194,7 @@ def _choose_seeds(study: Study, seed: int) -> dict[str, int]:
 
 def _make_model(study: Study, arm: Arm) -> dict[str, Any]:
     job = new_job(
-        read_config(arm.config),
+        check_config(arm.config),
         option=arm.option,
         quick_test=study.quick_test,
         labels=study.labels,

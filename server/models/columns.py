@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     JSON,
@@ -75,7 +75,13 @@ class EnumText(TypeDecorator[StrEnum]):
         return None if value is None else str(value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:  # noqa: ARG002
-        return None if value is None else self.values(value)
+        if value is None:
+            return None
+        try:
+            return self.values(value)
+        except ValueError:
+            # A member of a later version. Members are text, and so is this.
+            return cast("StrEnum", value)
 
 
 def store_finite_numbers(*tables: type[SQLModel]) -> None:

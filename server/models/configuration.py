@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from server.errors import ConflictError
 from server.models.options import (
     EFFECTIVE_NUMBER_BETA,
     NAME_PATTERN,
@@ -129,8 +130,58 @@ def resolve_config(
 
 
 def read_config(stored: Mapping[str, Any]) -> TrainingConfig:
-    """A stored configuration; a setting that was added after it has the value from before."""
-    return TrainingConfig.model_validate({**EARLIER_VALUES, **stored})
+    """A stored configuration, to be shown or judged; a setting that was added after it has the
+    value from before.
+
+    Another version of Losslab may have stored it. Settings that this one does not know are left
+    out, and values that it would refuse stay as they are if they have the right type.
+    """
+    values = {**EARLIER_VALUES, **stored}
+    try:
+        return TrainingConfig.model_validate(values)
+    except ValidationError as error:
+        refused = {str(item["loc"][0]) for item in error.errors()}
+    accepted = {name: value for name, value in values.items() if name not in refused}
+    config = TrainingConfig.model_validate(accepted)
+    kept = {
+        name: values[name]
+        for name in refused & TrainingConfig.model_fields.keys() & values.keys()
+        if _is_alike(values[name], getattr(config, name))
+    }
+    return config.model_copy(update=kept)
+
+
+def _is_alike(value: Any, default: str | float | bool) -> bool:
+    """Whether a value can be shown and calculated with where the default can."""
+    if isinstance(default, bool | str):
+        return isinstance(value, str if isinstance(default, str) else bool)
+    kinds = (int,) if isinstance(default, int) else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def fill_in(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting that is stored, and the value of each that is not."""
+    config = read_config(stored)
+    return {name: getattr(config, name) for name in TrainingConfig.model_fields} | dict(stored)
+
+
+def check_config(stored: Mapping[str, Any]) -> TrainingConfig:
+    """A stored configuration that a job is to be trained with.
+
+    Raises StoredConfigError if it has settings or values that this version does not know.
+    """
+    try:
+        return TrainingConfig.model_validate({**EARLIER_VALUES, **stored})
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise StoredConfigError(
+            "another version of Losslab stored this configuration, and this one cannot train with "
+            f"it: {'; '.join(problems)}"
+        ) from None
+
+
+class StoredConfigError(ConflictError):
+    """The stored configuration of a job is of another version; the message says what is unknown."""
 
 
 def count_steps(num_train: int, *, epochs: int, batch_size: int) -> int:

@@ -28,7 +28,7 @@ from server.models.columns import (
     text_column,
     utc_now,
 )
-from server.models.configuration import TrainingConfig, read_config
+from server.models.configuration import TrainingConfig, check_config, read_config
 
 
 class JobStatus(StrEnum):
@@ -172,7 +172,13 @@ class Job(SQLModel, table=True):
 
     @property
     def training_config(self) -> TrainingConfig:
+        """As it is shown and judged, also if another version stored it."""
         return read_config(self.config)
+
+    @property
+    def trainable_config(self) -> TrainingConfig:
+        """As it is trained with. Raises StoredConfigError."""
+        return check_config(self.config)
 
 
 #: What `Job.is_judged` says, as a condition of a query.
