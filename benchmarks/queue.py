@@ -38,6 +38,7 @@ from server.database.engine import database_now, open_database, write_transactio
 from server.database.notifications import JobListener
 from server.jobs import queue, workers
 from server.jobs.leases import Lease
+from server.jobs.reaper import Reaper
 from server.jobs.submission import new_job, submit_job
 from server.models.configuration import TrainingConfig
 from server.models.options import BuiltInOption
@@ -142,9 +143,9 @@ def measure_claims(
 
 def drain(settings: Settings, start: Barrier) -> None:
     engine = open_database(settings)
-    worker_id = register(engine)
+    worker = register(engine)
     start.wait()
-    while run_next(engine, settings, worker_id=worker_id):
+    while run_next(engine, settings, worker_id=worker.id):
         pass
     engine.dispose()
 
@@ -184,18 +185,17 @@ def find_percentile(values: list[float], share: float) -> float:
 def wait_for_jobs(settings: Settings, start: Barrier) -> None:
     """Like `worker.main.work` without training; runs until it is killed."""
     engine = open_database(settings)
-    worker_id = register(engine)
+    worker = register(engine)
     listener, shutdown = JobListener(engine), threading.Event()
+    reaper = Reaper(engine, settings=settings)
     start.wait()
     beat_at = 0.0
     while True:
         if time.monotonic() >= beat_at:
-            workers.report_idle(engine, worker_id)
-            queue.requeue_lost_jobs(
-                engine, max_attempts=settings.max_attempts, lease_seconds=settings.lease_seconds
-            )
+            workers.report_idle(engine, worker)
+            reaper.reap()
             beat_at = time.monotonic() + settings.heartbeat_seconds
-        if not run_next(engine, settings, worker_id=worker_id):
+        if not run_next(engine, settings, worker_id=worker.id):
             listener.wait(shutdown, poll_seconds=settings.poll_seconds)
 
 
@@ -270,13 +270,13 @@ def submit(engine: Engine, config: TrainingConfig | None = None) -> Job:
         return submit_job(session, new_job(config or TrainingConfig(), option=BuiltInOption.b))
 
 
-def register(engine: Engine) -> str:
-    worker_id = f"benchmark/{os.getpid()}"
+def register(engine: Engine) -> Worker:
+    pid = os.getpid()
     worker = Worker(
-        id=worker_id, host="benchmark", pid=os.getpid(), device="none", state=WorkerState.idle
+        id=f"benchmark/{pid}", host="benchmark", pid=pid, device="none", state=WorkerState.idle
     )
     workers.register(engine, worker)
-    return worker_id
+    return worker
 
 
 def run_next(engine: Engine, settings: Settings, *, worker_id: str) -> bool:

@@ -11,6 +11,7 @@ from limits import parse
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import Session
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
@@ -33,7 +34,9 @@ from server.api.security import Authentication, SameOrigin, ask_for_token, find_
 from server.dashboard.presentation import install_dashboard
 from server.database.engine import open_database
 from server.jobs import retention
+from server.jobs.ages import AgeWatch
 from server.jobs.reaper import Reaper
+from server.jobs.workers import watch_times
 from server.judging.statistics import load_library
 from server.judging.studies import ResultCache
 from server.judging.verdicts import VerdictCache
@@ -64,11 +67,14 @@ def create_app(settings: Settings) -> FastAPI:
         engine = app.state.engine = open_database(settings)
         app.state.session_turns = asyncio.Semaphore(NUM_SESSIONS)
         app.state.event_feed = EventFeed(engine)
-        store = StoreCollector(engine, lease_seconds=settings.lease_seconds)
+        store = StoreCollector(
+            engine, lease_seconds=settings.lease_seconds, watch=app.state.worker_watch
+        )
         registry.register(store)
         async with _background(
             app.state.event_feed.run(),
             _reap(engine, settings),
+            _watch_workers(engine, settings, watch=app.state.worker_watch),
             _free_space(engine, settings),
             _race(engine, settings, cache=app.state.result_cache),
             _warm_up(),
@@ -92,6 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.needs_token = bool(settings.tokens)
     app.state.settings = settings
     app.state.registry = registry
+    app.state.worker_watch = AgeWatch()
     app.state.verdict_cache = VerdictCache()
     app.state.result_cache = ResultCache()
     install_problem_handlers(app)
@@ -142,6 +149,21 @@ async def _reap(engine: Engine, settings: Settings) -> None:
             await asyncio.to_thread(reaper.reap)
         except SQLAlchemyError as error:
             _logger.warning("jobs of dead workers cannot be requeued: %s", error)
+        await asyncio.sleep(settings.heartbeat_seconds)
+
+
+async def _watch_workers(engine: Engine, settings: Settings, *, watch: AgeWatch) -> None:
+    """Look at the workers' heartbeats until cancelled, so that no clock decides who is alive."""
+
+    def look() -> None:
+        with Session(engine) as session:
+            watch_times(session, watch)
+
+    while True:
+        try:
+            await asyncio.to_thread(look)
+        except SQLAlchemyError as error:
+            _logger.warning("the workers' heartbeats cannot be read: %s", error)
         await asyncio.sleep(settings.heartbeat_seconds)
 
 

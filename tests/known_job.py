@@ -46,9 +46,9 @@ TRANSITIONS: dict[str, set[Transition]] = {
     "lose": {*LEFT_BY_ITS_WORKER, (RUNNING, FAILED)},
     "stop": LEFT_BY_ITS_WORKER,
     "hand_back": LEFT_BY_ITS_WORKER,
-    # A running job changes by these only if its lease has expired.
-    "cancel": {(QUEUED, CANCELLED), (PAUSED, CANCELLED), (RUNNING, CANCELLED)},
-    "pause": {(QUEUED, PAUSED), (RUNNING, PAUSED)},
+    # A running job is left to its worker or, if that is dead, to a reaper.
+    "cancel": {(QUEUED, CANCELLED), (PAUSED, CANCELLED)},
+    "pause": {(QUEUED, PAUSED)},
     "resume": {(status, QUEUED) for status in (PAUSED, SUCCEEDED, FAILED, CANCELLED)},
     "remove": {(status, None) for status in (SUCCEEDED, FAILED, CANCELLED)},
     "note": set(),
@@ -142,7 +142,7 @@ class KnownJob:
     status: JobStatus = QUEUED
     attempt: int = 0
     lease: Lease | None = None
-    is_expired: bool = False
+    is_silent: bool = False
     is_delayed: bool = False
     request: StopRequest | None = None
     num_lost: int = 0
@@ -173,8 +173,8 @@ class KnownJob:
         return not self.status.is_terminal and self.request is not StopRequest.cancel
 
     def ask(self, request: StopRequest) -> bool:
-        """Whether the request changes anything; only a live worker is waited for."""
-        is_waited_for = self.lease is not None and not self.is_expired
+        """Whether the request changes anything; a worker is waited for."""
+        is_waited_for = self.lease is not None
         is_new = request is not self.request or not is_waited_for
         if not is_new or AFTER_REQUEST[request] is self.status:
             return False
@@ -193,7 +193,7 @@ class KnownJob:
         self.status = status
         self.lease = None
         self.request = None
-        self.is_expired = self.is_delayed = False
+        self.is_silent = self.is_delayed = False
 
     def leave(self, otherwise: JobStatus = QUEUED) -> None:
         """A worker gives up the job; a request to stop takes precedence."""

@@ -11,7 +11,7 @@ from sqlmodel import Session, col, select
 
 from server.database.engine import write_transaction
 from server.jobs import leases, queue, records
-from server.jobs.leases import Lease, LeaseLostError, StopRequest
+from server.jobs.leases import Lease, LeaseLostError, SeenLease, StopRequest
 from server.jobs.queue import JobStateError
 from server.jobs.submission import QueueFullError
 from server.models.columns import utc_now
@@ -55,13 +55,14 @@ def fail(engine: Engine, lease: Lease, kind: FailureKind, *, retry_seconds: floa
     )
 
 
-def requeue_lost(engine: Engine) -> int:
-    return queue.requeue_lost_jobs(engine, max_attempts=3, lease_seconds=30)
+def read_lease(engine: Engine, job_id: str) -> SeenLease:
+    with Session(engine) as session:
+        return next(lease for lease in leases.read_leases(session) if lease.job_id == job_id)
 
 
-def expire_lease(engine: Engine, job_id: str) -> None:
+def requeue_lost(engine: Engine, *silent: SeenLease) -> int:
     with write_transaction(engine) as session:
-        session.get_one(Job, job_id).lease_expires_at = utc_now() - timedelta(seconds=1)
+        return queue.requeue_lost_jobs(session, silent, max_attempts=3, lease_seconds=30)
 
 
 def test_submitted_job_is_queued_and_on_disk(engine: Engine, submit_job: SubmitJob) -> None:
@@ -162,8 +163,9 @@ def test_lost_job_goes_to_another_worker_and_fences_the_first(
 ) -> None:
     submit_job()
     zombie = lease_of(claim(engine, "zombie"))
-    expire_lease(engine, zombie.job_id)
-    assert requeue_lost(engine) == 1
+    silent = read_lease(engine, zombie.job_id)
+    assert requeue_lost(engine, silent) == 1
+    assert requeue_lost(engine, silent) == 0
     heir = claim(engine, "heir")
     assert heir is not None
     assert heir.attempt == 2
@@ -181,10 +183,15 @@ def test_lost_job_goes_to_another_worker_and_fences_the_first(
     assert read(engine, heir.id).worker_id == "heir"
 
 
-def test_live_lease_is_not_requeued(engine: Engine, submit_job: SubmitJob) -> None:
+def test_job_whose_worker_beat_at_the_last_moment_is_not_requeued(
+    engine: Engine, submit_job: SubmitJob
+) -> None:
     submit_job()
-    claim(engine)
-    assert requeue_lost(engine) == 0
+    lease = lease_of(claim(engine))
+    silent = read_lease(engine, lease.job_id)
+    leases.heartbeat(engine, lease, lease_seconds=30, progress=0.0)
+    assert requeue_lost(engine, silent) == 0
+    assert leases.read_stop_request(engine, lease) is None
 
 
 def test_job_that_loses_every_worker_fails_in_the_end(
@@ -193,8 +200,7 @@ def test_job_that_loses_every_worker_fails_in_the_end(
     job_id = submit_job().id
     for _ in range(3):
         claim(engine)
-        expire_lease(engine, job_id)
-        requeue_lost(engine)
+        requeue_lost(engine, read_lease(engine, job_id))
     job = read(engine, job_id)
     assert job.status is JobStatus.failed
     assert job.failure_kind is FailureKind.infrastructure
@@ -228,13 +234,47 @@ def test_running_job_is_asked_to_stop(engine: Engine, submit_job: SubmitJob) -> 
     assert read(engine, lease.job_id).status is JobStatus.cancelled
 
 
-def test_cancel_of_a_job_whose_worker_is_gone_is_immediate(
+def test_cancel_takes_no_job_from_a_worker_whose_lease_is_over_by_the_clock(
     engine: Engine, submit_job: SubmitJob
 ) -> None:
     job_id = submit_job().id
-    claim(engine)
-    expire_lease(engine, job_id)
-    assert queue.cancel(engine, job_id).status is JobStatus.cancelled
+    lease = lease_of(claim(engine))
+    set_clock_ahead(engine, hours=1)
+    assert queue.cancel(engine, job_id).status is JobStatus.running
+    assert leases.read_stop_request(engine, lease) is StopRequest.cancel
+
+
+@pytest.mark.parametrize("hours", [2, -2, -0.1])
+def test_retry_does_not_wait_for_hours_when_the_clock_is_set_back(
+    engine: Engine, submit_job: SubmitJob, hours: float
+) -> None:
+    job_id = submit_job().id
+    fail(engine, lease_of(claim(engine)), FailureKind.infrastructure, retry_seconds=10)
+    assert claim(engine) is None
+    set_clock_ahead(engine, hours=hours)
+    retried = claim(engine)
+    assert retried is not None
+    assert retried.id == job_id
+
+
+def set_clock_ahead(engine: Engine, *, hours: float) -> None:
+    """What a clock that is set ahead makes of the stored times: they are so much older."""
+    names = ("created_at", "progress_at", "available_at", "lease_expires_at", "claimed_at")
+    with write_transaction(engine) as session:
+        for job in session.exec(select(Job)):
+            for name in names:
+                if (moment := getattr(job, name)) is not None:
+                    setattr(job, name, moment - timedelta(hours=hours))
+
+
+def test_interrupted_job_is_claimed_before_new_ones_of_its_priority(
+    engine: Engine, submit_job: SubmitJob
+) -> None:
+    first, interrupted, urgent = submit_job(), submit_job(), submit_job(priority=1)
+    lease = lease_of(queue.claim(engine, worker_id="w1", lease_seconds=30, job_id=interrupted.id))
+    queue.hand_back(engine, lease, reason="worker was stopped")
+    claimed = [claim(engine) for _ in range(3)]
+    assert [job and job.id for job in claimed] == [urgent.id, interrupted.id, first.id]
 
 
 def test_ended_job_cannot_be_cancelled_and_a_live_one_not_deleted(
@@ -293,8 +333,7 @@ def test_event_of_a_lost_job_names_the_worker_and_the_time(
 ) -> None:
     job_id = submit_job().id
     claim(engine, "host-3/1234")
-    expire_lease(engine, job_id)
-    requeue_lost(engine)
+    requeue_lost(engine, read_lease(engine, job_id))
     with Session(engine) as session:
         messages = session.exec(select(JobEvent.message).where(JobEvent.job_id == job_id)).all()
     assert "requeued: worker host-3/1234 sent no heartbeat for 30 s" in messages
@@ -354,12 +393,11 @@ def test_request_to_stop_outlives_the_worker_and_a_hand_back(
 ) -> None:
     expected = {queue.cancel: JobStatus.cancelled, queue.pause: JobStatus.paused}
     lost, handed_back = submit_job(), submit_job()
-    leases = {lease.job_id: lease for lease in (lease_of(claim(engine)), lease_of(claim(engine)))}
+    held = {lease.job_id: lease for lease in (lease_of(claim(engine)), lease_of(claim(engine)))}
     for job in (lost, handed_back):
         request_stop(engine, job.id)
-    expire_lease(engine, lost.id)
-    requeue_lost(engine)
-    queue.hand_back(engine, leases[handed_back.id], reason="worker was stopped")
+    requeue_lost(engine, read_lease(engine, lost.id))
+    queue.hand_back(engine, held[handed_back.id], reason="worker was stopped")
     for job in (lost, handed_back):
         assert read(engine, job.id).status is expected[request_stop]
 

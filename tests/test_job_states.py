@@ -1,7 +1,6 @@
 """Random sequences of job operations, on both databases, compared with a model."""
 
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -36,9 +35,11 @@ from known_job import (
     record_epoch,
 )
 from sqlalchemy import Engine, delete, update
+from sqlmodel import Session
 
+from server.database.engine import write_transaction
 from server.jobs import leases, queue
-from server.jobs.leases import Lease, LeaseLostError, StopRequest
+from server.jobs.leases import Lease, LeaseLostError, SeenLease, StopRequest
 from server.jobs.listing import JobNotFoundError
 from server.jobs.queue import JobStateError
 from server.models.columns import utc_now
@@ -83,6 +84,7 @@ class JobQueueMachine(RuleBasedStateMachine):
         self.engine = engine
         self.known: dict[str, KnownJob] = {}
         self.given = [NEVER_GIVEN]
+        self.silent: list[SeenLease] = []
         with engine.begin() as connection:
             connection.execute(delete(Job))
         self.seen = look(engine)
@@ -157,7 +159,7 @@ class JobQueueMachine(RuleBasedStateMachine):
     @rule(lease=held_leases, name=st.sampled_from(sorted(NOTES)))
     def note(self, lease: Lease, name: str) -> None:
         NOTES[name](self.engine, lease)
-        self.known[lease.job_id].is_expired &= name != "heartbeat"
+        self.known[lease.job_id].is_silent &= name != "heartbeat"
         self.check("note", lease.job_id)
 
     @precondition(lambda self: self.held_leases)
@@ -220,9 +222,10 @@ class JobQueueMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held_leases)
     @rule(lease=held_leases, is_noticed=st.booleans())
-    def expire(self, lease: Lease, is_noticed: bool) -> None:
-        self.change(lease.job_id, lease_expires_at=utc_now() - timedelta(seconds=1))
-        self.known[lease.job_id].is_expired = True
+    def fall_silent(self, lease: Lease, is_noticed: bool) -> None:
+        with Session(self.engine) as session:
+            self.silent += [s for s in leases.read_leases(session) if s.job_id == lease.job_id]
+        self.known[lease.job_id].is_silent = True
         if is_noticed:
             self.requeue_lost_jobs()
 
@@ -282,10 +285,15 @@ class JobQueueMachine(RuleBasedStateMachine):
         return [lease for lease in self.given if lease not in self.held_leases]
 
     def first_in_line(self, job_id: str | None) -> str | None:
-        """The oldest job with the highest priority; `known` is in the order of submission."""
+        """Of the jobs with the highest priority an interrupted one, then the oldest; `known` is in
+        the order of submission."""
         wanted = self.known if job_id is None else {job_id} & self.known.keys()
         due = [wanted_id for wanted_id in wanted if self.known[wanted_id].is_due]
-        return max(due, key=lambda due_id: self.known[due_id].priority, default=None)
+        return max(
+            due,
+            key=lambda due_id: (self.known[due_id].priority, self.known[due_id].attempt > 0),
+            default=None,
+        )
 
     def refuse(self, command: Command, job_id: str) -> None:
         with pytest.raises(JobStateError if job_id in self.known else JobNotFoundError):
@@ -299,10 +307,12 @@ class JobQueueMachine(RuleBasedStateMachine):
         return lease in self.held_leases
 
     def requeue_lost_jobs(self) -> None:
-        lost = [job_id for job_id, known in self.known.items() if known.is_expired]
-        num_lost = queue.requeue_lost_jobs(
-            self.engine, max_attempts=MAX_ATTEMPTS, lease_seconds=LEASE_SECONDS
-        )
+        """A reaper has also seen leases that were renewed since, or whose attempt is over."""
+        lost = [job_id for job_id, known in self.known.items() if known.is_silent]
+        with write_transaction(self.engine) as session:
+            num_lost = queue.requeue_lost_jobs(
+                session, self.silent, max_attempts=MAX_ATTEMPTS, lease_seconds=LEASE_SECONDS
+            )
         assert num_lost == len(lost)
         for job_id in lost:
             self.known[job_id].lose()

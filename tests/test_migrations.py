@@ -24,6 +24,7 @@ from server.database import engine as database_module
 from server.database.engine import open_database, upgrade
 from server.jobs import leases, queue
 from server.jobs.leases import Lease
+from server.jobs.reaper import Reaper
 from server.models.columns import utc_now
 from server.models.configuration import (
     EARLIER_VALUES,
@@ -396,9 +397,9 @@ def test_queued_job_is_claimed_after_the_upgrade(stored: list[Stored], engine: E
 
 
 def test_running_job_stays_with_its_worker_during_the_upgrade(
-    stored: list[Stored], engine: Engine
+    stored: list[Stored], settings: Settings, engine: Engine
 ) -> None:
-    assert queue.requeue_lost_jobs(engine, max_attempts=3, lease_seconds=30) == 0
+    assert Reaper(engine, settings=settings).reap() == 0
     with Session(engine) as session:
         job = session.get_one(Job, JOB_IDS[JobStatus.running])
     lease = Lease(job.id, job.attempt, WORKER_ID)

@@ -6,8 +6,10 @@ import pytest
 from conftest import BOTH_DATABASES, SubmitJob
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, update
+from sqlmodel import Session
 
 from server.jobs import leases, queue, workers
+from server.jobs.ages import AgeWatch
 from server.jobs.leases import Lease
 from server.models.columns import utc_now
 from server.models.tables import Job, Worker, WorkerState
@@ -96,6 +98,86 @@ def test_workers_are_shown_with_device_and_versions(client: TestClient, engine: 
     (worker,) = client.get("/workers").json()["data"]
     assert (worker["device"], worker["torch_version"]) == ("cpu", "2.13")
     assert worker["heartbeat_at"].endswith("Z")
+
+
+class Clock:
+    """A clock that is never set."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Watcher:
+    """A server that looks at the workers every few seconds."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._clock = Clock()
+        self._watch = AgeWatch(clock=self._clock)
+
+    def look_for(self, seconds: float) -> None:
+        end = self._clock.now + seconds
+        while self._clock.now < end:
+            with Session(self._engine) as session:
+                workers.watch_times(session, self._watch)
+            self._clock.now += 5.0
+
+    def read_states(self) -> list[str]:
+        with Session(self._engine) as session:
+            limit, watch, settings = 10, self._watch, self._settings
+            found = workers.list_workers(session, settings=settings, limit=limit, watch=watch)
+            num_live = workers.count_live(session, lease_seconds=30, watch=watch)
+        assert num_live == sum(report.state != "dead" for report in found)
+        return [report.state for report in found]
+
+
+@pytest.mark.parametrize("hours", [3, -3])
+def test_clock_that_is_set_makes_no_living_worker_dead_and_no_dead_one_alive(
+    engine: Engine, settings: Settings, hours: float
+) -> None:
+    enter(engine)
+    watcher = Watcher(engine, settings)
+    watcher.look_for(5)
+    make_silent(engine, hours * 3600)
+    watcher.look_for(5)
+    assert watcher.read_states() == ["idle"]
+    watcher.look_for(15)
+    assert watcher.read_states() == ["stale"]
+    watcher.look_for(15)
+    assert watcher.read_states() == ["dead"]
+
+
+def test_clock_that_is_set_makes_no_job_stalled(
+    engine: Engine, settings: Settings, submit_job: SubmitJob
+) -> None:
+    enter(engine)
+    job = submit_job()
+    claimed = queue.claim(engine, worker_id=NAME, lease_seconds=30)
+    assert claimed is not None
+    lease = Lease(job.id, claimed.attempt, NAME)
+    leases.heartbeat(engine, lease, lease_seconds=30, progress=0.1)
+    watcher = Watcher(engine, settings)
+    watcher.look_for(5)
+    with engine.begin() as connection:
+        connection.execute(update(Job).values(progress_at=utc_now() - timedelta(hours=3)))
+    leases.heartbeat(engine, lease, lease_seconds=30, progress=0.1)
+    watcher.look_for(5)
+    assert watcher.read_states() == ["busy"]
+
+
+def test_living_worker_that_was_deleted_as_too_old_is_listed_again(
+    client: TestClient, engine: Engine
+) -> None:
+    living = Worker(id="living/1", host="living", pid=1, device="cpu", state=WorkerState.idle)
+    workers.register(engine, living)
+    make_silent(engine, 2 * 24 * 3600)
+    enter(engine, "new/2")
+    workers.report_idle(engine, living)
+    assert read_workers(client) == {"new/2": "idle", "living/1": "idle"}
 
 
 @pytest.fixture

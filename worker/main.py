@@ -81,15 +81,13 @@ def work(
     With `job_id` only that job is run. Raises DeviceBrokenError.
     """
     worker = outlast_outages(shutdown)(_register, engine)
-    loop = _ClaimLoop(
-        settings, engine=engine, shutdown=shutdown, worker_id=worker.id, job_id=job_id
-    )
+    loop = _ClaimLoop(settings, engine=engine, shutdown=shutdown, worker=worker, job_id=job_id)
     try:
         while not shutdown.is_set():
             try:
                 if loop.run_next():
                     continue
-                if is_drain and not _is_any_queued(engine, job_id=job_id):
+                if is_drain and not loop.may_find_work():
                     break
                 loop.wait()
             except SQLAlchemyError as error:
@@ -111,13 +109,13 @@ class _ClaimLoop:
         *,
         engine: Engine,
         shutdown: threading.Event,
-        worker_id: str,
+        worker: Worker,
         job_id: str | None,
     ) -> None:
         self._settings = settings
         self._engine = engine
         self._shutdown = shutdown
-        self._worker_id = worker_id
+        self._worker = worker
         self._job_id = job_id
         self._listener = JobListener(engine)
         self._reaper = Reaper(engine, settings=settings)
@@ -128,7 +126,7 @@ class _ClaimLoop:
         self._beat_if_due()
         job = queue.claim(
             self._engine,
-            worker_id=self._worker_id,
+            worker_id=self._worker.id,
             lease_seconds=self._settings.lease_seconds,
             job_id=self._job_id,
         )
@@ -145,6 +143,13 @@ class _ClaimLoop:
         self._beat_at = 0.0
         return True
 
+    def may_find_work(self) -> bool:
+        """Whether a job waits, or may be requeued soon since its worker seems to be dead."""
+        with Session(self._engine) as session:
+            if queue.count_queued(session, job_id=self._job_id):
+                return True
+        return self._job_id is None and self._reaper.is_in_doubt()
+
     def wait(self) -> None:
         """Wait for a job, for at most `poll_seconds`."""
         self._listener.wait(self._shutdown, poll_seconds=self._settings.poll_seconds)
@@ -155,14 +160,9 @@ class _ClaimLoop:
     def _beat_if_due(self) -> None:
         """Send an idle worker's heartbeat, and requeue the jobs of dead workers."""
         if time.monotonic() >= self._beat_at:
-            workers.report_idle(self._engine, self._worker_id)
+            workers.report_idle(self._engine, self._worker)
             self._reaper.reap()
             self._beat_at = time.monotonic() + self._settings.heartbeat_seconds
-
-
-def _is_any_queued(engine: Engine, *, job_id: str | None) -> bool:
-    with Session(engine) as session:
-        return queue.count_queued(session, job_id=job_id) > 0
 
 
 def _report_stopped(engine: Engine, worker_id: str) -> None:

@@ -10,6 +10,7 @@ from sqlmodel import Session
 
 from server.api.event_feed import EventFeed
 from server.files.artifacts import JobFiles
+from server.jobs.ages import AgeWatch
 from server.jobs.listing import find_job
 from server.judging.statistics import load_library
 from server.judging.studies import ResultCache
@@ -40,6 +41,12 @@ def get_result_cache(request: Request) -> ResultCache:
     return cache
 
 
+def get_worker_watch(request: Request) -> AgeWatch:
+    watch: AgeWatch = request.app.state.worker_watch
+    return watch
+
+
+WorkerWatchDep = Annotated[AgeWatch, Depends(get_worker_watch)]
 ResultCacheDep = Annotated[ResultCache, Depends(get_result_cache)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 EngineDep = Annotated[Engine, Depends(get_engine)]

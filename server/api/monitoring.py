@@ -20,8 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs
 from server.database.engine import database_now
+from server.jobs.ages import AgeWatch
 from server.jobs.listing import count_by_status
-from server.jobs.workers import select_live
+from server.jobs.workers import read_live
 from server.models.tables import EpochMetrics, Job, JobStatus, Worker
 
 _ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -106,23 +107,25 @@ def _choose_id(request: Request) -> str:
 class StoreCollector(Collector):
     """Metrics from the database, read at each request and the same for all of its servers."""
 
-    def __init__(self, engine: Engine, *, lease_seconds: float) -> None:
+    def __init__(self, engine: Engine, *, lease_seconds: float, watch: AgeWatch) -> None:
         self._engine = engine
         self._lease_seconds = lease_seconds
+        self._watch = watch
 
     def collect(self) -> Iterable[Metric]:
         with Session(self._engine) as session:
             now = database_now(session)
             yield from _collect_jobs(session)
             yield from _collect_queue(session, now=now)
-            yield from self._collect_workers(session, now=now)
+            yield from self._collect_workers(session)
 
-    def _collect_workers(self, session: Session, *, now: datetime) -> Iterator[Metric]:
+    def _collect_workers(self, session: Session) -> Iterator[Metric]:
         age = _gauge("worker_heartbeat_age_seconds", "Since a worker's last heartbeat", "worker")
         seconds = _gauge("epoch_seconds", "Duration of the worker's newest epoch", "worker")
         speed = _gauge("grids_per_second", "Speed in the worker's newest epoch", "worker")
-        for worker in session.exec(select_live(now, lease_seconds=self._lease_seconds)):
-            age.add_metric([worker.id], _count_seconds(worker.heartbeat_at, until=now))
+        live = read_live(session, lease_seconds=self._lease_seconds, watch=self._watch)
+        for worker, silent_seconds in live:
+            age.add_metric([worker.id], silent_seconds)
             if (epoch := _read_newest_epoch(session, worker)) is not None:
                 seconds.add_metric([worker.id], epoch.seconds)
                 speed.add_metric([worker.id], epoch.grids_per_second)

@@ -14,7 +14,7 @@ from server.judging.criteria import CriteriaSet
 from server.judging.decisions import Recommendation
 from server.judging.studies import ArmVerdict
 from server.judging.verdicts import Verdict
-from server.models.columns import utc_now
+from server.models.columns import count_seconds, utc_now
 from server.models.configuration import TrainingConfig, fill_in, resolve_config
 from server.models.tables import (
     Artifact,
@@ -105,9 +105,9 @@ class JobPublic(BaseModel):
 def _estimate_seconds_left(job: Job) -> float | None:
     """Seconds, estimated from the speed of the current attempt."""
     done = job.progress - job.claimed_progress
-    if job.status != JobStatus.running or job.claimed_at is None or done <= 0:
+    seconds = count_seconds(job.claimed_at, utc_now())
+    if job.status != JobStatus.running or seconds is None or done <= 0:
         return None
-    seconds = (utc_now() - job.claimed_at).total_seconds()
     return round(seconds / done * (1 - job.progress), 1)
 
 

@@ -13,6 +13,7 @@ from server.judging.differences import ArmDifference, compare_kept_arms
 from server.judging.groups import SeedResult
 from server.judging.looks import LookPublic
 from server.judging.studies import ArmVerdict, StudyVerdict
+from server.models.columns import count_seconds
 from server.models.studies import Arm, Study
 from server.models.tables import JobStatus
 
@@ -153,9 +154,10 @@ def _estimate_seconds_left(verdict: StudyVerdict) -> float | None:
     results = [result for each in verdict.results for result in each]
     waiting = [result for result in results if not result.has_ended]
     durations = [
-        (result.ended_at - result.started_at).total_seconds()
+        seconds
         for result in results
-        if result.is_judged and not result.is_reused and result.ended_at and result.started_at
+        if result.is_judged and not result.is_reused
+        if (seconds := count_seconds(result.started_at, result.ended_at)) is not None
     ]
     num_running = verdict.num_by_status.get(JobStatus.running, 0)
     if not waiting or not durations or not num_running:

@@ -297,18 +297,29 @@ def become_worker(settings: "Settings", *arguments: str) -> None:
 
 
 def count_live_workers(settings: "Settings") -> int:
-    """The number of workers of this host that send heartbeats. Raises SQLAlchemyError."""
+    """The number of workers of this host that send heartbeats.
+
+    When a clock was set, a living worker looks dead until its next heartbeat, which is waited for.
+    Raises SQLAlchemyError.
+    """
     from sqlmodel import Session  # noqa: PLC0415
 
     from server.database.engine import open_database  # noqa: PLC0415
-    from server.jobs.workers import count_live  # noqa: PLC0415
+    from server.jobs.ages import AgeWatch  # noqa: PLC0415
+    from server.jobs.workers import count_live, count_unstopped, watch_times  # noqa: PLC0415
 
-    engine = open_database(settings)
-    with Session(engine) as session:
-        host = socket.gethostname()
-        num_live = count_live(session, lease_seconds=settings.lease_seconds, host=host)
-    engine.dispose()
-    return num_live
+    host, lease_seconds = socket.gethostname(), settings.lease_seconds
+    engine, watch = open_database(settings), AgeWatch()
+    deadline = time.monotonic() + 2 * settings.heartbeat_seconds
+    while True:
+        with Session(engine) as session:
+            num_live = count_live(session, lease_seconds=lease_seconds, watch=watch, host=host)
+            is_settled = bool(num_live) or not count_unstopped(session, host=host)
+            watch_times(session, watch)
+        if is_settled or time.monotonic() > deadline:
+            engine.dispose()
+            return num_live
+        time.sleep(_WATCH_SECONDS)
 
 
 def stop_processes(processes: Sequence[Process], *, stop: StopSignal) -> None:

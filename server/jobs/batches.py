@@ -45,7 +45,6 @@ class LockedJob(NamedTuple):
     id: str
     status: JobStatus
     failure_kind: FailureKind | None
-    lease_expires_at: datetime | None
     cancel_requested_at: datetime | None
     pause_requested_at: datetime | None
     epochs_completed: int
@@ -54,9 +53,10 @@ class LockedJob(NamedTuple):
     def is_cancelling(self) -> bool:
         return not self.status.is_terminal and self.cancel_requested_at is not None
 
-    def is_held(self, now: datetime) -> bool:
+    @property
+    def is_held(self) -> bool:
         """Whether a worker holds the job, and has to be asked to stop."""
-        return self.lease_expires_at is not None and self.lease_expires_at >= now
+        return self.status is JobStatus.running
 
 
 def lock_jobs(session: Session, *conditions: Any, limit: int | None = None) -> list[LockedJob]:
@@ -93,8 +93,8 @@ def cancel_all(session: Session, jobs: Iterable[LockedJob]) -> None:
     """Cancel the jobs that have not ended; those that a worker holds are asked to stop."""
     now = database_now(session)
     live = [job for job in jobs if not job.status.is_terminal]
-    loose = [job for job in live if not job.is_held(now)]
-    asked = [job for job in live if job.is_held(now) and job.cancel_requested_at is None]
+    loose = [job for job in live if not job.is_held]
+    asked = [job for job in live if job.is_held and job.cancel_requested_at is None]
     first = func.coalesce(col(Job.cancel_requested_at), now)
     ended = {**_SETTLED, "status": JobStatus.cancelled, "ended_at": now}
     _change(session, loose, cancel_requested_at=first, **ended)
@@ -109,8 +109,8 @@ def pause_all(session: Session, jobs: Iterable[LockedJob]) -> None:
     now = database_now(session)
     may_pause = (JobStatus.queued, JobStatus.running)
     live = [job for job in jobs if job.status in may_pause and not job.is_cancelling]
-    loose = [job for job in live if not job.is_held(now)]
-    asked = [job for job in live if job.is_held(now) and job.pause_requested_at is None]
+    loose = [job for job in live if not job.is_held]
+    asked = [job for job in live if job.is_held and job.pause_requested_at is None]
     _change(session, loose, **_SETTLED, status=JobStatus.paused, ended_at=None)
     _change(session, asked, pause_requested_at=now)
     _tell_all(session, loose, kind=EventKind.paused, message="paused on request", now=now)

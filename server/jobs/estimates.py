@@ -7,6 +7,7 @@ from typing import Any, Final
 from sqlalchemy import select
 from sqlmodel import Session, col
 
+from server.models.columns import count_seconds
 from server.models.studies import Arm
 from server.models.tables import Job, JobStatus
 
@@ -27,8 +28,7 @@ def estimate_seconds(session: Session, arms: Sequence[Arm], *, num_workers: int)
     by_identity: dict[str, list[float]] = {}
     per_grid: list[float] = []
     for sha256, config, started_at, ended_at in session.execute(newest.limit(_NUM_ESTIMATING)):
-        if started_at is not None and ended_at is not None:
-            seconds = (ended_at - started_at).total_seconds()
+        if (seconds := count_seconds(started_at, ended_at)) is not None:
             by_identity.setdefault(sha256, []).append(seconds)
             per_grid.append(seconds / _count_grids(config))
     if not per_grid:

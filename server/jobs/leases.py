@@ -2,18 +2,22 @@
 
 A claim raises the job's `attempt` and sets a lease. The worker makes every later write while
 `holding` the lease: the job's row is locked and must match job, attempt, worker and status
-`running`, else `LeaseLostError` is raised. Leases expire by the database's clock.
+`running`, else `LeaseLostError` is raised.
+
+No clock's time of day ends a lease: clocks are set, and machines sleep. A reaper ends it that has
+watched the lease for long enough and saw no heartbeat renew it, see `server.jobs.reaper`.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
+import sqlalchemy
 from sqlalchemy import Engine
-from sqlmodel import Session, select
+from sqlmodel import Session, col, select
 
 from server.database.engine import database_now, write_transaction
 from server.errors import ConflictError
@@ -39,6 +43,27 @@ class Lease:
     job_id: str
     attempt: int
     worker_id: str
+
+
+class SeenLease(NamedTuple):
+    """A running job's lease as it was read. Every heartbeat changes `expires_at`, so that two equal
+    ones mean: no heartbeat between them."""
+
+    job_id: str
+    attempt: int
+    worker_id: str
+    expires_at: datetime
+
+
+def read_leases(session: Session) -> list[SeenLease]:
+    """The leases of all running jobs."""
+    columns = (col(Job.id), col(Job.attempt), col(Job.worker_id), col(Job.lease_expires_at))
+    running = sqlalchemy.select(*columns).where(col(Job.status) == JobStatus.running)
+    return [
+        SeenLease(job_id, attempt, worker_id, expires_at)
+        for job_id, attempt, worker_id, expires_at in session.execute(running)
+        if worker_id is not None and expires_at is not None  # as those of all running jobs are
+    ]
 
 
 @contextmanager

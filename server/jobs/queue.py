@@ -5,15 +5,14 @@ new -> queued (enqueue, as `server.jobs.submission` does)
 queued -> running (claim) -> succeeded (finish) | failed (fail) | cancelled, paused (stop)
 running -> queued (hand_back or fail of infrastructure by its worker, requeue_lost_jobs)
 running -> failed (requeue_lost_jobs, after too many attempts)
-running -> cancelled, paused (any of these if that was requested, or cancel and pause themselves
-once the lease has expired)
+running -> cancelled, paused (any of these if that was requested)
 queued -> cancelled (cancel) | paused (pause); paused -> cancelled (cancel)
 paused, failed, cancelled, and succeeded with more epochs -> queued (resume)
 
 A worker's changes need the lease of its claim, see `server.jobs.leases`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -25,7 +24,7 @@ from server.database.engine import database_now, write_transaction
 from server.database.notifications import notify_workers
 from server.errors import ConflictError
 from server.jobs.events import add_event
-from server.jobs.leases import Lease, holding
+from server.jobs.leases import Lease, SeenLease, holding
 from server.jobs.listing import JobNotFoundError
 from server.models.configuration import check_config, compute_config_sha256
 from server.models.studies import StudyJob
@@ -58,7 +57,8 @@ def count_queued(session: Session, *, job_id: str | None = None) -> int:
 def claim(
     engine: Engine, *, worker_id: str, lease_seconds: float, job_id: str | None = None
 ) -> Job | None:
-    """Give this worker the queued job with the highest priority, of several the oldest.
+    """Give this worker the queued job with the highest priority: of several first one that was
+    interrupted, then the oldest.
 
     Returns None if no job waits. With `job_id`, only that job is claimed.
     """
@@ -90,12 +90,17 @@ def claim(
 
 def _select_waiting(now: datetime, *, job_id: str | None) -> SelectOfScalar[str]:
     """Ids of the jobs that may be claimed now in the order of claims, or only `job_id`."""
-    due = or_(col(Job.available_at).is_(None), col(Job.available_at) <= now)
+    # Before the time at which the delay was set: the clock was set back, and a delay of seconds
+    # would last for hours.
+    is_set_back = func.coalesce(col(Job.progress_at), col(Job.created_at)) > now
+    due = or_(col(Job.available_at).is_(None), col(Job.available_at) <= now, is_set_back)
     if job_id is not None:
         # A worker that names the job ignores its reservation, but not a delay between attempts.
         due = and_(col(Job.id) == job_id, or_(due, col(Job.attempt) == 0))
     waiting = select(Job.id).where(Job.status == JobStatus.queued, due)
-    return waiting.order_by(col(Job.priority).desc(), col(Job.created_at), col(Job.id))
+    return waiting.order_by(
+        col(Job.priority).desc(), (col(Job.attempt) > 0).desc(), col(Job.created_at), col(Job.id)
+    )
 
 
 def finish(
@@ -156,25 +161,29 @@ def hand_back(engine: Engine, lease: Lease, *, reason: str) -> None:
             _requeue(session, job, reason=reason)
 
 
-def requeue_lost_jobs(engine: Engine, *, max_attempts: int, lease_seconds: float) -> int:
-    """Requeue running jobs whose lease has expired; any worker may call this.
+def requeue_lost_jobs(
+    session: Session, silent: Iterable[SeenLease], *, max_attempts: int, lease_seconds: float
+) -> int:
+    """Requeue the running jobs with these leases, as a part of the caller's transaction.
 
-    After `max_attempts` lost attempts a job fails as `infrastructure`. Returns the number of jobs.
+    A job whose worker has sent a heartbeat since its lease was read is left alone. After
+    `max_attempts` lost attempts a job fails as `infrastructure`. Returns the number of jobs.
     """
-    with Session(engine) as session:
-        expired = select(Job).where(
-            Job.status == JobStatus.running, col(Job.lease_expires_at) < database_now(session)
+    num_lost = 0
+    for lease in silent:
+        held = select(Job).where(
+            Job.id == lease.job_id,
+            Job.attempt == lease.attempt,
+            Job.status == JobStatus.running,
+            Job.lease_expires_at == lease.expires_at,
         )
-        if session.exec(expired.limit(1)).first() is None:
-            return 0
-    with write_transaction(engine) as session:
-        jobs = session.exec(expired.with_for_update(skip_locked=True)).all()
-        for job in jobs:
-            reason = f"worker {job.worker_id} sent no heartbeat for {lease_seconds:g} s"
-            _retry_or_fail(
-                session, job, code="worker_lost", reason=reason, max_attempts=max_attempts
-            )
-    return len(jobs)
+        job = session.exec(held.with_for_update(skip_locked=True)).first()
+        if job is None:
+            continue
+        reason = f"worker {job.worker_id} sent no heartbeat for {lease_seconds:g} s"
+        _retry_or_fail(session, job, code="worker_lost", reason=reason, max_attempts=max_attempts)
+        num_lost += 1
+    return num_lost
 
 
 def cancel(engine: Engine, job_id: str) -> Job:
@@ -279,9 +288,11 @@ def _lock(session: Session, job_id: str) -> Job:
 
 
 def _stop_or_request(session: Session, job: Job, request: EventKind, *, is_requested: bool) -> None:
-    """Stop the job at once if no worker holds its lease, else leave the request to the worker."""
-    expires_at = job.lease_expires_at  # only running jobs have one
-    if expires_at is None or expires_at < database_now(session):
+    """Stop the job at once if no worker holds it, else leave the request to the worker.
+
+    If the worker is dead, the reaper finds the request.
+    """
+    if job.status != JobStatus.running:
         _settle_as_requested(session, job)
     elif not is_requested:
         add_event(session, job, request, message=request.replace("_", " "))

@@ -17,6 +17,7 @@ from server.judging.criteria import CriteriaSet, list_criteria
 from server.judging.facts import JobFacts
 from server.judging.groups import GroupMetric, SeedResult
 from server.judging.studies import ArmVerdict, StudyVerdict
+from server.models.columns import count_seconds
 from server.models.configuration import NUM_COLOURS
 from server.models.studies import Study, StudyJob
 from server.models.tables import EpochMetrics
@@ -95,9 +96,7 @@ def _describe_job(
     criteria_set: CriteriaSet,
     facts: JobFacts | None,
 ) -> Row:
-    seconds = None
-    if result.started_at is not None and result.ended_at is not None:
-        seconds = (result.ended_at - result.started_at).total_seconds()
+    seconds = count_seconds(result.started_at, result.ended_at)
     return [
         *(study.id, study.name, arm.arm, arm.option, result.seed),
         *(facts.data_seed if facts else None, result.job_id, result.is_reused, result.status),

@@ -96,6 +96,14 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def count_seconds(begin: datetime | None, end: datetime | None) -> float | None:
+    """The seconds between two stored times; None if one is missing, or if the clock was set back
+    between them."""
+    if begin is None or end is None or end < begin:
+        return None
+    return (end - begin).total_seconds()
+
+
 def open_text_column(values: type[StrEnum], *, length: int | None = None) -> Any:
     """Text for an enum that grows, such as the options."""
     return Column(EnumText(values, length=length), nullable=False)

@@ -11,12 +11,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from server.api.dependencies import EngineDep, SessionDep, SettingsDep
+from server.api.dependencies import EngineDep, SessionDep, SettingsDep, WorkerWatchDep
 from server.api.problems import PROBLEM_RESPONSES
 from server.api.queries import MAX_PAGE_SIZE
 from server.api.schemas import Health, Readiness, WorkerList, WorkerPublic
 from server.database.engine import OUTAGES
 from server.jobs import workers
+from server.jobs.ages import AgeWatch
 from server.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -25,9 +26,11 @@ router = APIRouter(tags=["operations"], responses=PROBLEM_RESPONSES)
 
 
 @router.get("/workers")
-def list_workers(session: SessionDep, *, settings: SettingsDep) -> WorkerList:
+def list_workers(
+    session: SessionDep, *, settings: SettingsDep, watch: WorkerWatchDep
+) -> WorkerList:
     """Workers with device, current job and last heartbeat; newest first."""
-    reports = workers.list_workers(session, settings=settings, limit=MAX_PAGE_SIZE + 1)
+    reports = workers.list_workers(session, settings=settings, limit=MAX_PAGE_SIZE + 1, watch=watch)
     data = [WorkerPublic.of(report) for report in reports[:MAX_PAGE_SIZE]]
     return WorkerList(data=data, has_more=len(reports) > MAX_PAGE_SIZE)
 
@@ -46,10 +49,12 @@ def read_health() -> Health:
 
 
 @router.get("/readyz", responses={503: {"model": Readiness}})
-def read_readiness(*, engine: EngineDep, settings: SettingsDep, response: Response) -> Readiness:
+def read_readiness(
+    *, engine: EngineDep, settings: SettingsDep, watch: WorkerWatchDep, response: Response
+) -> Readiness:
     """Whether jobs can be accepted: 503 while the database or the disk fails. Also counts the live
     workers."""
-    num_workers = _count_live_workers(engine, settings=settings)
+    num_workers = _count_live_workers(engine, settings=settings, watch=watch)
     is_writable = _is_writable(settings.data_dir)
     is_ready = num_workers is not None and is_writable
     response.status_code = 200 if is_ready else 503
@@ -61,11 +66,11 @@ def read_readiness(*, engine: EngineDep, settings: SettingsDep, response: Respon
     )
 
 
-def _count_live_workers(engine: Engine, *, settings: Settings) -> int | None:
+def _count_live_workers(engine: Engine, *, settings: Settings, watch: AgeWatch) -> int | None:
     """None if the database does not answer."""
     try:
         with Session(engine) as session:
-            return workers.count_live(session, lease_seconds=settings.lease_seconds)
+            return workers.count_live(session, lease_seconds=settings.lease_seconds, watch=watch)
     except OUTAGES as error:
         _logger.warning("not ready: %s", error)
         return None

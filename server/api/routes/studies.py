@@ -14,6 +14,7 @@ from server.api.dependencies import (
     SessionDep,
     SettingsDep,
     TokenNameDep,
+    WorkerWatchDep,
 )
 from server.api.idempotency import (
     Answer,
@@ -36,6 +37,7 @@ from server.api.study_schemas import (
 from server.database.engine import write_transaction
 from server.files.artifacts import JobFiles
 from server.jobs import seeds, studies
+from server.jobs.ages import AgeWatch
 from server.jobs.estimates import estimate_seconds
 from server.jobs.workers import count_live
 from server.judging.criteria import CriteriaSet, Thresholds
@@ -103,6 +105,7 @@ def create_study(
     engine: EngineDep,
     settings: SettingsDep,
     cache: ResultCacheDep,
+    watch: WorkerWatchDep,
     token_name: TokenNameDep,
     dry_run: bool = False,
     idempotency_key: IdempotencyKeyHeader = None,
@@ -118,7 +121,7 @@ def create_study(
     with Session(engine) as session:
         study = request.make_study(session, datasets_dir=settings.datasets_dir)
         if dry_run:
-            plan = plan_study(session, request, study, settings=settings)
+            plan = plan_study(session, request, study, settings=settings, watch=watch)
             return Response(plan.model_dump_json(), media_type="application/json")
 
     def submit(session: Session) -> Answer:
@@ -131,13 +134,18 @@ def create_study(
 
 
 def plan_study(
-    session: Session, request: StudyRequest, study: Study, *, settings: Settings
+    session: Session,
+    request: StudyRequest,
+    study: Study,
+    *,
+    settings: Settings,
+    watch: AgeWatch,
 ) -> StudyPlan:
     """What the study would queue, and how long that would take."""
     arms, wanted = study.arm_list, request.list_seeds()
     num_reused = seeds.count_reusable(session, study, wanted)
     num_jobs = len(arms) * len(wanted)
-    num_workers = count_live(session, lease_seconds=settings.lease_seconds)
+    num_workers = count_live(session, lease_seconds=settings.lease_seconds, watch=watch)
     seconds = estimate_seconds(session, arms, num_workers=num_workers)
     if seconds is not None:
         seconds = round(seconds * len(wanted) * (num_jobs - num_reused) / num_jobs, 1)

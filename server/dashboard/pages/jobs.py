@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from sqlmodel import Session
 
-from server.api.dependencies import EngineDep, SessionDep, SettingsDep
+from server.api.dependencies import EngineDep, SessionDep, SettingsDep, WorkerWatchDep
 from server.api.queries import MAX_PAGE_SIZE
 from server.api.schemas import JobPublic, WorkerPublic
 from server.dashboard.job_form import OVERRIDES, JobForm, fill_form
@@ -44,6 +44,7 @@ def show_jobs(
     session: SessionDep,
     settings: SettingsDep,
     verdict_cache: VerdictCacheDep,
+    watch: WorkerWatchDep,
     status: Annotated[str, Query()] = "",
     option: Annotated[str, Query()] = "",
     after: str | None = None,
@@ -56,7 +57,7 @@ def show_jobs(
     wanted = JobFilter(statuses=chosen, option=option or None)
     page = read_page(session, wanted, after=last, limit=PAGE_SIZE + 1)
     jobs, has_more = page[:PAGE_SIZE], len(page) > PAGE_SIZE
-    workers = list_workers(session, settings=settings, limit=MAX_PAGE_SIZE)
+    workers = list_workers(session, settings=settings, limit=MAX_PAGE_SIZE, watch=watch)
     return render_page(
         "jobs.html",
         request,

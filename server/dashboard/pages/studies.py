@@ -13,6 +13,7 @@ from server.api.dependencies import (
     ResultCacheDep,
     SessionDep,
     SettingsDep,
+    WorkerWatchDep,
 )
 from server.api.routes.studies import plan_study
 from server.api.study_requests import DEFAULT_MAX_SEEDS, DEFAULT_NUM_SEEDS
@@ -29,6 +30,7 @@ from server.dashboard.study_form import (
 from server.dashboard.study_view import write_sentence
 from server.database.engine import write_transaction
 from server.jobs import studies
+from server.jobs.ages import AgeWatch
 from server.jobs.options import read_options
 from server.jobs.seeds import submit_study
 from server.jobs.studies import MAX_SEEDS
@@ -79,21 +81,29 @@ def show_studies(
 
 
 @router.get("/new")
-def show_form(request: Request, *, session: SessionDep, settings: SettingsDep) -> Response:
+def show_form(
+    request: Request, *, session: SessionDep, settings: SettingsDep, watch: WorkerWatchDep
+) -> Response:
     """The form with what the study would be."""
     sent = request.query_params.multi_items()
     form = fill_study_form(sent, session, datasets_dir=settings.datasets_dir)
-    return render_page("new_study.html", request, **_describe(form, session, settings=settings))
+    values = _describe(form, session, settings=settings, watch=watch)
+    return render_page("new_study.html", request, **values)
 
 
 @router.post("")
 def post_study(
-    request: Request, *, sent: FieldsDep, engine: EngineDep, settings: SettingsDep
+    request: Request,
+    *,
+    sent: FieldsDep,
+    engine: EngineDep,
+    settings: SettingsDep,
+    watch: WorkerWatchDep,
 ) -> Response:
     with Session(engine) as session:
         form = fill_study_form(sent, session, datasets_dir=settings.datasets_dir)
         if form.request is None or form.study is None:
-            values = _describe(form, session, settings=settings)
+            values = _describe(form, session, settings=settings, watch=watch)
             return render_page("new_study.html", request, status_code=422, **values)
     study_id = _submit(engine, form, settings=settings)
     return RedirectResponse(f"/ui/studies/{study_id}", status_code=303)
@@ -109,10 +119,12 @@ def _submit(engine: Engine, form: StudyForm, *, settings: Settings) -> str:
         return study.id
 
 
-def _describe(form: StudyForm, session: Session, *, settings: Settings) -> dict[str, Any]:
+def _describe(
+    form: StudyForm, session: Session, *, settings: Settings, watch: AgeWatch
+) -> dict[str, Any]:
     plan = None
     if form.request is not None and form.study is not None:
-        plan = plan_study(session, form.request, form.study, settings=settings)
+        plan = plan_study(session, form.request, form.study, settings=settings, watch=watch)
     return {
         "form": form,
         "plan": plan,
