@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from limits import parse
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,9 +17,10 @@ from starlette.middleware.gzip import GZipMiddleware
 from server.api.dependencies import NUM_SESSIONS
 from server.api.description import DescribedApi
 from server.api.event_feed import EventFeed
-from server.api.limits import MAX_BODY_BYTES, Deadlines, HeaderLimit, RateLimit
+from server.api.limits import MAX_BODY_BYTES, Deadlines, HeaderLimit
 from server.api.monitoring import RequestLog, StoreCollector
 from server.api.problems import install_problem_handlers
+from server.api.rates import Rate, RateLimit
 from server.api.routes import (
     comparisons,
     datasets,
@@ -111,9 +111,9 @@ def create_app(settings: Settings) -> FastAPI:
 def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list[Middleware]:
     """From the outermost: first the log, then what refuses requests, then what does work."""
     hosts = find_allowed_hosts(settings.allowed_hosts, is_open=not settings.tokens)
-    limit = parse(settings.rate_limit)
+    rate = Rate.parse(settings.rate_limit)
     # Attempts to guess a token are limited per address.
-    unauthenticated = RateLimit(ask_for_token, limit=limit)
+    unauthenticated = RateLimit(ask_for_token, rate=rate)
     authentication = Middleware(
         Authentication, tokens=settings.tokens, unauthenticated=unauthenticated
     )
@@ -127,7 +127,7 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
             send_seconds=settings.send_seconds,
         ),
         *([authentication] if settings.tokens else []),
-        Middleware(RateLimit, limit=limit),
+        Middleware(RateLimit, rate=rate),
         Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5),
     ]
 

@@ -29,6 +29,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session
 
 from server import logs
+from server.api.rates import Rate, RateCounter
 from server.cli.processes import worker_environment
 from server.jobs import queue
 from server.jobs.leases import Lease
@@ -168,6 +169,27 @@ def test_too_many_requests_are_answered_with_retry_after(settings: Settings) -> 
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 3600
         assert "LOSSLAB_RATE_LIMIT" in answers[-1].json()["detail"]
         assert client.get("/healthz").status_code == 200
+
+
+def test_client_that_never_stops_asking_gets_its_rate_and_no_more() -> None:
+    now = 1000.0
+    counter = RateCounter(Rate.parse("60/minute"), clock=lambda: now)
+    num_allowed, num_minutes = 0, 10
+    while now < 1000.0 + 60 * num_minutes:
+        num_allowed += counter.hit("anna") == 0
+        now += 0.1
+    assert 60 * (num_minutes - 1) <= num_allowed <= 60 * (num_minutes + 1)
+    assert counter.hit("another") == 0
+
+
+def test_client_that_waits_as_long_as_it_was_told_is_allowed() -> None:
+    now = 0.0
+    counter = RateCounter(Rate.parse("3/minute"), clock=lambda: now)
+    for _ in range(20):
+        if wait_seconds := counter.hit("anna"):
+            now += wait_seconds + 0.001
+            assert counter.hit("anna") == 0
+        now += 1.0
 
 
 def test_guessing_tokens_is_rate_limited(settings: Settings) -> None:

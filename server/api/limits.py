@@ -1,21 +1,15 @@
-"""Limits per client: time, connections, bytes and requests."""
+"""Limits per client: time, connections and bytes."""
 
 import asyncio
 import logging
-import math
-import time
 from typing import ClassVar, Final
 
-from limits import RateLimitItem
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.api.problems import respond
-from server.api.security import HEALTH_PATH
 
 #: A request line with all headers; more is answered 431, or 400 if it arrives in several reads.
 MAX_HEADER_BYTES: Final = 16 * 1024
@@ -136,29 +130,6 @@ def extend_deadline(request: Request, *, seconds: float) -> None:
     """Set this request's time limit to `seconds` from now."""
     deadline: asyncio.Timeout = request.state.deadline
     deadline.reschedule(asyncio.get_running_loop().time() + seconds)
-
-
-class RateLimit:
-    """Answers 429 to too many requests per token, or per address if no token is needed."""
-
-    def __init__(self, app: ASGIApp, *, limit: RateLimitItem) -> None:
-        self._app = app
-        self._limit = limit
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == HEALTH_PATH:
-            await self._app(scope, receive, send)
-            return
-        request = Request(scope)
-        client = getattr(request.state, "token_name", None) or (scope["client"] or ("",))[0]
-        if await self._limiter.hit(self._limit, client):
-            await self._app(scope, receive, send)
-            return
-        window = await self._limiter.get_window_stats(self._limit, client)
-        headers = {"Retry-After": str(max(1, math.ceil(window.reset_time - time.time())))}
-        detail = f"more than {self._limit} (LOSSLAB_RATE_LIMIT); try again later"
-        await respond(request, 429, detail, headers=headers)(scope, receive, send)
 
 
 def _answer_timeout(request: Request, *, has_body: bool) -> Response:
