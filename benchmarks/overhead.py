@@ -33,7 +33,8 @@ from worker.checkpoints import save_checkpoint
 from worker.data import Dataset, draw_reconstruction_batches, load_dataset
 from worker.device import choose_device, keep_freed_memory
 from worker.pictures import reconstruct, render_reconstructions
-from worker.recorder import NUM_RECONSTRUCTIONS, EpochRecorder
+from worker.recorder import EpochRecorder
+from worker.redrawing import NUM_RECONSTRUCTIONS
 from worker.training import EpochResult, Trainer
 
 NUM_GRIDS = 2_000

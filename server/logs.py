@@ -67,11 +67,47 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(make_finite(entry), allow_nan=False)
 
 
+class FileLog(logging.Handler):
+    """Appends lines to a file. If the disk takes no more, lines are left out, and their number is
+    told once it does: what is logged must not break on its log."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        # Without a buffer: what it could not write would be written twice, or when it is closed.
+        self._file = path.open("ab", buffering=0)
+        self._num_lost = 0
+        self._is_torn = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        if self._num_lost:
+            line = f"{self._num_lost} lines are missing: the log could not be written\n{line}"
+        self._write(f"{line}\n".encode(errors="backslashreplace"))
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _write(self, content: bytes) -> None:
+        begin = b"\n" if self._is_torn else b""
+        try:
+            num_written = self._file.write(begin + content) or 0
+        except OSError:
+            self._num_lost += 1
+            return
+        self._is_torn = num_written < len(begin + content)
+        self._num_lost = self._num_lost + 1 if self._is_torn else 0
+
+
 def configure_logging(*, as_json: bool, log_path: Path | None = None) -> None:
     """Set up logging. Only entry points call this."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if log_path is not None:
-        handlers.append(logging.FileHandler(log_path, encoding="utf-8"))
+        handlers.append(FileLog(log_path))
     formatter = JsonFormatter() if as_json else LineFormatter(_FORMAT)
     for handler in handlers:
         handler.setFormatter(formatter)

@@ -21,7 +21,7 @@ import psycopg
 import torch
 
 import worker.main
-from server.files.artifacts import WrittenFile
+from server.files.artifacts import JobFiles, WrittenFile
 from server.jobs import queue
 from server.models.configuration import TrainingConfig
 from server.settings import Settings
@@ -47,6 +47,8 @@ _PACE_SECONDS = 0.07
 _LONGEST_WAIT_SECONDS = 180.0
 
 T = TypeVar("T")
+
+_lost: set[str] = set()
 
 
 def wait_for(condition: Callable[[], T]) -> T:
@@ -180,6 +182,17 @@ def _pace(*_args: Any, **_kwargs: Any) -> None:
     time.sleep(_PACE_SECONDS)
 
 
+def _lose_file(file: WrittenFile) -> None:
+    """Remove or cut each file once, before it gets its name."""
+    if file.file_name in _lost:
+        return
+    _lost.add(file.file_name)
+    if len(_lost) % 2:
+        file.temporary_path.unlink()
+    else:
+        os.truncate(file.temporary_path, 10)
+
+
 def _die_after_checkpoint(file: WrittenFile) -> None:
     if file.file_name == "checkpoint_epoch_2.safetensors":
         _die()
@@ -230,6 +243,12 @@ def _install(point: str) -> None:
             _patch(Trainer, "_train_step", _oversleep, call=MIDDLE_OF_EPOCH_2)
         case "paced":  # there is time to interrupt it, at no cost
             _patch(Trainer, "_train_step", _pace)
+        case "frozen_first_sweep":
+            _patch(JobFiles, "sweep", _freeze, call=1)
+        case "frozen_later_sweep":
+            _patch(JobFiles, "sweep", _freeze, call=3)
+        case "lost_files":
+            _patch(WrittenFile, "publish", _lose_file)
         case "frozen_transaction":
             _patch(WrittenFile, "publish", _freeze, call=2)
         case _:

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, Row, select
 from sqlmodel import SQLModel
 
+from server.files.artifacts import JobFiles
 from server.jobs import leases, queue, records
 from server.jobs.leases import Lease, StopRequest
 from server.models.columns import FiniteJSON, utc_now
@@ -27,6 +29,7 @@ from server.models.tables import (
 
 MAX_ATTEMPTS = 2
 LEASE_SECONDS = 10_000.0
+NO_FOLDER = Path("/nowhere")
 QUEUED, RUNNING, PAUSED = JobStatus.queued, JobStatus.running, JobStatus.paused
 SUCCEEDED, FAILED, CANCELLED = JobStatus.succeeded, JobStatus.failed, JobStatus.cancelled
 
@@ -94,6 +97,10 @@ def add_note(engine: Engine, lease: Lease) -> None:
     records.add_note(engine, lease, EventKind.warning, message="it is late")
 
 
+def keep_named_files(engine: Engine, lease: Lease) -> None:
+    records.keep_named_files(engine, lease, files=JobFiles(NO_FOLDER, lease.job_id))
+
+
 def fail(
     engine: Engine,
     lease: Lease,
@@ -121,7 +128,7 @@ NOTES: dict[str, Write] = {
     ),
     "record_resume_point": record_resume_point,
     "add_note": add_note,
-    "keep_named_files": partial(records.keep_named_files, sweep=lambda _names, _best: None),
+    "keep_named_files": keep_named_files,
 }
 #: Everything that only the holder of the lease may do.
 WRITES: dict[str, Write] = NOTES | {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.files.artifacts import JobFiles
+from server.files.artifacts import JobFiles, LostFileError, WrittenFile
 from server.files.hashes import compute_sha256
 from server.models.tables import ArtifactKind
 
@@ -34,6 +34,66 @@ def test_file_gets_its_name_once_it_is_whole(files: JobFiles) -> None:
     assert (written.size_bytes, written.sha256) == (7, compute_sha256(path))
 
 
+@pytest.mark.parametrize("is_cut", [False, True], ids=["gone", "cut"])
+def test_temporary_file_that_others_touched_gets_no_name(files: JobFiles, is_cut: bool) -> None:
+    written = write_picture(files, "whole")
+    if is_cut:
+        written.temporary_path.write_text("who")
+    else:
+        written.temporary_path.unlink()
+    with pytest.raises(LostFileError, match=r"reconstructions_epoch_1\.png"):
+        written.publish()
+    assert not written.path.exists()
+
+
+def test_name_of_another_file_is_no_publication(files: JobFiles) -> None:
+    written = write_picture(files, "mine")
+    written.temporary_path.unlink()
+    written.path.write_text("that")
+    with pytest.raises(LostFileError):
+        written.publish()
+
+
+def write_picture(files: JobFiles, text: str, *, epoch: int = 1) -> WrittenFile:
+    return files.write(
+        ArtifactKind.reconstruction,
+        epoch=epoch,
+        write_to=lambda path: path.write_text(text) and None,
+    )
+
+
+def test_sweep_removes_nothing_that_was_written_after_its_names_were_read(files: JobFiles) -> None:
+    leftover = files.checkpoints_dir / "reconstructions_epoch_1.png"
+    leftover.write_text("of a killed worker")
+    (files.checkpoints_dir / ".half.png").write_text("of a killed worker")
+    found = files.list_found()
+    # Here this worker is frozen, and another one writes the epochs.
+    for epoch in (1, 2):
+        write_picture(files, "of another worker", epoch=epoch).publish()
+    assert files.sweep(found, named=set()) == 1
+    names = {"reconstructions_epoch_1.png", "reconstructions_epoch_2.png"}
+    assert {path.name for path in files.checkpoints_dir.iterdir()} == names
+    assert leftover.read_text() == "of another worker"
+
+
+def test_file_that_is_replaced_at_the_moment_of_its_removal_stays(
+    files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = files.checkpoints_dir / "reconstructions_epoch_1.png"
+    path.write_text("of a killed worker")
+    found, move = files.list_found(), Path.rename
+
+    def replace_and_move(source: Path, target: Path) -> Path:
+        if source == path:
+            write_picture(files, "of another worker").publish()
+        return move(source, target)
+
+    monkeypatch.setattr(Path, "rename", replace_and_move)
+    assert files.sweep(found, named=set()) == 0
+    assert path.read_text() == "of another worker"
+    assert [other.name for other in files.checkpoints_dir.iterdir()] == [path.name]
+
+
 def test_writer_that_raises_leaves_no_file(files: JobFiles) -> None:
     def write_to(path: Path) -> None:
         path.write_bytes(b"half")
@@ -55,11 +115,12 @@ def test_sweep_removes_what_no_row_names_and_renews_the_best(files: JobFiles) ->
     (files.checkpoints_dir / ".half.png").write_text("of a killed worker")
     named = {"reconstructions_epoch_1.png", "reconstructions_epoch_2.png"}
     for best_epoch in (1, 2, 2):
-        files.sweep(named, best_epoch)
+        files.sweep(files.list_found(), named=named)
+        files.renew_best(best_epoch, named=named)
         best = files.checkpoints_dir / "reconstructions_best.png"
         assert best.read_text() == str(best_epoch)
         assert {path.name for path in files.checkpoints_dir.iterdir()} == {*named, best.name}
-    files.sweep(named, 3)
+    files.renew_best(3, named=named)
     assert {path.name for path in files.checkpoints_dir.iterdir()} == named
 
 

@@ -26,7 +26,14 @@ from server.files.hashes import compute_sha256
 from server.jobs import queue
 from server.models.configuration import resolve_config
 from server.models.options import OPTIONS, BuiltInOption
-from server.models.tables import EpochMetrics, Job, JobEvent, JobStatus, Worker
+from server.models.tables import (
+    ArtifactKind,
+    EpochMetrics,
+    Job,
+    JobEvent,
+    JobStatus,
+    Worker,
+)
 from server.settings import Settings
 
 pytestmark = [BOTH_DATABASES, pytest.mark.slow]
@@ -376,6 +383,39 @@ def test_frozen_worker_that_comes_back_writes_nothing_more_and_lives_on(
         frozen.terminate()
         assert frozen.wait() == 0, frozen.log
     assert_second_attempt_took_over(world, job, from_epoch=taken_over_at)
+
+
+@pytest.mark.parametrize("point", ["frozen_first_sweep", "frozen_later_sweep"])
+def test_worker_that_freezes_while_it_removes_files_removes_none_of_its_heir(
+    world: World, reference: list[EpochMetrics], neighbour: WorkerProcess, point: str
+) -> None:
+    job = world.submit(checkpoint_every=1)
+    files = world.files(job)
+    files.create()
+    # The first sweep means to remove it, and the heir writes its own under this name.
+    (files.checkpoints_dir / "checkpoint_epoch_2.safetensors").write_text("of a killed worker")
+    with WorkerProcess(world.settings, "--job", job.id, point=point) as frozen:
+        frozen.wait_until_frozen()
+        neighbour.thaw()
+        wait_for(lambda: world.read(job).status is JobStatus.succeeded)
+        neighbour.freeze()
+        frozen.thaw()
+        assert frozen.wait() == 0, frozen.log
+    assert world.read(job).attempt == 2
+    assert world.numbers(job) == [numbers(row) for row in reference]
+    assert_only_named_files(world, job)
+
+
+def test_files_that_vanish_before_they_are_named_are_written_again(
+    world: World, reference: list[EpochMetrics], neighbour: WorkerProcess
+) -> None:
+    job = world.submit(checkpoint_every=1)
+    assert run_worker(world.settings, "--job", job.id, point="lost_files") == 0
+    assert (world.read(job).status, world.read(job).attempt) == (JobStatus.succeeded, 1)
+    assert world.numbers(job) == [numbers(row) for row in reference]
+    assert_only_named_files(world, job)
+    kept = {(a.kind, a.epoch) for a in read_artifacts(world.engine, job)}
+    assert kept == {(kind, epoch) for kind in ArtifactKind for epoch in (1, 2, 3)}
 
 
 def wait_for_epochs(world: World, job: Job, *, more: int) -> None:

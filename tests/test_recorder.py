@@ -18,7 +18,8 @@ from server.models.tables import Job
 from server.settings import Settings
 from worker.attempt import Attempt, open_attempt
 from worker.data import draw_reconstruction_batches, load_dataset
-from worker.recorder import MAX_PENDING, NUM_RECONSTRUCTIONS, EpochRecorder
+from worker.recorder import MAX_PENDING, EpochRecorder
+from worker.redrawing import NUM_RECONSTRUCTIONS
 from worker.runner import _record_epochs
 from worker.trackers import TrackerGroup
 from worker.training import NonFiniteLossError, Trainer

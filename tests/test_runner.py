@@ -345,6 +345,50 @@ def test_picture_that_cannot_be_written_is_an_event_and_costs_no_training(
     assert epochs == {2}
 
 
+def test_lost_picture_is_drawn_again_from_its_checkpoint_when_the_job_ends(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    submitted = submit_job(epochs=3)
+    drain(settings, engine)
+    before = {a.file_name: a.sha256 for a in read_artifacts(engine, submitted)}
+    samples = [a.samples for a in read_artifacts(engine, submitted) if a.samples]
+    folder = checkpoints_dir(settings, submitted)
+    (folder / "reconstructions_epoch_1.png").unlink()
+    (folder / "reconstructions_epoch_2.png").write_bytes(b"\x89PNG")
+    queue.resume(engine, submitted.id, num_epochs=4)
+    drain(settings, engine)
+    assert read(engine, submitted).status is JobStatus.succeeded
+    after = {a.file_name: a.sha256 for a in read_artifacts(engine, submitted)}
+    assert after.keys() - before.keys() == {
+        "checkpoint_epoch_4.safetensors",
+        "reconstructions_epoch_4.png",
+    }
+    for artifact in read_artifacts(engine, submitted):
+        assert compute_sha256(folder / artifact.file_name) == artifact.sha256
+    again = {a.epoch: a.samples for a in read_artifacts(engine, submitted) if a.samples}
+    for epoch, old in enumerate(samples, start=1):
+        new = again[epoch]
+        assert new is not None
+        for ours, theirs in zip(new, old or [], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_lost_picture_whose_checkpoint_is_gone_is_an_event(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    submitted = submit_job(epochs=3)
+    drain(settings, engine)
+    folder = checkpoints_dir(settings, submitted)
+    (folder / "reconstructions_epoch_1.png").unlink()
+    (folder / "checkpoint_epoch_1.safetensors").unlink()
+    queue.resume(engine, submitted.id, num_epochs=4)
+    drain(settings, engine)
+    assert read(engine, submitted).status is JobStatus.succeeded
+    lost = [message for message in read_warnings(engine, submitted) if "epoch 1 is lost" in message]
+    assert len(lost) == 1
+    assert "cannot be drawn again" in lost[0]
+
+
 def test_corrupt_checkpoint_is_skipped_for_the_one_before(
     settings: Settings, engine: Engine, submit_job: SubmitJob
 ) -> None:

@@ -93,6 +93,12 @@ def load_first_state(
     return _load_first(files, named, warn=warn)
 
 
+def load_verified(files: JobFiles, row: Artifact) -> TrainingState:
+    """The state of one checkpoint. Raises OSError if the file is missing or was changed, and
+    SafetensorError."""
+    return load_checkpoint(files.verified_path(row.file_name, sha256=row.sha256))[0]
+
+
 def _load_first(
     files: JobFiles, candidates: list[_Candidate], *, warn: Callable[[str], None]
 ) -> TrainingState | None:

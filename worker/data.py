@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from server.files.datasets import SPLITS, Grids, count_colours, measure_overlap, read_npz
+from server.files.filesystem import sync_file
 from server.files.orbits import (
     Overlap,
     compute_keys,
@@ -151,11 +152,11 @@ def _cache(grids: Grids, path: Path) -> None:
         try:
             np.save(file, grids)
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(Path(file.name), file.fileno())
             # Renamed into place, so that another worker never maps half a file.
             os.replace(file.name, path)
         except BaseException:
-            os.unlink(file.name)
+            Path(file.name).unlink(missing_ok=True)
             raise
 
 

@@ -12,6 +12,7 @@ from server.models.tables import FailureKind, Job
 from worker.training import NonFiniteLossError
 
 _DEVICE_FAILED: Final = "device_failed"
+_DISK_FULL: Final = "disk_full"
 
 
 class DeviceBrokenError(LosslabError):
@@ -24,6 +25,11 @@ class Failure(NamedTuple):
     code: str
     message: str
     kind: FailureKind
+
+    @property
+    def is_of_disk(self) -> bool:
+        """Whether no job can be run until there is space."""
+        return self.code == _DISK_FULL
 
     @property
     def is_of_device(self) -> bool:
@@ -51,7 +57,7 @@ def describe_failure(error: Exception, *, job: Job) -> Failure:
             return Failure(_DEVICE_FAILED, message, FailureKind.infrastructure)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             message = f"no space left for the job's files: {error}; resume the job once there is"
-            return Failure("disk_full", message, FailureKind.infrastructure)
+            return Failure(_DISK_FULL, message, FailureKind.infrastructure)
         case OSError():
             message = f"the job's files cannot be read or written: {error}"
             return Failure("file_error", message, FailureKind.infrastructure)

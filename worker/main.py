@@ -19,6 +19,7 @@ from sqlmodel import Session
 
 from server.database.engine import is_outage, open_database
 from server.database.notifications import JobListener
+from server.errors import StorageFullError
 from server.jobs import queue, workers
 from server.jobs.reaper import Reaper
 from server.logs import configure_logging, mark_job
@@ -32,6 +33,7 @@ from worker.device import (
     take_share_of_cores,
 )
 from worker.failures import DeviceBrokenError
+from worker.room import Room
 from worker.runner import run_job
 
 _PARENT_CHECK_SECONDS = 1.0
@@ -64,6 +66,8 @@ def main() -> None:
     except DeviceBrokenError as error:
         _logger.critical("%s; this worker ends, and another must be started", error)
         sys.exit(1)
+    except StorageFullError as error:
+        sys.exit(str(error))
     finally:
         engine.dispose()
 
@@ -78,7 +82,8 @@ def work(
 ) -> None:
     """Claim and run jobs until `shutdown`; with `is_drain`, until no job waits.
 
-    With `job_id` only that job is run. Raises DeviceBrokenError.
+    With `job_id` only that job is run. Raises DeviceBrokenError, and with `is_drain`
+    StorageFullError if jobs wait that cannot be run.
     """
     worker = outlast_outages(shutdown)(_register, engine)
     loop = _ClaimLoop(settings, engine=engine, shutdown=shutdown, worker=worker, job_id=job_id)
@@ -89,6 +94,8 @@ def work(
                     continue
                 if is_drain and not loop.may_find_work():
                     break
+                if is_drain and not loop.has_room():
+                    raise StorageFullError("jobs wait, and there is no room for their files")
                 loop.wait()
             except SQLAlchemyError as error:
                 if not is_outage(error):
@@ -119,11 +126,14 @@ class _ClaimLoop:
         self._job_id = job_id
         self._listener = JobListener(engine)
         self._reaper = Reaper(engine, settings=settings)
+        self._room = Room(settings.runs_dir)
         self._beat_at = 0.0
 
     def run_next(self) -> bool:
         """Run the next job; returns whether there was one. Raises DeviceBrokenError."""
         self._beat_if_due()
+        if not self.has_room():
+            return False
         job = queue.claim(
             self._engine,
             worker_id=self._worker.id,
@@ -133,15 +143,21 @@ class _ClaimLoop:
         if job is None:
             return False
         with mark_job(job.id):
-            run_job(
+            failure = run_job(
                 job,
                 settings=self._settings,
                 engine=self._engine,
                 shutdown=self._shutdown,
                 reaper=self._reaper,
             )
+        if failure is not None and failure.is_of_disk:
+            self._room.doubt()
         self._beat_at = 0.0
         return True
+
+    def has_room(self) -> bool:
+        """Whether a job may be claimed. Who names one job waits to hear of its failure instead."""
+        return self._job_id is not None or self._room.is_there()
 
     def may_find_work(self) -> bool:
         """Whether a job waits, or may be requeued soon since its worker seems to be dead."""

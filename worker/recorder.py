@@ -11,17 +11,17 @@ from typing import Final, NamedTuple
 
 from torch import Tensor
 
-from server.files.artifacts import WrittenFile
+from server.files.artifacts import LostFileError, WrittenFile
 from server.jobs import records
 from server.models.tables import Artifact, ArtifactKind, BestBy, EpochMetrics, ResumePoint
 from worker.attempt import Attempt
 from worker.checkpoints import save_checkpoint
 from worker.metrics import SplitMetrics
 from worker.pictures import PICTURES, Picture
+from worker.redrawing import write_title
 from worker.trackers import TrackerGroup
 from worker.training import EpochResult, Trainer, TrainingState
 
-NUM_RECONSTRUCTIONS: Final = 10
 #: Epochs that training may be ahead of the database, for example during an outage.
 MAX_PENDING: Final = 8
 
@@ -66,8 +66,6 @@ class EpochRecorder:
     ) -> None:
         job = attempt.job
         self._attempt = attempt
-        self._name = job.name or job.id
-        self._option = job.option
         self._config = job.trainable_config
         self._bests = {
             BestBy.loss: _Best(job.best_epoch, _negate(job.best_val_recon_loss)),
@@ -113,7 +111,7 @@ class EpochRecorder:
 
     def _submit(self, store: Callable[[], None]) -> None:
         self._saved_at = time.monotonic()
-        self._pending.append(self._executor.submit(store))
+        self._pending.append(self._executor.submit(_store_again_if_lost, store))
 
     def _make_room(self, num_pending: int) -> None:
         while self._pending and (self._pending[0].done() or len(self._pending) > num_pending):
@@ -197,7 +195,7 @@ class EpochRecorder:
         finally:
             for file in files:
                 file.discard()
-        self._attempt.write(records.keep_named_files, sweep=self._attempt.files.sweep)
+        self._attempt.write(records.keep_named_files, files=self._attempt.files)
         _log_epoch(result, num_epochs=self._config.epochs)
         self._trackers.log_epoch(result)
 
@@ -207,11 +205,18 @@ class EpochRecorder:
         checkpoint: WrittenFile,
         pictures: dict[ArtifactKind, WrittenFile],
     ) -> list[Artifact]:
-        """Give the epoch's files their names; returns the rows that name them."""
+        """Give the epoch's files their names; returns the rows that name them.
+
+        Raises OSError if the checkpoint is gone. A picture that is gone is drawn again in the end.
+        """
         checkpoint.publish()
         artifacts = [self._make_artifact(ArtifactKind.checkpoint, checkpoint, result=epoch.result)]
         for kind, file in pictures.items():
-            file.publish()
+            try:
+                file.publish()
+            except OSError as error:
+                _logger.warning("the picture of epoch %d is lost: %s", epoch.result.epoch, error)
+                continue
             _logger.info("[VISUALIZATION] Saved: %s", file.file_name)
             artifact = self._make_artifact(kind, file, result=epoch.result)
             artifact.samples = epoch.pictures[kind].describe_samples()
@@ -230,7 +235,7 @@ class EpochRecorder:
             )
         finally:
             written.discard()
-        self._attempt.write(records.keep_named_files, sweep=self._attempt.files.sweep)
+        self._attempt.write(records.keep_named_files, files=self._attempt.files)
 
     def _write_resume_point(self, state: TrainingState) -> WrittenFile:
         return self._attempt.files.write_resume_point(
@@ -256,10 +261,8 @@ class EpochRecorder:
     def _write_picture(
         self, kind: ArtifactKind, picture: Picture, *, epoch: _KeptEpoch
     ) -> WrittenFile:
-        number = epoch.result.epoch
-        title = f"option {self._option} · epoch {number} of {self._config.epochs}"
-        # The name comes last, since it may be too long for the picture.
-        title += f"{' · best so far' * (BestBy.loss in epoch.best_by)} · {self._name}"
+        number, job = epoch.result.epoch, self._attempt.job
+        title = write_title(job, epoch=number, is_best=BestBy.loss in epoch.best_by)
         return self._attempt.files.write(
             kind, epoch=number, write_to=lambda path: picture.render(path, title=title)
         )
@@ -275,6 +278,15 @@ class EpochRecorder:
             size_bytes=file.size_bytes,
             sha256=file.sha256,
         )
+
+
+def _store_again_if_lost(store: Callable[[], None]) -> None:
+    """Some programs remove or cut what they take for another one's temporary file."""
+    try:
+        store()
+    except LostFileError as error:
+        _logger.warning("%s; it is written again", error)
+        store()
 
 
 def _describe_resume_point(file: WrittenFile, state: TrainingState) -> ResumePoint:

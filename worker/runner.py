@@ -17,7 +17,7 @@ from server.files.datasets import DatasetError
 from server.jobs import queue, records
 from server.jobs.leases import LeaseLostError
 from server.jobs.reaper import Reaper
-from server.logs import LineFormatter
+from server.logs import FileLog, LineFormatter
 from server.models.tables import (
     Artifact,
     BestBy,
@@ -30,13 +30,14 @@ from server.models.tables import (
 from server.settings import Settings
 from worker.attempt import Attempt, open_attempt
 from worker.checkpoints import load_first_state, load_newest_state
-from worker.data import Dataset, DeviceGrids, draw_reconstruction_batches, load_dataset
+from worker.data import Dataset, DeviceGrids, load_dataset
 from worker.device import choose_device, describe_device
 from worker.evaluation import EvaluationMetrics
 from worker.failures import DeviceBrokenError, Failure, describe_failure
 from worker.heartbeat import StopReason
 from worker.losses import find_weight_faults
-from worker.recorder import NUM_RECONSTRUCTIONS, EpochRecorder
+from worker.recorder import EpochRecorder
+from worker.redrawing import draw_samples, redraw_lost_pictures
 from worker.trackers import TrackerGroup
 from worker.training import NonFiniteLossError, Trainer, TrainingState, TrainingStopped
 
@@ -55,11 +56,12 @@ def run_job(
     engine: Engine,
     shutdown: threading.Event | None = None,
     reaper: Reaper | None = None,
-) -> None:
+) -> Failure | None:
     """Run a job that this worker has claimed until it ends, is handed back or is lost.
 
-    Setting `shutdown` hands it back after the current step. Raises DeviceBrokenError after the
-    failure was stored; no other error of the job or the database leaves this function.
+    Returns the failure with which the attempt ended, if any was stored. Setting `shutdown` hands
+    the job back after the current step. Raises DeviceBrokenError after the failure was stored; no
+    other error of the job or the database leaves this function.
     """
     attempt = open_attempt(
         job,
@@ -68,9 +70,10 @@ def run_job(
         shutdown=shutdown or threading.Event(),
         reaper=reaper or Reaper(engine, settings=settings),
     )
+    failure = None
     with attempt.heartbeat:
         try:
-            _run_to_its_end(attempt)
+            failure = _run_to_its_end(attempt)
         except LeaseLostError as error:
             _logger.warning("%s; nothing more is written", error)
         except Exception as error:
@@ -82,11 +85,14 @@ def run_job(
     # A trainer refers to itself, and exceptions refer to their frames: without this, the device's
     # memory would still be in use when the next job needs it.
     gc.collect()
+    return failure
 
 
-def _run_to_its_end(attempt: Attempt) -> None:
-    """Run the attempt and store the job's new status. Raises LeaseLostError, DeviceBrokenError and
-    what an outage raises."""
+def _run_to_its_end(attempt: Attempt) -> Failure | None:
+    """Run the attempt and store the job's new status; returns the failure, if there was one.
+
+    Raises LeaseLostError, DeviceBrokenError and what an outage raises.
+    """
     try:
         attempt.files.create()
         with _job_log(attempt.files):
@@ -106,6 +112,8 @@ def _run_to_its_end(attempt: Attempt) -> None:
             if failure.is_of_device:
                 # Also if the job could not be told: this process must not claim another one.
                 raise DeviceBrokenError(failure.message) from error
+        return failure
+    return None
 
 
 def _fail(attempt: Attempt, failure: Failure) -> None:
@@ -138,7 +146,7 @@ def _run_logged(attempt: Attempt) -> None:
 def _run(attempt: Attempt) -> None:
     """Everything a job does, in order."""
     # First remove files that a killed worker left incomplete.
-    attempt.write(records.keep_named_files, sweep=attempt.files.sweep)
+    attempt.write(records.keep_named_files, files=attempt.files)
     config, settings, job = attempt.job.trainable_config, attempt.settings, attempt.job
     dataset = load_dataset(config, datasets_dir=settings.datasets_dir, cache_dir=settings.cache_dir)
     trackers = TrackerGroup(job, settings=settings, warn=attempt.warn)
@@ -149,6 +157,7 @@ def _run(attempt: Attempt) -> None:
     attempt.write(records.set_phase, JobPhase.evaluating)
     measured = _evaluate_bests(trainer, dataset, attempt=attempt)
     columns = {column: asdict(metrics) for column, metrics in measured.items()}
+    redraw_lost_pictures(trainer, dataset, attempt=attempt)
     attempt.write(queue.finish, **columns)
     _logger.info("[JOB] succeeded")
 
@@ -156,12 +165,7 @@ def _run(attempt: Attempt) -> None:
 def _train(attempt: Attempt, dataset: Dataset, *, trackers: TrackerGroup) -> Trainer:
     """Run the remaining epochs; all of them are stored on return."""
     config, device = attempt.job.trainable_config, choose_device()
-    samples = draw_reconstruction_batches(
-        dataset.train,
-        num_samples=NUM_RECONSTRUCTIONS,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
+    samples = draw_samples(dataset, config=config)
     recorder = EpochRecorder(attempt, trackers=trackers, sample_batches=samples)
 
     def on_step(trainer: Trainer) -> None:
@@ -325,7 +329,7 @@ def _stop(attempt: Attempt) -> None:
 @contextmanager
 def _job_log(files: JobFiles) -> Iterator[None]:
     """Send what the worker logs to the job's own log as well."""
-    handler = logging.FileHandler(files.log_path, encoding="utf-8")
+    handler = FileLog(files.log_path)
     handler.setFormatter(LineFormatter(_LOG_FORMAT))
     worker_logger = logging.getLogger("worker")
     level = worker_logger.level

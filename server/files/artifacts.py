@@ -1,19 +1,32 @@
 """A job's files: `runs/{job_id}/` with `job.log` and `checkpoints/`.
 
 A file is written under a temporary name, synced and renamed before its row is committed.
-`best.*` are links to the files of the best epoch; no row names these links.
+`best.*` are links to the files of the best epoch, or copies; no row names them.
 """
 
 import hashlib
+import logging
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from server.files.filesystem import (
+    FileIdentity,
+    drop_from_page_cache,
+    identify,
+    link_or_copy,
+    make_readable,
+    remove_if_unchanged,
+    sync_file,
+    sync_folder,
+)
 from server.files.hashes import find_sha256
 from server.models.tables import ArtifactKind
 
@@ -27,6 +40,12 @@ _BEST_NAMES: Final = {
     ArtifactKind.checkpoint: "best.safetensors",
     ArtifactKind.reconstruction: "reconstructions_best.png",
 }
+
+_logger = logging.getLogger(__name__)
+
+
+class LostFileError(OSError):
+    """A temporary file is gone or was cut before it got its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +62,34 @@ class WrittenFile:
         return self.path.name
 
     def publish(self) -> None:
-        """Rename the file to its final name; a repeated call does nothing."""
-        if self.temporary_path.exists():
-            os.replace(self.temporary_path, self.path)
-            _sync_dir(self.path.parent)
+        """Rename the file to its final name; a repeated call does nothing.
+
+        Raises LostFileError, so that no row names what is not there.
+        """
+        try:
+            size_bytes = self.temporary_path.stat().st_size
+        except FileNotFoundError:
+            if self._is_published():
+                return
+            raise LostFileError(f"{self.file_name} vanished before it was stored") from None
+        if size_bytes != self.size_bytes:
+            raise LostFileError(f"{self.file_name} was changed before it was stored")
+        os.replace(self.temporary_path, self.path)
+        sync_folder(self.path.parent)
+
+    def _is_published(self) -> bool:
+        is_whole = self.path.is_file() and self.path.stat().st_size == self.size_bytes
+        return is_whole and find_sha256(self.path) == self.sha256
 
     def discard(self) -> None:
         self.temporary_path.unlink(missing_ok=True)
+
+
+def list_job_ids(runs_dir: Path) -> list[str]:
+    """The jobs that have a folder."""
+    if not runs_dir.is_dir():
+        return []
+    return [name for name in os.listdir(runs_dir) if _JOB_ID_PATTERN.match(name)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +149,45 @@ class JobFiles:
         name = f"resume_attempt_{attempt}_epoch_{epoch}_step_{step}.safetensors"
         return self._write(name, write_to=write_to)
 
-    def sweep(self, named: set[str], best_epoch: int | None) -> None:
-        """Remove files that no row names, such as those of a killed worker; update `best` links."""
-        for path in self.checkpoints_dir.iterdir():
-            if path.name not in named and path.name not in _BEST_NAMES.values() and path.is_file():
-                path.unlink()
+    def list_found(self) -> dict[str, FileIdentity]:
+        """The files that are there but for the `best` ones, by name; none before the run."""
+        found = {}
+        for path in self.checkpoints_dir.iterdir() if self.checkpoints_dir.is_dir() else ():
+            if path.name not in _BEST_NAMES.values() and path.is_file():
+                with suppress(FileNotFoundError):  # another process has just removed it
+                    found[path.name] = identify(path)
+        return found
+
+    def sweep(self, found: Mapping[str, FileIdentity], *, named: Collection[str]) -> int:
+        """Remove those of the files that no row names, such as those of a killed worker; returns
+        their number.
+
+        `found` is what was there before the names were read: a file that was written since is not
+        removed, however long this process stood still meanwhile.
+        """
+        num_removed = 0
+        for name in found.keys() - set(named):
+            try:
+                num_removed += remove_if_unchanged(self.checkpoints_dir / name, found[name])
+            except OSError as error:  # for example, another program has it open
+                _logger.warning("%s of job %s cannot be removed: %s", name, self.job_id, error)
+        return num_removed
+
+    def renew_best(self, best_epoch: int | None, *, named: Collection[str]) -> None:
+        """Let the `best` names stand for the best epoch's files. They are a convenience: if that
+        fails, they are left out."""
         for kind, best_name in _BEST_NAMES.items():
+            best = self.checkpoints_dir / best_name
             target = self.checkpoints_dir / FILE_NAMES[kind].format(epoch=best_epoch)
-            if target.name in named and target.is_file():
-                self._link(self.checkpoints_dir / best_name, target=target)
-            else:
-                # No link is better than a link to an epoch that is no longer the best.
-                (self.checkpoints_dir / best_name).unlink(missing_ok=True)
+            try:
+                if target.name in named and target.is_file():
+                    _point(best, target=target)
+                    continue
+            except OSError as error:
+                _logger.warning("%s of job %s is left out: %s", best_name, self.job_id, error)
+            # No file is better than that of an epoch that is no longer the best.
+            with suppress(OSError):
+                best.unlink(missing_ok=True)
 
     def _write(self, name: str, *, write_to: Callable[[Path], None]) -> WrittenFile:
         descriptor, temporary = tempfile.mkstemp(
@@ -132,29 +199,28 @@ class JobFiles:
             if (self.checkpoints_dir / name).is_dir():
                 raise IsADirectoryError(f"a folder has the name {name}")
             write_to(path)
-            # mkstemp makes private files, but the server may run as another user.
-            path.chmod(0o644)
+            make_readable(path)
             with path.open("rb+") as file:
-                os.fsync(file.fileno())
+                sync_file(path, file.fileno())
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                _drop_from_page_cache(file.fileno())
+                drop_from_page_cache(path, file.fileno())
             return WrittenFile(path, self.checkpoints_dir / name, path.stat().st_size, sha256)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
 
-    def _link(self, link: Path, *, target: Path) -> None:
-        if link.exists() and link.samefile(target):
-            return
-        temporary = link.with_name(f".{link.name}")
-        temporary.unlink(missing_ok=True)
-        os.link(target, temporary)
-        os.replace(temporary, link)
-
-    def remove(self, file_name: str) -> None:
-        """Remove a file whose row was deleted; the file may be missing."""
+    def identify(self, file_name: str) -> FileIdentity | None:
+        """What `remove` needs to know of a file; None if it is missing."""
         assert Path(file_name).name == file_name
-        (self.checkpoints_dir / file_name).unlink(missing_ok=True)
+        try:
+            return identify(self.checkpoints_dir / file_name)
+        except FileNotFoundError:
+            return None
+
+    def remove(self, file_name: str, identity: FileIdentity | None) -> None:
+        """Remove a file whose row was deleted after the file had been identified."""
+        if identity is not None:
+            remove_if_unchanged(self.checkpoints_dir / file_name, identity)
 
     def delete(self) -> None:
         """Remove the job's folder with everything in it."""
@@ -176,20 +242,20 @@ class JobFiles:
         return path.is_file() and path.resolve() == own_path
 
 
-def _drop_from_page_cache(descriptor: int) -> None:
-    """Let the kernel drop its copy of a synced file, which is rarely read again.
-
-    The next file is then written to the same memory. Otherwise a virtual machine may have to
-    request new memory from its host, which takes longer than all other steps.
-    """
-    if hasattr(os, "posix_fadvise"):  # missing on macOS
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _sync_dir(directory: Path) -> None:
-    """Sync a folder: a rename is on disk only after that."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def _point(best: Path, *, target: Path) -> None:
+    """Make `best` a link to a file, or a whole copy of it where there are no links."""
+    if best.exists() and (best.samefile(target) or _is_copy(best, target=target)):
+        return
+    temporary = best.with_name(f".{uuid.uuid4().hex}{best.suffix}")
     try:
-        os.fsync(descriptor)
+        link_or_copy(target, temporary)
+        os.replace(temporary, best)
     finally:
-        os.close(descriptor)
+        temporary.unlink(missing_ok=True)
+
+
+def _is_copy(best: Path, *, target: Path) -> bool:
+    """Whether it is the copy that a former call made. A link to another file is none."""
+    is_alone = best.stat().st_nlink == 1
+    has_size = best.stat().st_size == target.stat().st_size
+    return is_alone and has_size and find_sha256(best) == find_sha256(target)

@@ -4,12 +4,12 @@ import filecmp
 import io
 import lzma
 import math
-import os
 import re
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from server.errors import ConflictError, InvalidInputError
+from server.files.filesystem import add_file, make_readable, sync_file
 from server.files.hashes import FileVersion, find_sha256, read_version
 from server.files.orbits import Overlap, compute_keys, count_overlap, count_repeats
 from server.models.configuration import NUM_COLOURS, BuiltInDataset
@@ -32,6 +33,8 @@ MAX_DATASET_BYTES: Final = 4 * 2**30
 MAX_UNPACKED_BYTES: Final = 2**30
 NUM_SAMPLE_GRIDS: Final = 40
 SPLITS: Final = ("train", "val", "test")
+#: Of uploads that are not complete.
+UPLOAD_SUFFIX: Final = ".part"
 #: The colours of the ARC editor, from background to brown.
 PALETTE: Final = np.array(
     [
@@ -102,10 +105,17 @@ def list_npz(datasets_dir: Path) -> list[Path]:
     return sorted((path for path in named if path.is_file()), key=lambda path: path.stem)
 
 
-def open_upload(datasets_dir: Path) -> IO[bytes]:
-    """A temporary file for an upload, to be passed to `admit_upload`; closing it deletes it."""
+@contextmanager
+def open_upload(datasets_dir: Path) -> Iterator[IO[bytes]]:
+    """A temporary file for an upload, to be passed to `admit_upload`."""
     datasets_dir.mkdir(parents=True, exist_ok=True)
-    return NamedTemporaryFile(dir=datasets_dir, prefix=".", suffix=".part")
+    with NamedTemporaryFile(
+        dir=datasets_dir, prefix=".", suffix=UPLOAD_SUFFIX, delete=False
+    ) as file:
+        try:
+            yield file
+        finally:
+            Path(file.name).unlink(missing_ok=True)
 
 
 def admit_upload(file: IO[bytes], *, name: str, datasets_dir: Path) -> bool:
@@ -114,13 +124,12 @@ def admit_upload(file: IO[bytes], *, name: str, datasets_dir: Path) -> bool:
     Raises DatasetError, and DatasetExistsError if another data set has the name.
     """
     file.flush()
-    os.fsync(file.fileno())
     upload_path, path = Path(file.name), datasets_dir / f"{name}.npz"
+    sync_file(upload_path, file.fileno())
     read_file(upload_path, shown_name=path.name, max_bytes=MAX_UNPACKED_BYTES)
-    upload_path.chmod(0o644)
+    make_readable(upload_path)
     try:
-        # Unlike a rename, a link never replaces an existing file.
-        os.link(upload_path, path)
+        add_file(upload_path, path)
     except FileExistsError:
         if path.is_file() and filecmp.cmp(upload_path, path, shallow=False):
             return False

@@ -3,6 +3,7 @@
 All writes need the lease and raise LeaseLostError without it. Reads do not need it.
 """
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from sqlmodel import Session, col, delete, select
 
 from server.database.engine import database_now
 from server.errors import NotFoundError
+from server.files.artifacts import JobFiles
 from server.finite import find_not_finite
 from server.jobs.events import add_artifact_event, add_epoch_event, add_event
 from server.jobs.leases import Lease, holding
@@ -89,6 +91,16 @@ def record_epoch(
             add_artifact_event(session, job, artifact)
 
 
+def record_artifact(
+    engine: Engine, lease: Lease, artifact: Artifact, *, publish: Callable[[], None]
+) -> None:
+    """Record a file of an epoch that has been recorded before; `publish` gives it its name."""
+    with holding(engine, lease) as (session, job):
+        publish()
+        _replace_artifact(session, artifact)
+        add_artifact_event(session, job, artifact)
+
+
 def record_resume_point(
     engine: Engine, lease: Lease, resume_point: ResumePoint, *, publish: Callable[[], None]
 ) -> None:
@@ -105,16 +117,34 @@ def add_note(engine: Engine, lease: Lease, kind: EventKind, *, message: str) -> 
         add_event(session, job, kind, message=message)
 
 
-def keep_named_files(
-    engine: Engine, lease: Lease, *, sweep: Callable[[set[str], int | None], None]
-) -> None:
-    """Call `sweep` with the file names in the job's rows and the best epoch, holding the lease."""
+def keep_named_files(engine: Engine, lease: Lease, *, files: JobFiles) -> None:
+    """Remove the job's files that no row names, and renew those of the best epoch.
+
+    A worker that is frozen in here, and comes back after another one has taken the job over,
+    removes nothing that the other one wrote, and leaves the best epoch's files as they should be.
+    """
     with holding(engine, lease) as (session, job):
-        names = select(Artifact.file_name).where(Artifact.job_id == job.id)
-        named = set(session.exec(names))
-        if job.resume_point is not None:
-            named.add(job.resume_point["file_name"])
-        sweep(named, job.best_epoch)
+        found = files.list_found()
+        named, best_epoch = list_named(session, job), job.best_epoch
+    files.sweep(found, named=named)
+    while True:
+        files.renew_best(best_epoch, named=named)
+        with Session(engine) as session:
+            current = session.get(Job, lease.job_id)
+            if current is None or current.best_epoch == best_epoch:
+                return
+            named, best_epoch = list_named(session, current), current.best_epoch
+
+
+def list_named(session: Session, job: Job) -> set[str]:
+    """The names of the files in the job's rows."""
+    names = select(Artifact.file_name).where(Artifact.job_id == job.id)
+    return list_resume_point(job) | set(session.exec(names))
+
+
+def list_resume_point(job: Job) -> set[str]:
+    """The name of the job's resume point, if it has one."""
+    return set() if job.resume_point is None else {job.resume_point["file_name"]}
 
 
 def _warn_of_missing(session: Session, job: Job, metrics: EpochMetrics) -> None:
@@ -208,6 +238,31 @@ def read_checkpoints(engine: Engine, job_id: str) -> list[Artifact]:
     """A job's checkpoints, oldest first."""
     with Session(engine) as session:
         return read_artifacts(session, job_id, kind=ArtifactKind.checkpoint)
+
+
+def read_pictures(engine: Engine, job_id: str, *, kind: ArtifactKind) -> list[Artifact]:
+    """A job's pictures of a kind, oldest first."""
+    with Session(engine) as session:
+        return read_artifacts(session, job_id, kind=kind)
+
+
+def read_epoch(engine: Engine, job_id: str, *, epoch: int) -> EpochMetrics | None:
+    """What is recorded of an epoch."""
+    with Session(engine) as session:
+        return session.get(EpochMetrics, (job_id, epoch))
+
+
+def list_bests_so_far(engine: Engine, job_id: str) -> set[int]:
+    """The epochs that were the best by validation reconstruction loss when they were recorded."""
+    losses = select(EpochMetrics.epoch, EpochMetrics.val_recon_loss)
+    of_job = losses.where(EpochMetrics.job_id == job_id).order_by(col(EpochMetrics.epoch))
+    bests, lowest = set(), math.inf
+    with Session(engine) as session:
+        for epoch, loss in session.exec(of_job):
+            if loss < lowest:
+                bests.add(epoch)
+                lowest = loss
+    return bests
 
 
 def read_checkpoints_best_first(engine: Engine, job_id: str, *, by: BestBy) -> list[Artifact]:

@@ -111,7 +111,9 @@ def _remove(engine: Engine, artifact: Artifact, *, settings: Settings) -> bool:
         row = session.get(Artifact, artifact.id)
         if job is None or row is None or job.is_pinned or not job.status.is_terminal:
             return False
+        files = JobFiles(settings.runs_dir, artifact.job_id)
+        identity = files.identify(row.file_name)
         session.delete(row)
     _logger.info("%s of job %s was removed to free space", artifact.file_name, artifact.job_id)
-    JobFiles(settings.runs_dir, artifact.job_id).remove(artifact.file_name)
+    files.remove(artifact.file_name, identity)
     return True

@@ -1,0 +1,46 @@
+"""Logs on a disk that is full."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from test_outages import ballast, tmpfs
+
+from server.logs import FileLog
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[logging.Logger]:
+    handler, logger = FileLog(path), logging.getLogger("losslab.tests")
+    logger.addHandler(handler)
+    try:
+        yield logger
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def test_log_on_a_full_disk_loses_lines_and_says_how_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "disk"
+    with tmpfs(disk, megabytes=1), logging_to(disk / "job.log") as logger:
+        logger.warning("before")
+        with ballast(disk / "ballast"):
+            for _ in range(100):
+                logger.warning("x" * 5000)
+        logger.warning("after")
+        logger.warning("later")
+        lines = (disk / "job.log").read_text().splitlines()
+    assert lines[0] == "before"
+    assert lines[-3:] == ["100 lines are missing: the log could not be written", "after", "later"]
+    assert {line.strip("x") for line in lines[1:-3]} <= {""}
+    assert "Traceback" not in "".join(capsys.readouterr())
+
+
+def test_log_that_is_closed_on_a_full_disk_raises_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with tmpfs(disk, megabytes=1), logging_to(disk / "job.log") as logger, ballast(disk / "b"):
+        logger.warning("x" * 5000)
