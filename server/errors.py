@@ -59,6 +59,12 @@ class TooLargeError(LosslabError):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
+class UnavailableError(LosslabError):
+    """Something that the service needs is away; the same request may succeed later."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
 class StorageFullError(LosslabError):
     """There is no space on the disk for the request."""
 

@@ -1,8 +1,7 @@
 """The HTTP application."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -10,7 +9,6 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
-from sqlmodel import Session
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
@@ -32,21 +30,12 @@ from server.api.routes import (
 )
 from server.api.security import Authentication, SameOrigin, ask_for_token, find_allowed_hosts
 from server.dashboard.presentation import install_dashboard
-from server.database.engine import open_database
-from server.jobs import retention
+from server.database.engine import is_outage, is_refusal, make_engine, migrate
 from server.jobs.ages import AgeWatch
-from server.jobs.reaper import Reaper
-from server.jobs.workers import watch_times
-from server.judging.statistics import load_library
 from server.judging.studies import ResultCache
 from server.judging.verdicts import VerdictCache
-from server.races import advance_races
 from server.settings import Settings
-
-_FREE_SPACE_SECONDS = 60.0
-_RACE_SECONDS = 1.0
-#: After the start, which it would slow down.
-_WARM_UP_SECONDS = 10.0
+from server.upkeep import keep_up, running, wait_for_database
 
 _DESCRIPTION = """\
 Trains β-VAEs on ARC grids under three loss configurations and says, with evidence, which one
@@ -54,33 +43,38 @@ escapes mode collapse. Post a job, watch its reconstructions, compare the verdic
 """
 
 
-_logger = logging.getLogger(__name__)
-
-
 def create_app(settings: Settings) -> FastAPI:
-    """Build the application; the database is opened, and migrated, when it starts."""
+    """Build the application; the database is opened, and migrated, when it starts.
+
+    A database that is away then is waited for. Until it is there, requests are answered 503.
+    """
 
     registry = CollectorRegistry()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = app.state.engine = open_database(settings)
+        engine = app.state.engine = make_engine(settings)
+        app.state.is_open = _is_there(engine, settings)
         app.state.session_turns = asyncio.Semaphore(NUM_SESSIONS)
         app.state.event_feed = EventFeed(engine)
-        store = StoreCollector(
-            engine, lease_seconds=settings.lease_seconds, watch=app.state.worker_watch
-        )
-        registry.register(store)
-        async with _background(
-            app.state.event_feed.run(),
-            _reap(engine, settings),
-            _watch_workers(engine, settings, watch=app.state.worker_watch),
-            _free_space(engine, settings),
-            _race(engine, settings, cache=app.state.result_cache),
-            _warm_up(),
-        ):
+        watch: AgeWatch = app.state.worker_watch
+        store = StoreCollector(engine, lease_seconds=settings.lease_seconds, watch=watch)
+
+        async def work() -> None:
+            if not app.state.is_open:
+                await wait_for_database(engine, settings)
+                app.state.is_open = True
+            registry.register(store)
+            try:
+                await asyncio.gather(
+                    app.state.event_feed.run(),
+                    keep_up(engine, settings, results=app.state.result_cache, watch=watch),
+                )
+            finally:
+                registry.unregister(store)
+
+        async with running(work()):
             yield
-        registry.unregister(store)
         # A cancelled task's database query goes on in its thread and holds a connection; wait.
         await asyncio.get_running_loop().shutdown_default_executor()
         engine.dispose()
@@ -132,63 +126,12 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
     ]
 
 
-@asynccontextmanager
-async def _background(*coroutines: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    yield
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _reap(engine: Engine, settings: Settings) -> None:
-    """Requeue the jobs of dead workers until cancelled: no worker may be left to do it."""
-    reaper = Reaper(engine, settings=settings)
-    while True:
-        try:
-            await asyncio.to_thread(reaper.reap)
-        except SQLAlchemyError as error:
-            _logger.warning("jobs of dead workers cannot be requeued: %s", error)
-        await asyncio.sleep(settings.heartbeat_seconds)
-
-
-async def _watch_workers(engine: Engine, settings: Settings, *, watch: AgeWatch) -> None:
-    """Look at the workers' heartbeats until cancelled, so that no clock decides who is alive."""
-
-    def look() -> None:
-        with Session(engine) as session:
-            watch_times(session, watch)
-
-    while True:
-        try:
-            await asyncio.to_thread(look)
-        except SQLAlchemyError as error:
-            _logger.warning("the workers' heartbeats cannot be read: %s", error)
-        await asyncio.sleep(settings.heartbeat_seconds)
-
-
-async def _race(engine: Engine, settings: Settings, *, cache: ResultCache) -> None:
-    """Queue the next looks of races until cancelled."""
-    limit = settings.max_queued_jobs
-    while True:
-        try:
-            await asyncio.to_thread(advance_races, engine, cache=cache, max_queued_jobs=limit)
-        except SQLAlchemyError as error:
-            _logger.warning("races do not go on: %s", error)
-        await asyncio.sleep(_RACE_SECONDS)
-
-
-async def _warm_up() -> None:
-    """Import the slow library of the tests, for which the first study would wait two seconds."""
-    await asyncio.sleep(_WARM_UP_SECONDS)
-    await asyncio.to_thread(load_library)
-
-
-async def _free_space(engine: Engine, settings: Settings) -> None:
-    """Keep the data directory below its size limit until cancelled."""
-    while settings.max_storage_bytes:
-        try:
-            await asyncio.to_thread(retention.free_space, engine, settings)
-        except (OSError, SQLAlchemyError) as error:
-            _logger.warning("no space was freed: %s", error)
-        await asyncio.sleep(_FREE_SPACE_SECONDS)
+def _is_there(engine: Engine, settings: Settings) -> bool:
+    """Whether the database could be opened. Raises SQLAlchemyError if a retry cannot help."""
+    try:
+        migrate(engine, settings)
+    except SQLAlchemyError as error:
+        if not is_outage(error) or is_refusal(error):
+            raise
+        return False
+    return True

@@ -17,6 +17,7 @@ LAYERS = [
     {"database", "files"},
     {"jobs", "judging"},
     {"races"},
+    {"upkeep"},
     {"api"},
     {"dashboard"},
     {"main"},

@@ -18,7 +18,7 @@ from pathlib import Path
 import forks
 import httpx
 import pytest
-from conftest import BOTH_DATABASES, TINY, SubmitJob, open_client
+from conftest import BOTH_DATABASES, TINY, SubmitJob, open_client, problem
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -31,6 +31,7 @@ from sqlmodel import Session
 from server import logs
 from server.api.rates import Rate, RateCounter
 from server.cli.processes import worker_environment
+from server.database.engine import write_transaction
 from server.jobs import queue
 from server.jobs.leases import Lease
 from server.main import create_app
@@ -156,6 +157,49 @@ def test_lost_database_makes_the_service_not_ready(app: FastAPI, client: TestCli
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json()["database"]) == (503, False)
     assert client.get("/jobs").status_code == 503
+
+
+def test_answer_that_takes_too_long_says_that_the_request_may_still_be_carried_out(
+    settings: Settings, engine: Engine
+) -> None:
+    with serve(settings, request_seconds=1.0) as client, write_transaction(engine):
+        refused = problem(client.post("/jobs", json={"option": "b"}), 503)
+        assert "may have been carried out" in refused["detail"]
+        assert "Idempotency-Key" in refused["detail"]
+
+
+def test_request_that_the_database_refused_says_that_it_was_not_carried_out(
+    client: TestClient, app: FastAPI
+) -> None:
+    app.state.engine.dispose()
+    app.state.engine = create_engine("sqlite:////nowhere/losslab.db")
+    refused = problem(client.post("/jobs", json={"option": "b"}), 503)
+    assert "not carried out" in refused["detail"]
+    assert "Idempotency-Key" in refused["detail"]
+    assert "Idempotency-Key" not in problem(client.get("/jobs"), 503)["detail"]
+
+
+def test_folder_that_cannot_be_written_is_no_fault_of_the_program(
+    client: TestClient, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.datasets_dir.mkdir()
+    with read_only(settings.datasets_dir):
+        answer = client.put("/datasets/mine", content=b"x")
+    assert "owner or the mode" in problem(answer, 503)["detail"]
+    assert str(settings.datasets_dir) in caplog.text
+
+
+@contextmanager
+def read_only(path: Path) -> Iterator[None]:
+    """Mounted so that not even root may write to it."""
+    for arguments in (["--bind", str(path), str(path)], ["-o", "remount,bind,ro", str(path)]):
+        mounted = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+        if mounted.returncode:
+            pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 # -- rates

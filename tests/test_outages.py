@@ -9,18 +9,20 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import forks
+import httpx
 import psycopg
 import pytest
 from conftest import numbers, open_client, queue_job, read, read_artifacts, read_rows
 from fault_worker import QUICK, SHORT_JOB, WorkerProcess, run_worker, wait_for
 from httpx2 import Response
 from postgres import Postgres
+from service import Service
 from sqlalchemy import Engine
 
 from server.database.engine import open_database
 from server.files.artifacts import JobFiles
 from server.files.hashes import compute_sha256
-from server.jobs import queue
 from server.main import create_app
 from server.models.configuration import resolve_config
 from server.models.options import OPTIONS, BuiltInOption
@@ -180,29 +182,55 @@ def test_worker_that_freezes_inside_a_transaction_does_not_keep_its_job(
         assert_succeeded(settings, engine, job, reference=reference)
 
 
-def test_full_disk_fails_the_job_which_goes_on_once_there_is_space(
+def test_full_disk_costs_one_attempt_of_one_job_and_all_go_on_once_there_is_room(
     tmp_path: Path, reference: list[dict[str, object]]
 ) -> None:
-    # A checkpoint is 9.5 MB, so without other resume points the third one does not fit.
+    settings = Settings(data_dir=tmp_path, **QUICK)
+    with tmpfs(settings.runs_dir, megabytes=100), opened(settings) as engine:
+        jobs = [submit(engine) for _ in range(3)]
+        with WorkerProcess(settings, point="paced") as process:
+            wait_for(lambda: read(engine, jobs[0]).epochs_completed)
+            with ballast(settings.runs_dir / "ballast"):
+                wait_for(lambda: "no job is claimed until" in process.log)
+                time.sleep(1.0)  # in which the worker could claim and lose many
+                assert_waiting_for_room(settings, engine, jobs)
+            for job in jobs:
+                wait_for(lambda job=job: read(engine, job).status is JobStatus.succeeded)  # type: ignore[misc]
+        assert "there is room" in process.log
+        for job in jobs:
+            assert_succeeded(settings, engine, job, reference=reference)
+
+
+def assert_waiting_for_room(settings: Settings, engine: Engine, jobs: list[Job]) -> None:
+    first, *others = (read(engine, job) for job in jobs)
+    assert (first.status, first.attempt, first.num_lost_attempts) == (JobStatus.queued, 1, 1)
+    assert [(job.status, job.attempt) for job in others] == [(JobStatus.queued, 0)] * 2
+    assert_files_verify(settings, engine, first)
+    folder = JobFiles(settings.runs_dir, first.id).checkpoints_dir
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+def test_draining_worker_without_room_says_so_and_ends(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, **QUICK)
+    with tmpfs(settings.runs_dir, megabytes=20), opened(settings) as engine:
+        job = submit(engine)
+        with WorkerProcess(settings, "--drain") as process:
+            assert process.wait() == 1
+            assert "there is no room for their files" in process.log
+        assert read(engine, job).attempt == 0
+
+
+def test_job_that_was_asked_for_by_its_name_says_that_the_disk_is_full(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, **QUICK | {"checkpoint_seconds": 1000})
+    # A checkpoint is 9.5 MB, so without other resume points the third one does not fit.
     with tmpfs(settings.runs_dir, megabytes=24), opened(settings) as engine:
         job = submit(engine)
-        assert run_worker(settings, "--drain") == 0
-        assert_failed_of_full_disk(settings, engine, job)
-        assert mount("-o", "remount,size=100m", str(settings.runs_dir)).returncode == 0
-        queue.resume(engine, job.id)
-        assert run_worker(settings, "--drain") == 0
-        assert_succeeded(settings, engine, job, reference=reference)
-
-
-def assert_failed_of_full_disk(settings: Settings, engine: Engine, submitted: Job) -> None:
-    job = read(engine, submitted)
-    assert (job.status, job.error_code) == (JobStatus.failed, "disk_full")
-    assert job.failure_kind is FailureKind.infrastructure
-    assert [row.epoch for row in read_rows(engine, job)] == [1, 2]
-    assert_files_verify(settings, engine, job)
-    folder = JobFiles(settings.runs_dir, job.id).checkpoints_dir
-    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+        assert run_worker(settings, "--job", job.id) == 0
+        failed = read(engine, job)
+        assert (failed.status, failed.error_code) == (JobStatus.failed, "disk_full")
+        assert failed.failure_kind is FailureKind.infrastructure
+        assert [row.epoch for row in read_rows(engine, failed)] == [1, 2]
+        assert_files_verify(settings, engine, failed)
 
 
 def test_full_database_refuses_new_jobs_and_keeps_the_one_that_runs(
@@ -241,6 +269,48 @@ def ballast(path: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink()
+
+
+def test_server_that_starts_while_its_database_is_away_waits_for_it(
+    tmp_path: Path, fragile_postgres: Postgres, postgres_settings: OpenSettings
+) -> None:
+    environment = {"LOSSLAB_DATABASE_URL": postgres_settings().database_url}
+    service = Service(tmp_path, environment=environment, log_path=tmp_path / "log")
+    try:
+        with crashed(fragile_postgres):
+            service.start("server")
+            assert httpx.get(f"{service.url}/metrics").status_code == 200
+            assert httpx.get(f"{service.url}/").status_code == 503
+            for method in ("GET", "POST"):
+                answer = httpx.request(method, f"{service.url}/jobs")
+                assert answer.headers["content-type"] == "application/problem+json"
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+            ready = httpx.get(f"{service.url}/readyz")
+            assert (ready.status_code, ready.json()["database"]) == (503, False)
+            assert "wait for it" in (tmp_path / "log").read_text()
+        wait_for(lambda: httpx.get(f"{service.url}/readyz").status_code == 200)
+        assert httpx.post(f"{service.url}/jobs", json={"option": "b"}).status_code == 201
+    finally:
+        service.stop("server")
+
+
+@pytest.mark.parametrize(("part", "other"), [("losslab@", "nobody@"), ("/losslab_", "/nowhere_")])
+def test_server_whose_database_refuses_it_ends_with_a_line(
+    tmp_path: Path, postgres_settings: OpenSettings, part: str, other: str
+) -> None:
+    url = postgres_settings().database_url.replace(part, other)
+    with (tmp_path / "log").open("wb") as log:
+        process = forks.start(
+            "losslab",
+            *("serve", "--port", "0"),
+            environment=os.environ | {"LOSSLAB_DATABASE_URL": url},
+            stdout=log,
+            stderr=log,
+        )
+    assert process.wait(timeout=60) == 1
+    text = (tmp_path / "log").read_text()
+    assert "does not exist" in text
+    assert "Traceback" not in text
 
 
 def test_worker_that_starts_while_its_database_is_away_waits_for_it(

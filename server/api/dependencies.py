@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from server.api.event_feed import EventFeed
+from server.errors import UnavailableError
 from server.files.artifacts import JobFiles
 from server.jobs.ages import AgeWatch
 from server.jobs.listing import find_job
@@ -26,8 +27,16 @@ def get_settings(request: Request) -> Settings:
     return settings
 
 
-def get_engine(request: Request) -> Engine:
+def find_engine(request: Request) -> Engine | None:
+    """None until the database was there for the first time."""
     engine: Engine = request.app.state.engine
+    return engine if request.app.state.is_open else None
+
+
+def get_engine(engine: Annotated[Engine | None, Depends(find_engine)]) -> Engine:
+    """Raises UnavailableError."""
+    if engine is None:
+        raise UnavailableError("the database is not there yet; nothing was done, try again later")
     return engine
 
 
@@ -49,6 +58,7 @@ def get_worker_watch(request: Request) -> AgeWatch:
 WorkerWatchDep = Annotated[AgeWatch, Depends(get_worker_watch)]
 ResultCacheDep = Annotated[ResultCache, Depends(get_result_cache)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
+OpenedEngineDep = Annotated[Engine | None, Depends(find_engine)]
 EngineDep = Annotated[Engine, Depends(get_engine)]
 EventFeedDep = Annotated[EventFeed, Depends(get_event_feed)]
 

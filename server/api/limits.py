@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.api.problems import respond
+from server.api.problems import MAY_BE_DONE, SAFE_METHODS, respond
 
 #: A request line with all headers; more is answered 431, or 400 if it arrives in several reads.
 MAX_HEADER_BYTES: Final = 16 * 1024
@@ -136,5 +136,8 @@ def _answer_timeout(request: Request, *, has_body: bool) -> Response:
     # If the connection stayed open, the rest of the body would be read as the next request.
     headers = {"Connection": "close"}
     if has_body:
-        return respond(request, 503, "the answer took too long; try again", headers=headers)
+        detail = "the answer took longer than LOSSLAB_REQUEST_SECONDS"
+        if request.method not in SAFE_METHODS:
+            detail = f"{detail}; {MAY_BE_DONE}"
+        return respond(request, 503, detail, headers=headers)
     return respond(request, 408, "the request's body did not arrive in time", headers=headers)

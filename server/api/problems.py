@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from http import HTTPStatus
@@ -11,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -20,7 +22,15 @@ from server.api.study_requests import StudyRequest
 from server.database.engine import OUTAGES
 from server.errors import LosslabError, drop_consequences
 
-RETRY_AFTER_SECONDS = 5
+RETRY_AFTER_SECONDS: Final = 5
+_RETRY_LATER: Final = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+#: Methods that change nothing.
+SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
+#: For answers to requests that change something.
+MAY_BE_DONE: Final = (
+    "the request may have been carried out, or may still be: look first, or send it again with the "
+    "same Idempotency-Key, with which it takes effect only once"
+)
 PROBLEM_TYPE: Final = "application/problem+json"
 
 #: The search for a similar field is slow, and a body may have thousands of unknown fields.
@@ -118,7 +128,10 @@ def _install_refusals(app: FastAPI) -> None:
             raise error
         errors = [FieldError(field=error.field, message=str(error))] if error.field else None
         detail = _list_errors(errors) if errors else str(error)
-        return respond(request, error.status, detail, title=error.title, errors=errors)
+        headers = _RETRY_LATER if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+        return respond(
+            request, error.status, detail, title=error.title, errors=errors, headers=headers
+        )
 
     @app.exception_handler(ClientDisconnect)
     def on_disconnect(request: Request, _error: ClientDisconnect) -> Response:
@@ -137,19 +150,34 @@ def _install_failures(app: FastAPI) -> None:
 
     def on_outage(request: Request, error: Exception) -> Response:
         _logger.warning("the database is unavailable: %s", error)
-        detail = (
-            "the database does not answer, is locked or full; try again (with an Idempotency-Key "
-            "no job is created twice)"
-        )
-        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-        return respond(request, 503, detail, headers=headers)
+        is_broken = isinstance(error, DBAPIError) and error.connection_invalidated
+        if is_broken and request.method not in SAFE_METHODS:
+            detail = f"the connection to the database broke; {MAY_BE_DONE}"
+        elif request.method not in SAFE_METHODS:
+            detail = (
+                "the database does not answer, is locked, full or read-only, and the request was "
+                "not carried out; send it again later (with the same Idempotency-Key it takes "
+                "effect only once)"
+            )
+        else:
+            detail = "the database does not answer, is locked or full; try again later"
+        return respond(request, 503, detail, headers=_RETRY_LATER)
 
     @app.exception_handler(OSError)
     def on_disk(request: Request, error: OSError) -> Response:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return on_fault(request, error)
-        _logger.error("no space is left: %s", error)
-        return respond(request, 507, "no space is left on the disk; nothing was stored")
+        match error.errno:
+            case errno.ENOSPC | errno.EDQUOT:
+                _logger.error("no space is left: %s", error)
+                return respond(request, 507, "no space is left on the disk; nothing was stored")
+            case errno.EACCES | errno.EPERM | errno.EROFS:
+                _logger.error("%s; this process runs as user %d", error, os.geteuid())
+                detail = (
+                    "the server may not write to its data directory, and nothing was stored; its "
+                    "log names path and user, and its operator must change the owner or the mode"
+                )
+                return respond(request, 503, detail, headers=_RETRY_LATER)
+            case _:
+                return on_fault(request, error)
 
     for outage in OUTAGES:
         app.add_exception_handler(outage, on_outage)

@@ -14,13 +14,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.problems import Presentation, find_presentation, respond
+from server.api.problems import SAFE_METHODS, Presentation, find_presentation, respond
 from server.tokens import ApiToken, TokenScope, find_token
 
 TOKEN_COOKIE: Final = "losslab_token"
 #: For frequent health checks; needs no token and accepts any host name.
 HEALTH_PATH: Final = "/healthz"
-SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 #: Sent with every answer; a route that serves a page sets its own policy.
 _HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",

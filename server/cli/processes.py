@@ -204,13 +204,10 @@ class Service:
         self.url = self._server.url
 
     def __enter__(self) -> Self:
-        from server.database.engine import open_database  # noqa: PLC0415
-
         try:
             if self._num_workers:
                 check_worker_extra()
-            # An error here is reported in one line; the server's thread would log a traceback.
-            open_database(self._settings).dispose()
+            _check_database(self._settings)
             self._server.start()
             for _ in range(self._num_workers):
                 self._workers.append(SupervisedWorker(self._start_worker))
@@ -245,6 +242,21 @@ class Service:
         # Workers first, so that clients can still read how their jobs ended.
         stop_processes([worker.process for worker in self._workers], stop=self.stop)
         self._server.stop()
+
+
+def _check_database(settings: "Settings") -> None:
+    """Open the database once: an error here is reported in one line, and the server's thread would
+    log a traceback. One that is away is waited for by the server and its workers."""
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
+    from server.database.engine import is_outage, is_refusal, open_database  # noqa: PLC0415
+
+    try:
+        open_database(settings).dispose()
+    except SQLAlchemyError as error:
+        if not is_outage(error) or is_refusal(error):
+            raise
+        _logger.warning("the database does not answer yet; server and workers wait for it")
 
 
 def check_worker_extra() -> None:

@@ -1,11 +1,16 @@
 """The database: engine, transactions and migrations, for both SQLite and PostgreSQL."""
 
+import errno
 import logging
+import mmap
+import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event, func, inspect, text
@@ -37,6 +42,16 @@ _CONNECTION = {
     "keepalives_count": 3,
 }
 
+#: Readers do not wait for writers, and an accepted job survives a power failure.
+_BEST_MODES = ("WAL", "FULL")
+#: Why SQLite refuses a statement for a while.
+_PASSING_CODES = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_PROTOCOL")
+#: Why PostgreSQL refuses connections for a while.
+_PASSING_STATES = (
+    "starting up", "shutting down", "recovery", "not yet accepting", "too many", "already",
+    "terminating", "remaining connection",
+)  # fmt: skip
+
 #: Raised if the database does not answer, is locked or full, or ended a transaction that was idle
 #: for too long (InternalError).
 OUTAGES = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
@@ -45,7 +60,14 @@ _logger = logging.getLogger(__name__)
 
 
 def open_database(settings: Settings) -> Engine:
-    """Connect and migrate the schema to the newest revision; safe in several processes at once.
+    """Connect and migrate the schema to the newest revision; safe in several processes at once."""
+    engine = make_engine(settings)
+    migrate(engine, settings)
+    return engine
+
+
+def make_engine(settings: Settings) -> Engine:
+    """Prepare connections, without asking the database yet.
 
     Errors and logs never show the parameters of a statement, such as names and labels.
     """
@@ -64,8 +86,17 @@ def open_database(settings: Settings) -> Engine:
         engine = create_engine(
             url, pool_pre_ping=True, connect_args=arguments, hide_parameters=True
         )
-    _migrate(engine, datasets_dir=settings.datasets_dir)
     return engine
+
+
+def migrate(engine: Engine, settings: Settings) -> None:
+    """Migrate the schema to the newest revision, if it is older."""
+    if _read_revision(engine) == SCHEMA_REVISION:
+        return
+    with engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+        upgrade(connection, revision="head", datasets_dir=settings.datasets_dir)
 
 
 @contextmanager
@@ -96,14 +127,28 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, OUTAGES)
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether the database refuses this process, for example its password or its file's mode: no
+    retry helps until somebody has changed that."""
+    code = getattr(getattr(error, "orig", None), "sqlite_errorname", "")
+    if code:
+        return not code.startswith(_PASSING_CODES)
+    # PostgreSQL's driver tells the errors of a new connection by their text alone.
+    message = str(error)
+    return "FATAL:" in message and not any(words in message for words in _PASSING_STATES)
+
+
 def _configure_sqlite(engine: Engine) -> None:
+    path = engine.url.database
+    is_file = path and not path.startswith((":memory:", "file:"))
+    journal_mode, synchronous = _choose_modes(Path(path or "").parent) if is_file else _BEST_MODES
+
     @event.listens_for(engine, "connect")
     def on_connect(connection: sqlite3.Connection, _record: Any) -> None:
         # SQLAlchemy should begin transactions; the driver would begin them too late.
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
-        # FULL, because an accepted job must survive a power failure.
-        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA journal_mode={journal_mode}")
+        connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute("PRAGMA foreign_keys=ON")
 
     @event.listens_for(engine, "begin")
@@ -112,13 +157,38 @@ def _configure_sqlite(engine: Engine) -> None:
         connection.exec_driver_sql(f"BEGIN {mode}")
 
 
-def _migrate(engine: Engine, *, datasets_dir: Path) -> None:
-    if _read_revision(engine) == SCHEMA_REVISION:
-        return
-    with engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-        upgrade(connection, revision="head", datasets_dir=datasets_dir)
+@cache
+def _choose_modes(folder: Path) -> tuple[str, str]:
+    """SQLite's journal mode and its synchronous mode: the best that the file system can do.
+
+    What it cannot do is reported once.
+    """
+    journal_mode, synchronous = _BEST_MODES
+    if not _can(folder, lambda descriptor: mmap.mmap(descriptor, mmap.PAGESIZE).close()):
+        journal_mode = "DELETE"
+        _logger.warning(
+            "%s: the file system cannot share memory; readers of the database wait for writers",
+            folder,
+        )
+    if not _can(folder, os.fsync):
+        synchronous = "OFF"
+        _logger.warning(
+            "%s: the file system cannot sync a file; a power failure may damage the database",
+            folder,
+        )
+    return journal_mode, synchronous
+
+
+def _can(folder: Path, step: Callable[[int], object]) -> bool:
+    """Whether the file system can do this with a file; errors of other kinds are SQLite's own."""
+    try:
+        with NamedTemporaryFile(dir=folder, prefix=".", suffix="-shm") as file:
+            file.truncate(mmap.PAGESIZE)
+            step(file.fileno())
+    except OSError as error:
+        unable = (errno.ENODEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
+        return error.errno not in unable
+    return True
 
 
 def _read_revision(engine: Engine) -> str | None:

@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from server.api.dependencies import EngineDep, SessionDep, SettingsDep, WorkerWatchDep
+from server.api.dependencies import OpenedEngineDep, SessionDep, SettingsDep, WorkerWatchDep
 from server.api.problems import PROBLEM_RESPONSES
 from server.api.queries import MAX_PAGE_SIZE
 from server.api.schemas import Health, Readiness, WorkerList, WorkerPublic
@@ -50,7 +50,7 @@ def read_health() -> Health:
 
 @router.get("/readyz", responses={503: {"model": Readiness}})
 def read_readiness(
-    *, engine: EngineDep, settings: SettingsDep, watch: WorkerWatchDep, response: Response
+    *, engine: OpenedEngineDep, settings: SettingsDep, watch: WorkerWatchDep, response: Response
 ) -> Readiness:
     """Whether jobs can be accepted: 503 while the database or the disk fails. Also counts the live
     workers."""
@@ -66,8 +66,12 @@ def read_readiness(
     )
 
 
-def _count_live_workers(engine: Engine, *, settings: Settings, watch: AgeWatch) -> int | None:
-    """None if the database does not answer."""
+def _count_live_workers(
+    engine: Engine | None, *, settings: Settings, watch: AgeWatch
+) -> int | None:
+    """None if the database does not answer, or was never there."""
+    if engine is None:
+        return None
     try:
         with Session(engine) as session:
             return workers.count_live(session, lease_seconds=settings.lease_seconds, watch=watch)

@@ -1,0 +1,104 @@
+"""What the server does by itself, again and again, as long as it runs."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Final
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import Session
+
+from server.database.engine import migrate
+from server.jobs import retention
+from server.jobs.ages import AgeWatch
+from server.jobs.orphans import OrphanSweep
+from server.jobs.reaper import Reaper
+from server.jobs.workers import watch_times
+from server.judging.statistics import load_library
+from server.judging.studies import ResultCache
+from server.races import advance_races
+from server.settings import Settings
+
+_FREE_SPACE_SECONDS: Final = 60.0
+_SWEEP_SECONDS: Final = 1800.0
+_RACE_SECONDS: Final = 1.0
+#: After the start, which it would slow down.
+_WARM_UP_SECONDS: Final = 10.0
+_OPEN_SECONDS: Final = 2.0
+
+_logger = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def running(*coroutines: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run them while the context is entered."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    yield
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def wait_for_database(engine: Engine, settings: Settings) -> None:
+    """Return once the database answers and has the newest schema."""
+    told = ""
+    while True:
+        try:
+            await asyncio.to_thread(migrate, engine, settings)
+        except SQLAlchemyError as error:
+            if str(error) != told:
+                told = str(error)
+                _logger.warning("the database is not there; waiting for it: %s", error)
+        else:
+            _logger.info("the database is there")
+            return
+        await asyncio.sleep(_OPEN_SECONDS)
+
+
+async def keep_up(
+    engine: Engine, settings: Settings, *, results: ResultCache, watch: AgeWatch
+) -> None:
+    """Do everything there is to do until cancelled."""
+    reaper, sweep = Reaper(engine, settings=settings), OrphanSweep(engine, settings)
+
+    def watch_workers() -> None:
+        with Session(engine) as session:
+            watch_times(session, watch)
+
+    def race() -> None:
+        advance_races(engine, cache=results, max_queued_jobs=settings.max_queued_jobs)
+
+    def free_space() -> None:
+        if settings.max_storage_bytes:
+            retention.free_space(engine, settings)
+
+    beat = settings.heartbeat_seconds
+    await asyncio.gather(
+        # No worker may be left to do it.
+        _repeat(reaper.reap, every=beat, trouble="jobs of dead workers cannot be requeued"),
+        _repeat(watch_workers, every=beat, trouble="the workers' heartbeats cannot be read"),
+        _repeat(race, every=_RACE_SECONDS, trouble="races do not go on"),
+        _repeat(free_space, every=_FREE_SPACE_SECONDS, trouble="no space was freed"),
+        _repeat(sweep.run, every=_SWEEP_SECONDS, trouble="files that no job names stay"),
+        _warm_up(),
+    )
+
+
+async def _repeat(act: Callable[[], object], *, every: float, trouble: str) -> None:
+    while True:
+        try:
+            await asyncio.to_thread(act)
+        except (OSError, SQLAlchemyError) as error:
+            _logger.warning("%s: %s", trouble, error)
+        except Exception:
+            # If this loop ended, nobody would do it any more.
+            _logger.exception(trouble)
+        await asyncio.sleep(every)
+
+
+async def _warm_up() -> None:
+    """Import the slow library of the tests, for which the first study would wait two seconds."""
+    await asyncio.sleep(_WARM_UP_SECONDS)
+    await asyncio.to_thread(load_library)

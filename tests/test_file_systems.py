@@ -1,0 +1,128 @@
+"""File systems that lack links, syncs, modes or shared memory, as exFAT, SMB and FUSE do."""
+
+import errno
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import TINY
+from fault_worker import wait_for
+from npz_files import GRIDS, make_npz
+from preloading import start_under
+from test_events import find_free_port
+
+#: What some file systems refuse, by the words of the report.
+STEPS = {
+    "link": ("link a file", (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK)),
+    "dirsync": ("sync a folder", (errno.EINVAL, errno.ENOSYS, errno.EBADF)),
+    "filesync": ("sync a file", (errno.EINVAL, errno.ENOSYS)),
+    "chmod": ("set the mode", (errno.EPERM, errno.ENOSYS)),
+    "advise": ("take advice", (errno.EINVAL, errno.ENOSYS)),
+    "sharedmap": ("share memory", (errno.ENODEV, errno.EINVAL)),
+}
+REFUSALS = [(step, number) for step, (_, numbers) in STEPS.items() for number in numbers]
+
+
+def use_files(folder: Path, refused: dict[str, int]) -> tuple[int, str]:
+    """Exit code and output of `file_user` in the folder."""
+    folder.mkdir()
+    log_path = folder / "log"
+    environment = {
+        "REFUSE": " ".join(f"{step}={number}" for step, number in refused.items()),
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
+    program = str(Path(__file__).parent / "file_user.py")
+    process = start_under(
+        "refuse", program, str(folder), environment=environment, log_path=log_path
+    )
+    return process.wait(timeout=120), log_path.read_text()
+
+
+def read_result(folder: Path, refused: dict[str, int]) -> dict[str, Any]:
+    code, output = use_files(folder, refused)
+    assert code == 0, output
+    result: dict[str, Any] = json.loads(output)
+    # A data set is taken, known again, and never replaced.
+    assert result["taken"] == [True, False, None]
+    return result
+
+
+@pytest.mark.parametrize(("step", "number"), REFUSALS)
+def test_step_that_a_file_system_lacks_is_reported_once_and_done_without(
+    tmp_path: Path, step: str, number: int
+) -> None:
+    told = read_result(tmp_path / "data", {step: number})["told"]
+    # SQLite does its own syncs.
+    assert len(told) == (2 if step == "filesync" else 1)
+    for message in told:
+        assert STEPS[step][0] in message
+        assert str(tmp_path / "data") in message
+
+
+def test_file_system_that_lacks_everything_is_good_enough(tmp_path: Path) -> None:
+    told = read_result(tmp_path / "data", {step: STEPS[step][1][0] for step in STEPS})["told"]
+    assert len(told) == len(STEPS) + 1
+
+
+def test_whole_file_system_is_told_nothing_of(tmp_path: Path) -> None:
+    assert read_result(tmp_path / "data", {})["told"] == []
+
+
+@pytest.mark.parametrize("step", ["filesync", "dirsync"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_error_of_the_disk_itself_is_not_done_without(
+    tmp_path: Path, step: str, number: int
+) -> None:
+    code, output = use_files(tmp_path / "data", {step: number})
+    assert code == 1
+    assert f"[Errno {number}]" in output
+
+
+@pytest.mark.slow
+def test_service_works_on_a_file_system_that_lacks_everything(tmp_path: Path) -> None:
+    port = find_free_port()
+    environment = {
+        "LOSSLAB_DATA_DIR": str(tmp_path / "data"),
+        "LOSSLAB_MAX_ATTEMPTS": "1",
+        "REFUSE": " ".join(f"{step}={STEPS[step][1][0]}" for step in STEPS),
+    }
+    program = "import sys; from server.cli.main import app; app(sys.argv[1:])"
+    command = ["-c", program, "up", "--port", str(port)]
+    log_path, url = tmp_path / "log", f"http://127.0.0.1:{port}"
+    process = start_under("refuse", *command, environment=environment, log_path=log_path)
+    try:
+        wait_for(lambda: answers(url))
+        put = httpx.put(f"{url}/datasets/mine", content=make_npz(images=GRIDS.repeat(5, axis=0)))
+        assert put.status_code == 201, put.text
+        body = {"option": "b", "dataset": "mine", **TINY}
+        ids = [httpx.post(f"{url}/jobs", json=body | {"seed": n}).json()["id"] for n in range(2)]
+        for job_id in ids:
+            wait_for(lambda job_id=job_id: read_job(url, job_id)["ended_at"])  # type: ignore[misc]
+            job = read_job(url, job_id)
+            assert job["status"] == "succeeded", job["error"]
+            folder = tmp_path / "data" / "runs" / job_id / "checkpoints"
+            best = folder / f"checkpoint_epoch_{job['best_epoch']}.safetensors"
+            assert (folder / "best.safetensors").read_bytes() == best.read_bytes()
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+    log = log_path.read_text()
+    for words, _ in STEPS.values():  # server and worker each say what they do without
+        assert log.count(words) <= (4 if words == "sync a file" else 2), log
+    assert "is not kept for the next job" not in log
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz").status_code == 200
+    except httpx.TransportError:
+        time.sleep(0.2)
+        return False
+
+
+def read_job(url: str, job_id: str) -> dict[str, Any]:
+    job: dict[str, Any] = httpx.get(f"{url}/jobs/{job_id}").json()
+    return job
