@@ -1,0 +1,376 @@
+"""Break everything at random for some minutes, and see what stays true.
+
+Workers and the server are killed, stopped and frozen, the database is locked and taken away, the
+disk is filled, and files are cut and removed, while a client posts, pauses and cancels jobs. Then
+each invariant is one line, and the exit status is 1 if one is broken. The choice of faults follows
+the seed; their moments follow the machine.
+
+Needs the developers' packages. Disks are filled only where root may mount one.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import psycopg
+
+from benchmarks.chaos_client import Client
+from benchmarks.chaos_invariants import Evidence, list_invariants
+from benchmarks.machine import REPOSITORY
+from server.database.engine import open_database
+from server.settings import Settings
+
+sys.path.insert(0, str(REPOSITORY / "tests"))
+
+import forks
+from postgres import Postgres
+
+_LONGEST_END_SECONDS: Final = 240.0
+_DISK_MEGABYTES_PER_MINUTE: Final = 600
+_MIN_DISK_MEGABYTES: Final = 500
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    folder = Path(tempfile.mkdtemp(prefix="losslab-chaos-"))
+    with ExitStack() as stack:
+        if not arguments.keep:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        lab = stack.enter_context(open_lab(folder, arguments=arguments))
+        evidence = run(lab, arguments=arguments)
+        is_broken = report(evidence, lab=lab)
+        if is_broken and arguments.keep:
+            print(f"everything is kept in {folder}")
+    sys.exit(is_broken)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=2.0, help="of faults")
+    parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--lease-seconds", type=float, default=4.0, help="longer on busy machines")
+    parser.add_argument("--keep", action="store_true", help="keep data and logs")
+    return parser.parse_args()
+
+
+@dataclass
+class Lab:
+    """A server and workers on one data directory, and what was done to them."""
+
+    folder: Path
+    settings: Settings
+    postgres: Postgres | None
+    has_disk: bool
+    num_workers: int
+    lease_seconds: float
+    port: int = field(default_factory=lambda: find_free_port())
+    server: forks.Fork | None = None
+    workers: list[forks.Fork] = field(default_factory=list)
+    #: Processes that were killed or frozen: only these may lose a job.
+    disturbed: set[int] = field(default_factory=set)
+    #: Files that were cut or removed, by job and name: only these may differ from their rows.
+    touched: set[tuple[str, str]] = field(default_factory=set)
+    #: When the database was away or locked, or the disk was full.
+    outages: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start_server(self) -> None:
+        self.server = self._start("losslab", "serve", "--port", str(self.port))
+
+    def start_missing(self) -> None:
+        """Start the server and workers that have ended."""
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        while len(self.workers) < self.num_workers:
+            self.workers.append(self._start("worker"))
+        if self.server is None or self.server.poll() is not None:
+            self.start_server()
+
+    def stop(self) -> None:
+        processes = [*self.workers, *filter(None, [self.server])]
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=20)
+            process.kill()
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        begun_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self.outages.append((begun_at, time.monotonic()))
+
+    def _start(self, program: str, *arguments: str) -> forks.Fork:
+        values = {
+            "DATA_DIR": self.settings.data_dir,
+            "DATABASE_URL": self.settings.database_url,
+            "LEASE_SECONDS": self.lease_seconds,
+            "HEARTBEAT_SECONDS": self.lease_seconds / 5,
+            "IDLE_TRANSACTION_SECONDS": self.lease_seconds / 2,
+            "CHECKPOINT_SECONDS": 0.5,
+            "RETRY_SECONDS": 0.5,
+            "MAX_ATTEMPTS": 100,
+            "NUM_WORKERS": 1000,  # one thread: numbers depend on how many there are
+        }
+        ours = {f"LOSSLAB_{name}": str(value) for name, value in values.items()}
+        with (self.folder / f"{program}.log").open("ab") as log:
+            return forks.start(
+                program, *arguments, environment=os.environ | ours, stdout=log, stderr=log
+            )
+
+
+@contextmanager
+def open_lab(folder: Path, *, arguments: argparse.Namespace) -> Iterator[Lab]:
+    with ExitStack() as stack:
+        server, url = None, ""
+        if arguments.database == "postgresql":
+            server = stack.enter_context(Postgres())
+            url = server.create_database()
+            with psycopg.connect(url, autocommit=True) as connection:
+                name = connection.info.dbname
+                connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = on".encode())
+        settings = Settings(data_dir=folder / "data", database_url=url)
+        megabytes = _MIN_DISK_MEGABYTES + round(_DISK_MEGABYTES_PER_MINUTE * arguments.minutes)
+        has_disk = stack.enter_context(mounted(settings.runs_dir, megabytes=megabytes))
+        lab = Lab(folder, settings, server, has_disk, arguments.workers, arguments.lease_seconds)
+        try:
+            yield lab
+        finally:
+            lab.stop()
+
+
+@contextmanager
+def mounted(path: Path, *, megabytes: int) -> Iterator[bool]:
+    """A disk at the path; says whether there is one."""
+    path.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
+    is_mounted = shutil.which("mount") is not None and os.geteuid() == 0
+    is_mounted = is_mounted and not subprocess.run(command, capture_output=True).returncode
+    try:
+        yield is_mounted
+    finally:
+        if is_mounted:
+            subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def run(lab: Lab, *, arguments: argparse.Namespace) -> Evidence:
+    """First the jobs without a fault, then with faults, then without again until all ended."""
+    choice, faults = random.Random(arguments.seed), Counter[str]()
+    lab.start_missing()
+    client = Client(lab.url, seed=arguments.seed)
+    references = client.run_references()
+    client.start()
+    names = [name for name in FAULTS if name != "full disk" or lab.has_disk]
+    end = time.monotonic() + 60 * arguments.minutes
+    pool: list[threading.Thread] = []
+    while time.monotonic() < end:
+        name = choice.choice(names)
+        faults[name] += 1
+        seed = choice.random()
+        thread = threading.Thread(target=FAULTS[name], args=(lab, random.Random(seed)))
+        thread.start()
+        pool.append(thread)
+        time.sleep(choice.uniform(0.3, 1.5))
+        lab.start_missing()
+    for thread in pool:
+        thread.join()
+    client.stop_posting()
+    deadline = time.monotonic() + _LONGEST_END_SECONDS
+    while not client.has_ended and time.monotonic() < deadline:
+        lab.start_missing()
+        time.sleep(0.5)
+    client.close()
+    lab.stop()
+    engine = open_database(lab.settings)
+    return Evidence(engine, lab, client, references, faults)
+
+
+def report(evidence: Evidence, *, lab: Lab) -> bool:
+    """Print a line per invariant; returns whether one is broken."""
+    faults = ", ".join(f"{count} x {name}" for name, count in sorted(evidence.faults.items()))
+    print(f"{evidence.faults.total()} faults ({faults})")
+    if not lab.has_disk:
+        print("full disks were not tried: only root may mount one")
+    is_broken = False
+    for name, check in list_invariants():
+        problems, extent = check(evidence)
+        is_broken |= bool(problems)
+        print(f"{'BROKEN' if problems else 'holds '} {name} ({extent})")
+        for problem in problems[:5]:
+            print(f"         {problem}")
+    return is_broken
+
+
+# -- faults: each takes as long as it lasts
+
+
+def kill_worker(lab: Lab, choice: random.Random) -> None:
+    _kill(lab, choice.choice(lab.workers))
+
+
+def kill_worker_that_writes(lab: Lab, choice: random.Random) -> None:
+    """Kill a worker as soon as there is a temporary file, which may be its own."""
+    end = time.monotonic() + lab.lease_seconds
+    while time.monotonic() < end:
+        if _list_files(lab, ".*.safetensors"):
+            kill_worker(lab, choice)
+            return
+        time.sleep(0.002)
+
+
+def terminate_worker(lab: Lab, choice: random.Random) -> None:
+    worker = choice.choice(lab.workers)
+    worker.terminate()
+    if choice.random() < 0.2:  # a second signal ends it at once
+        lab.disturbed.add(worker.pid)
+        time.sleep(0.05)
+        worker.terminate()
+
+
+def freeze_worker(lab: Lab, choice: random.Random) -> None:
+    worker = choice.choice(lab.workers)
+    lab.disturbed.add(worker.pid)
+    with lab.outage():  # it may hold a lock
+        worker.send_signal(signal.SIGSTOP)
+        time.sleep(choice.uniform(0.2, 2.5) * lab.lease_seconds)
+        worker.send_signal(signal.SIGCONT)
+
+
+def kill_server(lab: Lab, choice: random.Random) -> None:
+    if lab.server is not None:
+        with lab.outage():
+            lab.server.kill()
+            time.sleep(choice.uniform(0.0, 1.0))
+
+
+def freeze_server(lab: Lab, choice: random.Random) -> None:
+    server = lab.server
+    if server is not None:
+        with lab.outage():
+            server.send_signal(signal.SIGSTOP)
+            time.sleep(choice.uniform(0.2, 2.0) * lab.lease_seconds)
+            server.send_signal(signal.SIGCONT)
+
+
+def lock_database(lab: Lab, choice: random.Random) -> None:
+    seconds = choice.uniform(0.2, 2.0) * lab.lease_seconds
+    with lab.outage(), suppress(sqlite3.OperationalError, psycopg.OperationalError):
+        if lab.settings.database_url:
+            with psycopg.connect(lab.settings.database_url) as connection:
+                connection.execute("LOCK TABLE job IN EXCLUSIVE MODE")
+                time.sleep(seconds)
+            return
+        path = lab.settings.data_dir / "losslab.db"
+        with closing(sqlite3.connect(path, timeout=10, isolation_level=None)) as lite:
+            lite.execute("BEGIN IMMEDIATE")
+            time.sleep(seconds)
+
+
+_restarting = threading.Lock()
+
+
+def stop_database(lab: Lab, choice: random.Random) -> None:
+    """An immediate stop of PostgreSQL, as in a crash; of SQLite there is nothing to stop."""
+    if lab.postgres is None:
+        lock_database(lab, choice)
+        return
+    with _restarting, lab.outage():
+        lab.postgres.stop(signal.SIGQUIT)
+        time.sleep(choice.uniform(0.0, 2.5) * lab.lease_seconds)
+        lab.postgres.start()
+
+
+def fill_disk(lab: Lab, choice: random.Random) -> None:
+    path = lab.settings.runs_dir / f"ballast-{choice.random()}"
+    with lab.outage():
+        try:
+            with suppress(OSError), path.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(2**20))
+            time.sleep(choice.uniform(0.2, 1.5) * lab.lease_seconds)
+        finally:
+            path.unlink()
+
+
+def touch_temporary_file(lab: Lab, choice: random.Random) -> None:
+    """Cut or remove a file that is being written."""
+    end = time.monotonic() + lab.lease_seconds / 2
+    while time.monotonic() < end:
+        if files := _list_files(lab, ".*.safetensors"):
+            _cut_or_remove(choice.choice(files), choice)
+            return
+        time.sleep(0.002)
+
+
+def touch_checkpoint(lab: Lab, choice: random.Random) -> None:
+    """Cut or remove a file that a row names."""
+    files = [*_list_files(lab, "checkpoint_*"), *_list_files(lab, "reconstructions_epoch_*")]
+    if files:
+        path = choice.choice(files)
+        lab.touched.add((path.parent.parent.name, path.name))
+        _cut_or_remove(path, choice)
+
+
+FAULTS: Final[dict[str, Callable[[Lab, random.Random], None]]] = {
+    "killed worker": kill_worker,
+    "worker killed in mid-write": kill_worker_that_writes,
+    "stopped worker": terminate_worker,
+    "frozen worker": freeze_worker,
+    "killed server": kill_server,
+    "frozen server": freeze_server,
+    "locked database": lock_database,
+    "stopped database": stop_database,
+    "full disk": fill_disk,
+    "touched temporary file": touch_temporary_file,
+    "touched checkpoint": touch_checkpoint,
+}
+
+
+def _kill(lab: Lab, worker: forks.Fork) -> None:
+    lab.disturbed.add(worker.pid)
+    worker.kill()
+
+
+def _list_files(lab: Lab, pattern: str) -> list[Path]:
+    return list(lab.settings.runs_dir.glob(f"*/checkpoints/{pattern}"))
+
+
+def _cut_or_remove(path: Path, choice: random.Random) -> None:
+    with suppress(FileNotFoundError):
+        if choice.random() < 0.5:
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            path.unlink()
+
+
+def find_free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+if __name__ == "__main__":
+    main()
