@@ -5,10 +5,10 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from server.files.artifacts import JobFiles
@@ -47,19 +47,30 @@ def _sort_header(content: bytes) -> bytes:
     the header's length (8 bytes, little-endian), the header as JSON, padded with spaces to a
     multiple of 8 bytes, and the tensors at places that are counted from the header's end.
     """
-    end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(
-        json.loads(content[8:end]), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        _read_header(content), sort_keys=True, separators=(",", ":"), ensure_ascii=False
     ).encode()
     header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + content[end:]
+    return len(header).to_bytes(8, "little") + header + content[_find_tensors(content) :]
+
+
+def _read_header(content: bytes) -> dict[str, Any]:
+    header: dict[str, Any] = json.loads(content[8 : _find_tensors(content)])
+    return header
+
+
+def _find_tensors(content: bytes) -> int:
+    """Where the header ends."""
+    return 8 + int.from_bytes(content[:8], "little")
 
 
 def load_checkpoint(path: Path) -> tuple[TrainingState, TrainingConfig]:
     """Raises SafetensorError, also for a file of another program."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    # Read and not mapped into memory: some file systems cannot map, and a mapped file that another
+    # program cuts ends the process.
+    content = path.read_bytes()
+    tensors: dict[str, Tensor] = load(content)
+    metadata = _read_header(content).get("__metadata__", {})
     if metadata.get("format") != _FORMAT:
         raise SafetensorError(f"{path.name} is no checkpoint of Losslab")
     config = read_config(json.loads(metadata["config"]))

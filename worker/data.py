@@ -1,5 +1,6 @@
 """Data sets: the sources behind `load_dataset`, and batches of grids on the device."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -139,11 +140,23 @@ def _read_cached(path: Path, *, shape: tuple[int, ...]) -> Grids | None:
     if not path.exists():
         return None
     try:
-        grids: Grids = np.load(path, mmap_mode="r", allow_pickle=False)
+        grids = _map(path)
     except (OSError, ValueError, EOFError) as error:
         _logger.warning("%s is unreadable and will be generated again: %s", path.name, error)
         return None
     return grids if grids.shape == shape and grids.dtype == np.uint8 else None
+
+
+def _map(path: Path) -> Grids:
+    """The array, read as a whole where the file system cannot map it."""
+    try:
+        mapped: Grids = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        if error.errno not in (errno.ENODEV, errno.EINVAL, errno.EPERM):
+            raise
+        read: Grids = np.load(path, allow_pickle=False)
+        return read
+    return mapped
 
 
 def _cache(grids: Grids, path: Path) -> None:

@@ -1,8 +1,8 @@
 /* A file system that refuses some of its steps.
  *
  * REFUSE lists them with the number of the error, as in "link=1 dirsync=22": link, dirsync (of a
- * folder), filesync (of a file), chmod, advise, sharedmap (of an SQLite file "-shm"). All other
- * calls are passed on.
+ * folder), filesync (of a file), chmod, advise, sharedmap (of an SQLite file "-shm"), filemap (of
+ * a checkpoint or an array). All other calls are passed on.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -109,21 +109,30 @@ int posix_fadvise64(int descriptor, off64_t offset, off64_t length, int advice)
                            offset, length, advice);
 }
 
-static int is_shared_index(int descriptor)
+/* The step that a map of this file is; NULL if it is always allowed. */
+static const char *map_step(int descriptor)
 {
     char link_path[64], path[PATH_MAX];
+    const char *dot;
     ssize_t length;
 
     snprintf(link_path, sizeof link_path, "/proc/self/fd/%d", descriptor);
-    length = readlink(link_path, path, sizeof path);
-    return length > 4 && !memcmp(path + length - 4, "-shm", 4);
+    length = readlink(link_path, path, sizeof path - 1);
+    if (length < 0)
+        return NULL;
+    path[length] = 0;
+    if (length > 4 && !strcmp(path + length - 4, "-shm"))
+        return "sharedmap";
+    dot = strrchr(path, '.');
+    return dot && (!strcmp(dot, ".npy") || !strcmp(dot, ".safetensors")) ? "filemap" : NULL;
 }
 
 void *mmap(void *address, size_t length, int protection, int flags, int descriptor, off_t offset)
 {
-    int error = descriptor >= 0 && (flags & MAP_SHARED) ? refusal("sharedmap") : 0;
+    const char *step = descriptor >= 0 ? map_step(descriptor) : NULL;
+    int error = step ? refusal(step) : 0;
 
-    if (error && is_shared_index(descriptor)) {
+    if (error) {
         errno = error;
         return MAP_FAILED;
     }
