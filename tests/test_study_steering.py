@@ -1,7 +1,9 @@
 """Studies are paused, resumed, cancelled and deleted with all of their jobs."""
 
+import csv
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from conftest import BOTH_DATABASES, problem
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, update
 from sqlmodel import Session, col
 from stored_state import read_state
 from study_results import (
@@ -28,6 +30,7 @@ from study_results import (
 )
 
 from server.jobs import queue, studies
+from server.models.columns import utc_now
 from server.models.studies import Study, StudyJob
 from server.models.tables import Job, JobEvent
 from server.settings import Settings
@@ -113,6 +116,28 @@ def test_seconds_left_are_those_of_the_jobs_that_wait(client: TestClient, engine
     assert read(client, study)["seconds_left"] == 90
     end_seeds(engine, study["id"], {"a": "pp", "b": "pp"})
     assert read(client, study)["seconds_left"] is None
+
+
+def test_clock_that_was_set_back_makes_no_duration_and_no_estimate_negative(
+    client: TestClient, engine: Engine
+) -> None:
+    study = post(client, num_seeds=2)
+    end_seeds(engine, study["id"], {"a": "pr", "b": "pq"})
+    with engine.begin() as connection:
+        for job in connection.execute(select(col(Job.id), col(Job.started_at))).all():
+            started_at = job.started_at and job.started_at + timedelta(hours=2)
+            claimed_at = utc_now() + timedelta(hours=2)
+            changed = update(Job).where(col(Job.id) == job.id)
+            values = {"started_at": started_at, "claimed_at": claimed_at, "progress": 0.5}
+            connection.execute(changed.values(**values))
+    assert read(client, study)["seconds_left"] is None
+    for job in client.get("/jobs").json()["data"]:
+        assert job["seconds_left"] is None
+    rows = client.get(f"/studies/{study['id']}/jobs.csv").text.splitlines()
+    seconds = [row["seconds"] for row in csv.DictReader(rows)]
+    assert set(seconds) == {""}
+    answer = client.post("/studies?dry_run=true", json={"options": ["a"], "num_seeds": 2})
+    assert answer.json()["estimated_seconds"] is None
 
 
 # -- deleting
