@@ -47,7 +47,8 @@ async def wait_for_database(engine: Engine, settings: Settings) -> None:
     while True:
         try:
             await asyncio.to_thread(migrate, engine, settings)
-        except SQLAlchemyError as error:
+        except Exception as error:
+            # Of whatever kind it is: if this loop ended, nobody would open the database any more.
             if str(error) != told:
                 told = str(error)
                 _logger.warning("the database is not there; waiting for it: %s", error)

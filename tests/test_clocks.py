@@ -91,6 +91,15 @@ def test_clock_that_is_set_again_and_again_takes_no_job_and_kills_no_worker(lab:
             time.sleep(0.2)
 
 
+def test_clock_that_is_set_days_ahead_forgets_no_idempotency_key(lab: Lab) -> None:
+    body, keyed = {**LONG_JOB, "epochs": 1}, {"Idempotency-Key": "once"}
+    first = httpx.post(f"{lab.url}/jobs", json=body, headers=keyed)
+    lab.set_ahead(100 * HOUR)
+    other = httpx.post(f"{lab.url}/jobs", json=body, headers={"Idempotency-Key": "other"})
+    again = httpx.post(f"{lab.url}/jobs", json=body, headers=keyed)
+    assert again.json()["id"] == first.json()["id"] != other.json()["id"]
+
+
 def test_worker_that_dies_after_the_clock_was_set_back_is_noticed(lab: Lab) -> None:
     job_id = lab.submit()
     wait_for(lambda: lab.read(job_id)["epochs_completed"])

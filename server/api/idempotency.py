@@ -7,9 +7,10 @@ request took effect.
 """
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Final, Self
 
 from fastapi import Header, Response
@@ -20,10 +21,13 @@ from sqlmodel import Session, col, delete
 
 from server.database.engine import database_now, write_transaction
 from server.errors import InvalidInputError
+from server.models.columns import utc_now
 from server.models.tables import IdempotencyKey
 
 #: How long a key is remembered.
 REMEMBER_FOR: Final = timedelta(days=1)
+_STARTED_AT: Final = utc_now()
+_STARTED_SECONDS: Final = time.monotonic()
 
 IdempotencyKeyHeader = Annotated[
     Annotated[str, StringConstraints(pattern=r"^[!-~]{1,255}$")] | None, Header()
@@ -110,7 +114,7 @@ def _send(answer: Answer) -> Response:
 def find_answer(session: Session, request: KeyedRequest) -> Answer | None:
     """The answer to this request from before, if any. Raises KeyReusedError."""
     known = session.get(IdempotencyKey, (request.token_name, request.key))
-    if known is None or known.created_at < database_now(session) - REMEMBER_FOR:
+    if known is None or known.created_at < _find_oldest(session):
         return None
     if known.body_sha256 != request.body_sha256:
         message = f"{request.key!r} was used with another body; each request needs its own key"
@@ -123,8 +127,8 @@ def keep_answer(session: Session, request: KeyedRequest, answer: Answer) -> None
 
     Raises sqlalchemy.exc.IntegrityError if the same request is answered at the same time.
     """
-    now = database_now(session)
-    session.exec(delete(IdempotencyKey).where(col(IdempotencyKey.created_at) < now - REMEMBER_FOR))
+    oldest = _find_oldest(session)
+    session.exec(delete(IdempotencyKey).where(col(IdempotencyKey.created_at) < oldest))
     session.add(
         IdempotencyKey(
             token_name=request.token_name,
@@ -132,7 +136,14 @@ def keep_answer(session: Session, request: KeyedRequest, answer: Answer) -> None
             body_sha256=request.body_sha256,
             answer=answer.body,
             location=answer.location,
-            created_at=now,
+            created_at=database_now(session),
         )
     )
     session.flush()
+
+
+def _find_oldest(session: Session) -> datetime:
+    """Since when answers are remembered. A clock that was set ahead while this process ran, or a
+    machine that slept, makes no answer older."""
+    steady_now = _STARTED_AT + timedelta(seconds=time.monotonic() - _STARTED_SECONDS)
+    return min(database_now(session), steady_now) - REMEMBER_FOR

@@ -222,12 +222,12 @@
 
   // The page of an ended job also polls, but less often: the job may be resumed elsewhere.
   const ENDED_SECONDS = 15;
-  let polledAt = Date.now();
+  let polledAt = performance.now();
 
   async function poll() {
     const pause = isLive() ? Losslab.RETRY_SECONDS : ENDED_SECONDS;
-    if (document.hidden || Date.now() - polledAt < pause * 1000) return;
-    polledAt = Date.now();
+    if (document.hidden || performance.now() - polledAt < pause * 1000) return;
+    polledAt = performance.now();
     if ((await Losslab.refresh()) && isLive()) listen();
   }
 
