@@ -26,7 +26,8 @@ from pydantic import SecretStr
 from service import Service
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import IntegrityError
-from sqlmodel import Session
+from sqlmodel import Session, select
+from study_results import end_seeds, post
 
 from server import logs
 from server.api.rates import Rate, RateCounter
@@ -36,6 +37,7 @@ from server.jobs import queue
 from server.jobs.leases import Lease
 from server.main import create_app
 from server.models.options import BuiltInOption
+from server.models.studies import StudyJob
 from server.models.tables import FailureKind, Job, JobStatus
 from server.settings import Settings, count_cores
 from server.tokens import ApiToken, TokenScope
@@ -177,6 +179,19 @@ def test_request_that_the_database_refused_says_that_it_was_not_carried_out(
     assert "not carried out" in refused["detail"]
     assert "Idempotency-Key" in refused["detail"]
     assert "Idempotency-Key" not in problem(client.get("/jobs"), 503)["detail"]
+
+
+def test_answer_that_fails_after_the_change_says_that_it_may_have_been_made(
+    client: TestClient, engine: Engine
+) -> None:
+    study = post(client, num_seeds=2)
+    end_seeds(engine, study["id"], {"a": "pp", "b": "pp"})
+    with engine.begin() as connection:  # read for the answer alone
+        connection.exec_driver_sql("ALTER TABLE epoch_metrics RENAME TO away")
+    refused = problem(client.post(f"/studies/{study['id']}/seeds", json={"num": 1}), 503)
+    assert "may have been carried out" in refused["detail"]
+    with Session(engine) as session:
+        assert len(session.exec(select(StudyJob)).all()) == 6
 
 
 def test_folder_that_cannot_be_written_is_no_fault_of_the_program(

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs
-from server.database.engine import database_now
+from server.database.engine import database_now, watch_commits
 from server.jobs.ages import AgeWatch
 from server.jobs.listing import count_by_status
 from server.jobs.workers import read_live
@@ -58,6 +58,7 @@ class RequestLog:
             return
         request = Request(scope)
         request.state.request_id = _choose_id(request)
+        request.state.commits = watch_commits()
         logs.request_id.set(request.state.request_id)
         started = time.perf_counter()
 

@@ -151,8 +151,9 @@ def _install_failures(app: FastAPI) -> None:
     def on_outage(request: Request, error: Exception) -> Response:
         _logger.warning("the database is unavailable: %s", error)
         is_broken = isinstance(error, DBAPIError) and error.connection_invalidated
-        if is_broken and request.method not in SAFE_METHODS:
-            detail = f"the connection to the database broke; {MAY_BE_DONE}"
+        is_begun = is_broken or request.state.commits.has_committed
+        if is_begun and request.method not in SAFE_METHODS:
+            detail = f"the database stopped answering; {MAY_BE_DONE}"
         elif request.method not in SAFE_METHODS:
             detail = (
                 "the database does not answer, is locked, full or read-only, and the request was "

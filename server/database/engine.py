@@ -7,6 +7,8 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -57,6 +59,7 @@ _PASSING_STATES = (
 OUTAGES = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
 
 _logger = logging.getLogger(__name__)
+_watch: ContextVar["CommitWatch | None"] = ContextVar("commit watch", default=None)
 
 
 def open_database(settings: Settings) -> Engine:
@@ -110,6 +113,23 @@ def write_transaction(engine: Engine) -> Iterator[Session]:
         session.connection(execution_options={"sqlite_begin": "IMMEDIATE"})
         yield session
         session.commit()
+        if (watch := _watch.get()) is not None:
+            watch.has_committed = True
+
+
+@dataclass(slots=True)
+class CommitWatch:
+    """Whether a `write_transaction` has committed since the watch began, in this context and in the
+    threads to which it is passed on."""
+
+    has_committed: bool = False
+
+
+def watch_commits() -> CommitWatch:
+    """Begin a watch, which replaces the one before."""
+    watch = CommitWatch()
+    _watch.set(watch)
+    return watch
 
 
 def database_now(session: Session) -> datetime:
