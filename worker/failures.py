@@ -13,6 +13,7 @@ from worker.training import NonFiniteLossError
 
 _DEVICE_FAILED: Final = "device_failed"
 _DISK_FULL: Final = "disk_full"
+_FILE_ERROR: Final = "file_error"
 
 
 class DeviceBrokenError(LosslabError):
@@ -28,8 +29,8 @@ class Failure(NamedTuple):
 
     @property
     def is_of_disk(self) -> bool:
-        """Whether no job can be run until there is space."""
-        return self.code == _DISK_FULL
+        """Whether other jobs may meet it too: a full disk, or one that is read-only."""
+        return self.code in (_DISK_FULL, _FILE_ERROR)
 
     @property
     def is_of_device(self) -> bool:
@@ -60,7 +61,7 @@ def describe_failure(error: Exception, *, job: Job) -> Failure:
             return Failure(_DISK_FULL, message, FailureKind.infrastructure)
         case OSError():
             message = f"the job's files cannot be read or written: {error}"
-            return Failure("file_error", message, FailureKind.infrastructure)
+            return Failure(_FILE_ERROR, message, FailureKind.infrastructure)
         case _:
             message = f"{type(error).__name__}: {error}; the job's log has the traceback"
             return Failure("internal_error", message, FailureKind.infrastructure)

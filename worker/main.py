@@ -94,8 +94,8 @@ def work(
                     continue
                 if is_drain and not loop.may_find_work():
                     break
-                if is_drain and not loop.has_room():
-                    raise StorageFullError("jobs wait, and there is no room for their files")
+                if is_drain and (obstacle := loop.find_obstacle()):
+                    raise StorageFullError(f"jobs wait, and none is claimed {obstacle}")
                 loop.wait()
             except SQLAlchemyError as error:
                 if not is_outage(error):
@@ -132,7 +132,7 @@ class _ClaimLoop:
     def run_next(self) -> bool:
         """Run the next job; returns whether there was one. Raises DeviceBrokenError."""
         self._beat_if_due()
-        if not self.has_room():
+        if self.find_obstacle():
             return False
         job = queue.claim(
             self._engine,
@@ -155,9 +155,9 @@ class _ClaimLoop:
         self._beat_at = 0.0
         return True
 
-    def has_room(self) -> bool:
-        """Whether a job may be claimed. Who names one job waits to hear of its failure instead."""
-        return self._job_id is not None or self._room.is_there()
+    def find_obstacle(self) -> str | None:
+        """Until when no job is claimed. Who names one job waits to hear of its failure instead."""
+        return None if self._job_id is not None else self._room.find_obstacle()
 
     def may_find_work(self) -> bool:
         """Whether a job waits, or may be requeued soon since its worker seems to be dead."""

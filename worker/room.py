@@ -1,4 +1,4 @@
-"""Room on the disk: a worker that has none claims no job."""
+"""Room on the disk: a worker that has none, or may not write there, claims no job."""
 
 import errno
 import logging
@@ -12,14 +12,15 @@ from typing import Final
 NEEDED_BYTES: Final = 32 * 2**20
 _LOG_SECONDS: Final = 60.0
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 _logger = logging.getLogger(__name__)
 
 
 class Room:
-    """Whether there is room for the files of another job.
+    """Whether the files of another job can be written.
 
-    Without it each job of the queue would be claimed, fail, and lose an attempt.
+    If not, each job of the queue would be claimed, fail, and lose an attempt.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,32 +29,35 @@ class Room:
         self._told_at: float | None = None
 
     def doubt(self) -> None:
-        """A job found the disk full. What the system says of free space may not count quotas, so
-        that from now on it is tried."""
+        """A job could not write its files. What the system says of free space may not count quotas,
+        so that from now on it is tried."""
         self._is_doubted = True
 
-    def is_there(self) -> bool:
-        """Cheap enough to be asked before every claim."""
-        if _count_free_bytes(self._folder) < NEEDED_BYTES or not self._is_tried():
-            self._tell_that_it_is_missing()
-            return False
+    def find_obstacle(self) -> str | None:
+        """Until when no job can be run; None if one can. Cheap enough for every claim."""
+        obstacle = self._find_obstacle()
+        if obstacle is not None:
+            self._tell(obstacle)
+            return obstacle
         if self._told_at is not None:
             _logger.info("there is room in %s again", self._folder)
         self._told_at, self._is_doubted = None, False
-        return True
+        return None
 
-    def _is_tried(self) -> bool:
-        return not self._is_doubted or _can_write(self._folder)
+    def _find_obstacle(self) -> str | None:
+        error = _try_to_write(self._folder) if self._is_doubted else None
+        if error is not None and error.errno in _REFUSED:
+            return f"until user {os.geteuid()} may write to {self._folder}: {error.strerror}"
+        is_full = error is not None and error.errno in _FULL
+        if is_full or _count_free_bytes(self._folder) < NEEDED_BYTES:
+            return f"until {NEEDED_BYTES // 2**20} MiB are free in {self._folder}"
+        return None
 
-    def _tell_that_it_is_missing(self) -> None:
+    def _tell(self, obstacle: str) -> None:
         now = time.monotonic()
         if self._told_at is None or now - self._told_at > _LOG_SECONDS:
             self._told_at = now
-            _logger.error(
-                "no job is claimed until %d MiB are free in %s",
-                NEEDED_BYTES // 2**20,
-                self._folder,
-            )
+            _logger.error("no job is claimed %s", obstacle)
 
 
 def _count_free_bytes(folder: Path) -> float:
@@ -67,8 +71,8 @@ def _count_free_bytes(folder: Path) -> float:
     return found.f_bavail * found.f_frsize if found.f_blocks else float("inf")
 
 
-def _can_write(folder: Path) -> bool:
-    """Whether a file of NEEDED_BYTES can be written. Other errors are not about room."""
+def _try_to_write(folder: Path) -> OSError | None:
+    """The error that a file of NEEDED_BYTES meets, if any."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -76,5 +80,5 @@ def _can_write(folder: Path) -> bool:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return error.errno not in _FULL
-    return True
+        return error
+    return None
