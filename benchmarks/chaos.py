@@ -41,6 +41,8 @@ import forks
 from postgres import Postgres
 
 _LONGEST_END_SECONDS: Final = 240.0
+#: Between two faults. If they were denser, no job would end among them.
+_PAUSE_LEASES: Final = (0.1, 0.6)
 _DISK_MEGABYTES_PER_MINUTE: Final = 600
 _MIN_DISK_MEGABYTES: Final = 500
 
@@ -193,7 +195,7 @@ def run(lab: Lab, *, arguments: argparse.Namespace) -> Evidence:
         thread = threading.Thread(target=FAULTS[name], args=(lab, random.Random(seed)))
         thread.start()
         pool.append(thread)
-        time.sleep(choice.uniform(0.3, 1.5))
+        time.sleep(choice.uniform(*_PAUSE_LEASES) * lab.lease_seconds)
         lab.start_missing()
     for thread in pool:
         thread.join()

@@ -339,3 +339,14 @@ def test_worker_that_starts_while_its_database_is_away_waits_for_it(
             fragile_postgres.start()
             assert process.wait() == 0, process.log
         assert_succeeded(settings, engine, job, reference=reference)
+
+
+def test_worker_that_is_stopped_while_it_waits_for_its_database_ends_as_any_other(
+    fragile_postgres: Postgres, postgres_settings: OpenSettings
+) -> None:
+    settings = postgres_settings()
+    with crashed(fragile_postgres), WorkerProcess(settings) as process:
+        wait_for(lambda: "Retrying" in process.log)
+        process.terminate()
+        assert process.wait() == 0, process.log
+        assert "Traceback" not in process.log

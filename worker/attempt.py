@@ -81,11 +81,14 @@ def open_attempt(
     )
 
 
-def outlast_outages(shutdown: threading.Event) -> Retrying:
-    """Calls a function again while the database is away, until `shutdown` is set."""
+def outlast_outages(
+    shutdown: threading.Event, *, give_up_seconds: float = GIVE_UP_SECONDS
+) -> Retrying:
+    """Calls a function again while the database is away, until `shutdown` is set; for at least
+    `give_up_seconds`, if something would be lost."""
 
     def is_given_up(state: RetryCallState) -> bool:
-        return shutdown.is_set() and (state.seconds_since_start or 0.0) > GIVE_UP_SECONDS
+        return shutdown.is_set() and (state.seconds_since_start or 0.0) >= give_up_seconds
 
     return Retrying(
         retry=retry_if_exception(is_outage),

@@ -52,9 +52,12 @@ def main() -> None:
     keep_freed_memory()
     take_share_of_cores(num_workers=settings.num_workers)
     try:
-        engine = outlast_outages(shutdown)(open_database, settings)
+        engine = outlast_outages(shutdown, give_up_seconds=0)(open_database, settings)
     except OSError as error:
         sys.exit(f"the data directory cannot be used: {error}")
+    except SQLAlchemyError as error:
+        _raise_unless_stopped(error, shutdown=shutdown)
+        return
     try:
         work(
             settings,
@@ -68,6 +71,8 @@ def main() -> None:
         sys.exit(1)
     except StorageFullError as error:
         sys.exit(str(error))
+    except SQLAlchemyError as error:
+        _raise_unless_stopped(error, shutdown=shutdown)
     finally:
         engine.dispose()
 
@@ -85,7 +90,7 @@ def work(
     With `job_id` only that job is run. Raises DeviceBrokenError, and with `is_drain`
     StorageFullError if jobs wait that cannot be run.
     """
-    worker = outlast_outages(shutdown)(_register, engine)
+    worker = outlast_outages(shutdown, give_up_seconds=0)(_register, engine)
     loop = _ClaimLoop(settings, engine=engine, shutdown=shutdown, worker=worker, job_id=job_id)
     try:
         while not shutdown.is_set():
@@ -179,6 +184,13 @@ class _ClaimLoop:
             workers.report_idle(self._engine, self._worker)
             self._reaper.reap()
             self._beat_at = time.monotonic() + self._settings.heartbeat_seconds
+
+
+def _raise_unless_stopped(error: SQLAlchemyError, *, shutdown: threading.Event) -> None:
+    """A worker that is stopped while it waits for the database ends as any other."""
+    if not (shutdown.is_set() and is_outage(error)):
+        raise error
+    _logger.warning("this worker was stopped while it waited for the database")
 
 
 def _report_stopped(engine: Engine, worker_id: str) -> None:
