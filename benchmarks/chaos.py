@@ -25,13 +25,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 
 from benchmarks.chaos_client import Client
 from benchmarks.chaos_invariants import Evidence, list_invariants
-from benchmarks.machine import REPOSITORY
+from benchmarks.machine import REPOSITORY, describe_machine, write_results
 from server.database.engine import open_database
 from server.settings import Settings
 
@@ -54,8 +54,15 @@ def main() -> None:
         if not arguments.keep:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         lab = stack.enter_context(open_lab(folder, arguments=arguments))
+        machine = describe_machine(("losslab", "torch", "sqlalchemy"))
         evidence = run(lab, arguments=arguments)
-        is_broken = report(evidence, lab=lab)
+        found = report(evidence, lab=lab)
+        is_broken = any(entry["problems"] for entry in found.values())
+        if arguments.results:
+            asked = {"database": arguments.database, "minutes": arguments.minutes}
+            asked |= {"seed": arguments.seed, "lease_seconds": arguments.lease_seconds}
+            results = {"faults": dict(evidence.faults), "invariants": found}
+            write_results(arguments.results, machine | asked | results)
         if is_broken and arguments.keep:
             print(f"everything is kept in {folder}")
     sys.exit(is_broken)
@@ -68,6 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--lease-seconds", type=float, default=4.0, help="longer on busy machines")
+    parser.add_argument("--results", help="name of a file in results/, which is written")
     parser.add_argument("--keep", action="store_true", help="keep data and logs")
     return parser.parse_args()
 
@@ -210,20 +218,20 @@ def run(lab: Lab, *, arguments: argparse.Namespace) -> Evidence:
     return Evidence(engine, lab, client, references, faults)
 
 
-def report(evidence: Evidence, *, lab: Lab) -> bool:
-    """Print a line per invariant; returns whether one is broken."""
+def report(evidence: Evidence, *, lab: Lab) -> dict[str, dict[str, Any]]:
+    """Print a line per invariant; returns what was found, by invariant."""
     faults = ", ".join(f"{count} x {name}" for name, count in sorted(evidence.faults.items()))
     print(f"{evidence.faults.total()} faults ({faults})")
     if not lab.has_disk:
         print("full disks were not tried: only root may mount one")
-    is_broken = False
+    found = {}
     for name, check in list_invariants():
         problems, extent = check(evidence)
-        is_broken |= bool(problems)
+        found[name] = {"extent": extent, "problems": problems}
         print(f"{'BROKEN' if problems else 'holds '} {name} ({extent})")
         for problem in problems[:5]:
             print(f"         {problem}")
-    return is_broken
+    return found
 
 
 # -- faults: each takes as long as it lasts
