@@ -329,7 +329,8 @@ def touch_temporary_file(lab: Lab, choice: random.Random) -> None:
     """Cut or remove a file that is being written."""
     end = time.monotonic() + lab.lease_seconds / 2
     while time.monotonic() < end:
-        if files := _list_files(lab, ".*.safetensors"):
+        # Not a second name that a kept file has for a moment.
+        if files := [file for file in _list_files(lab, ".*.safetensors") if _is_alone(file)]:
             _cut_or_remove(choice.choice(files), choice)
             return
         time.sleep(0.002)
@@ -366,6 +367,12 @@ def _kill(lab: Lab, worker: forks.Fork) -> None:
 
 def _list_files(lab: Lab, pattern: str) -> list[Path]:
     return list(lab.settings.runs_dir.glob(f"*/checkpoints/{pattern}"))
+
+
+def _is_alone(path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return path.stat().st_nlink == 1
+    return False
 
 
 def _cut_or_remove(path: Path, choice: random.Random) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from server.files import artifacts
 from server.files.artifacts import JobFiles, LostFileError, WrittenFile
 from server.files.hashes import compute_sha256
 from server.models.tables import ArtifactKind
@@ -52,6 +53,35 @@ def test_name_of_another_file_is_no_publication(files: JobFiles) -> None:
     written.path.write_text("that")
     with pytest.raises(LostFileError):
         written.publish()
+
+
+def test_worker_that_was_frozen_replaces_nothing_that_its_successor_wrote(files: JobFiles) -> None:
+    write_picture(files, "of the attempt before").publish()
+    late, later = write_picture(files, "late"), write_picture(files, "later")
+    late_and_new = write_picture(files, "late", epoch=2)
+    write_picture(files, "of the successor").publish()
+    write_picture(files, "of the successor", epoch=2).publish()
+    for written in (late, later, late_and_new):
+        with pytest.raises(LostFileError, match="another worker"):
+            written.publish()
+        assert written.path.read_text() == "of the successor"
+
+
+@pytest.mark.parametrize("is_cut", [False, True], ids=["gone", "cut"])
+def test_file_that_others_touch_while_it_is_synced_is_lost(
+    files: JobFiles, is_cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def touch(path: Path) -> None:
+        if is_cut:
+            path.write_text("")
+        else:
+            path.unlink()
+
+    # The moment cannot be met from outside.
+    monkeypatch.setattr(artifacts, "make_readable", touch)
+    with pytest.raises(LostFileError):
+        write_picture(files, "whole")
+    assert list(files.checkpoints_dir.iterdir()) == []
 
 
 def write_picture(files: JobFiles, text: str, *, epoch: int = 1) -> WrittenFile:

@@ -20,6 +20,7 @@ from typing import Final
 from server.files.filesystem import (
     FileIdentity,
     drop_from_page_cache,
+    find_identity,
     identify,
     link_or_copy,
     make_readable,
@@ -45,7 +46,8 @@ _logger = logging.getLogger(__name__)
 
 
 class LostFileError(OSError):
-    """A temporary file is gone or was cut before it got its name."""
+    """A temporary file is gone or was cut before it got its name, or another worker has taken the
+    name meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class WrittenFile:
     path: Path
     size_bytes: int
     sha256: str
+    #: The file that had the final name when this one was begun.
+    former: FileIdentity | None
 
     @property
     def file_name(self) -> str:
@@ -64,7 +68,8 @@ class WrittenFile:
     def publish(self) -> None:
         """Rename the file to its final name; a repeated call does nothing.
 
-        Raises LostFileError, so that no row names what is not there.
+        Raises LostFileError, so that no row names what is not there, and a worker that was frozen
+        replaces nothing that its successor wrote.
         """
         try:
             size_bytes = self.temporary_path.stat().st_size
@@ -74,6 +79,8 @@ class WrittenFile:
             raise LostFileError(f"{self.file_name} vanished before it was stored") from None
         if size_bytes != self.size_bytes:
             raise LostFileError(f"{self.file_name} was changed before it was stored")
+        if find_identity(self.path) != self.former:
+            raise LostFileError(f"another worker has stored {self.file_name} meanwhile")
         os.replace(self.temporary_path, self.path)
         sync_folder(self.path.parent)
 
@@ -194,17 +201,14 @@ class JobFiles:
             dir=self.checkpoints_dir, prefix=".", suffix=Path(name).suffix
         )
         os.close(descriptor)
-        path = Path(temporary)
+        path, named_path = Path(temporary), self.checkpoints_dir / name
         try:
-            if (self.checkpoints_dir / name).is_dir():
+            if named_path.is_dir():
                 raise IsADirectoryError(f"a folder has the name {name}")
+            former = find_identity(named_path)
             write_to(path)
-            make_readable(path)
-            with path.open("rb+") as file:
-                sync_file(path, file.fileno())
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                drop_from_page_cache(path, file.fileno())
-            return WrittenFile(path, self.checkpoints_dir / name, path.stat().st_size, sha256)
+            size_bytes, sha256 = _finish(path)
+            return WrittenFile(path, named_path, size_bytes, sha256, former)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
@@ -212,10 +216,7 @@ class JobFiles:
     def identify(self, file_name: str) -> FileIdentity | None:
         """What `remove` needs to know of a file; None if it is missing."""
         assert Path(file_name).name == file_name
-        try:
-            return identify(self.checkpoints_dir / file_name)
-        except FileNotFoundError:
-            return None
+        return find_identity(self.checkpoints_dir / file_name)
 
     def remove(self, file_name: str, identity: FileIdentity | None) -> None:
         """Remove a file whose row was deleted after the file had been identified."""
@@ -240,6 +241,23 @@ class JobFiles:
         """Whether the path is a file, and no part of the path below `runs_dir` is a link."""
         own_path = self.runs_dir.resolve() / path.relative_to(self.runs_dir)
         return path.is_file() and path.resolve() == own_path
+
+
+def _finish(path: Path) -> tuple[int, str]:
+    """Sync a file that is complete; returns its size and its hash. Raises LostFileError."""
+    try:
+        size_bytes = path.stat().st_size
+        make_readable(path)
+        with path.open("rb+") as file:
+            sync_file(path, file.fileno())
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            drop_from_page_cache(path, file.fileno())
+            is_whole = os.fstat(file.fileno()).st_size == size_bytes
+    except FileNotFoundError:
+        raise LostFileError(f"{path.name} vanished before it was stored") from None
+    if not is_whole:
+        raise LostFileError(f"{path.name} was changed before it was stored")
+    return size_bytes, sha256
 
 
 def _point(best: Path, *, target: Path) -> None:

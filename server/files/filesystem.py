@@ -101,6 +101,14 @@ def identify(path: Path) -> FileIdentity:
     return FileIdentity(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
+def find_identity(path: Path) -> FileIdentity | None:
+    """None if there is no such file."""
+    try:
+        return identify(path)
+    except FileNotFoundError:
+        return None
+
+
 def remove_if_unchanged(path: Path, identity: FileIdentity) -> bool:
     """Remove a file unless another one has taken its name; returns whether it was removed.
 
