@@ -112,7 +112,7 @@ def check_losses(evidence: Evidence) -> Finding:
         for event in evidence.read_events(session, job.id):
             for pid in map(int, _LOST.findall(event.message)):
                 num_losses += 1
-                if pid not in evidence.lab.disturbed:
+                if not evidence.lab.may_have_lost(pid):
                     problems.append(f"job {job.id} was taken from a living worker: {event.message}")
     return problems, f"{num_losses} losses"
 
