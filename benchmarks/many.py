@@ -21,7 +21,7 @@ from torch.func import functional_call, stack_module_state
 
 from benchmarks.contestants import BATCH_SIZE, compute_plain_loss, make_plain_model
 from benchmarks.machine import describe_machine, write_results
-from server.settings import count_cores
+from server.environment.cores import count_cores
 from worker.atomic import generate_atomic
 from worker.capture import capture
 from worker.device import autocast, choose_device, keep_freed_memory

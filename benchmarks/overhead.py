@@ -21,13 +21,14 @@ from sqlalchemy import Engine
 
 from benchmarks.machine import describe_machine, write_results
 from server.database.engine import open_database, write_transaction
+from server.environment.cores import count_cores
 from server.files.artifacts import JobFiles
 from server.jobs import queue
 from server.jobs.submission import new_job, submit_job
 from server.models.configuration import TrainingConfig, resolve_config
 from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import ArtifactKind, Job
-from server.settings import Settings, count_cores
+from server.settings import Settings
 from worker import runner
 from worker.checkpoints import save_checkpoint
 from worker.data import Dataset, draw_reconstruction_batches, load_dataset

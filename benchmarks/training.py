@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestants import BATCH_SIZE, compute_plain_loss, make_plain_model
 from benchmarks.machine import REPOSITORY, describe_machine, write_results
-from server.settings import count_cores
+from server.environment.cores import count_cores
 from worker.device import autocast, choose_device
 
 PYTHAE_HINT = (

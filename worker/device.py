@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from server.settings import count_cores
+from server.environment.cores import THREAD_VARIABLES, count_cores, read_counts
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -22,7 +22,8 @@ def describe_device(device: torch.device) -> str:
     """The device in words: `NVIDIA H100` or `cpu, 2 threads`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
+    num_threads = torch.get_num_threads()
+    return f"cpu, {num_threads} thread{'s' if num_threads != 1 else ''}"
 
 
 def make_deterministic() -> None:
@@ -47,8 +48,12 @@ def _cpu_has_bf16() -> bool:
 
 
 def take_share_of_cores(*, num_workers: int) -> None:
-    """Use as many threads as this worker's share of the cores, which all workers here divide."""
-    torch.set_num_threads(max(1, count_cores() // num_workers))
+    """Use as many threads as this worker's share of the cores, which all workers here divide.
+
+    The environment may allow fewer (OMP_NUM_THREADS, MKL_NUM_THREADS).
+    """
+    share = max(1, count_cores() // num_workers)
+    torch.set_num_threads(min([share, *read_counts(THREAD_VARIABLES)]))
 
 
 def keep_freed_memory() -> None:
