@@ -100,6 +100,11 @@ def render_settings() -> str:
         "variable counts as not set. Each setting may also be a file in `/run/secrets`, where "
         "container engines put secrets, named like the variable in lower case; an environment "
         "variable takes precedence over the file.",
+        "White space, carriage returns and one pair of quotation marks at the ends of a value are "
+        "taken off, and `~` at the beginning of a path is the home folder. A value that cannot be "
+        "used is refused at the start, in a line that names the variable and does not show the "
+        "value. "
+        "Commands do not look at settings that they do not use.",
         "`.env.example` in the repository's root lists the same settings as variables.",
         _table(("variable", "default", "bounds", "meaning"), rows),
     )

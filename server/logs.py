@@ -1,15 +1,19 @@
 """Logging for entry points: one line per event to stdout, as text or as JSON."""
 
+import codecs
+import io
 import json
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 from server.finite import make_finite
+from server.messages import redact
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s%(context)s"
 
@@ -46,6 +50,9 @@ def _is_of_losslab(record: logging.LogRecord) -> bool:
 class LineFormatter(logging.Formatter):
     """Puts a message on one line, even if it quotes several; a traceback keeps its lines."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
         return " ".join(super().formatMessage(record).splitlines())
 
@@ -64,7 +71,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(make_finite(entry), allow_nan=False)
+        return redact(json.dumps(make_finite(entry), allow_nan=False))
 
 
 class FileLog(logging.Handler):
@@ -103,9 +110,55 @@ class FileLog(logging.Handler):
         self._num_lost = self._num_lost + 1 if self._is_torn else 0
 
 
+#: How letters of our messages are spelt where an encoding lacks them.
+_SPELLINGS = {
+    "β": "beta", "γ": "gamma", "λ": "lambda", "μ": "mu", "σ": "sigma", "·": "-", "–": "-",
+    "—": "-", "…": "...", "×": "x", "≤": "<=", "≥": ">=", "±": "+-", "→": "->", "−": "-",
+    "²": "^2", "“": '"', "”": '"', "‘": "'", "’": "'", "\N{NO-BREAK SPACE}": " ",
+}  # fmt: skip
+_SPELL_ERRORS = "losslab.spell"
+
+
+def spell_letters() -> None:
+    """Let the output of this process spell or escape letters that its encoding lacks, such as β.
+
+    The encoding follows from the environment (LC_ALL, PYTHONIOENCODING), and the text may be a
+    user's. A name that is no text at all, as of a file with odd bytes, is escaped as well.
+    """
+    codecs.register_error(_SPELL_ERRORS, _spell)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_SPELL_ERRORS)
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    spelt = (_SPELLINGS.get(each) or ascii(each)[1:-1] for each in letters)
+    return "".join(spelt), error.end
+
+
+class _Output(logging.StreamHandler[TextIO]):
+    """Standard output. If it takes no more, as on a full disk, that is said once and no line is
+    kept: a service goes on without its log."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_failed:
+            self._has_failed = True
+            with suppress(OSError):
+                sys.stderr.write(f"the log cannot be written: {error.strerror}\n")
+
+
 def configure_logging(*, as_json: bool, log_path: Path | None = None) -> None:
     """Set up logging. Only entry points call this."""
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    spell_letters()
+    handlers: list[logging.Handler] = [_Output(sys.stdout)]
     if log_path is not None:
         handlers.append(FileLog(log_path))
     formatter = JsonFormatter() if as_json else LineFormatter(_FORMAT)

@@ -1,24 +1,50 @@
 """Settings of this process, from `LOSSLAB_*` environment variables and secret files."""
 
-import ipaddress
-import os
+import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Final, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
-from server.tokens import ApiToken
+from server.environment import database_url as urls
+from server.environment.hosts import is_loopback, parse_allowed_hosts, strip_brackets
+from server.environment.sources import list_sources
+from server.environment.variables import expand_home
+from server.tokens import ApiToken, check_secret
 
 # Container engines put secrets here, one file per secret, named like the variable.
 _SECRETS_DIR = Path("/run/secrets")
-_CGROUP_QUOTA_PATH = Path("/sys/fs/cgroup/cpu.max")
+_RATE_LIMIT: Final = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour)")
+_ROOT_PATH: Final = re.compile(r"(/[A-Za-z0-9_~@%+:-][A-Za-z0-9._~@%+:-]*)*")
+
+#: The settings that only a server uses.
+_OF_THE_SERVER: Final = frozenset({
+    "api_token", "api_tokens", "allowed_hosts", "rate_limit", "request_seconds", "max_streams",
+    "header_seconds", "send_seconds", "published_host", "host", "port", "root_path",
+    "max_queued_jobs", "max_upload_bytes",
+})  # fmt: skip
+#: The settings of server and workers that belong to one service, and not to this machine.
+_OF_A_SERVICE: Final = frozenset({
+    "database_url", "database_password", "max_job_seconds", "max_storage_bytes",
+})  # fmt: skip
+
+# With these bounds no value is too large for a timer or a column.
+Seconds = Annotated[float, Field(le=366 * 86_400)]
+Count = Annotated[int, Field(le=2**31 - 1)]
+NumBytes = Annotated[int, Field(le=2**63 - 1)]
 
 
 class Settings(BaseSettings):
     """Each field is read from `LOSSLAB_` + its name in capitals, or from a secret file."""
+
+    #: Fields that the process does not use and therefore does not read.
+    unused: ClassVar[frozenset[str]] = frozenset()
 
     model_config = SettingsConfigDict(
         env_prefix="LOSSLAB_",
@@ -34,6 +60,7 @@ class Settings(BaseSettings):
     )
     database_url: str = Field(
         default="",
+        repr=False,
         description="`postgresql://USER:PASSWORD@HOST:PORT/NAME`; empty means SQLite in the data "
         "directory",
     )
@@ -51,27 +78,29 @@ class Settings(BaseSettings):
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="host names that requests may use, separated by commas; empty means "
-        "`localhost`, `127.0.0.1` and `::1` without a token, and any name with a token",
+        description="host names that requests may use, separated by commas, `*.example.org` "
+        "for all names below one; `localhost`, `127.0.0.1` and `::1` always may. Empty means only "
+        "these without a token, and any name with a token",
     )
     rate_limit: str = Field(
         default="6000/minute",
-        pattern=r"^[1-9][0-9]{0,8}/(second|minute|hour)$",
         description="requests allowed per token, or per client address where no token is needed, "
         "as `NUMBER/second`, `NUMBER/minute` or `NUMBER/hour`",
     )
-    request_seconds: float = Field(
+    request_seconds: Seconds = Field(
         default=30.0,
         gt=0,
-        description="seconds until an answer must begin; uploads get ten times as long",
+        description="seconds until an answer must begin, from the end of the request's body "
+        "(uploads get ten times as long); and seconds in which at least 1024 bytes more of a body "
+        "must arrive",
     )
-    max_streams: int = Field(
+    max_streams: Count = Field(
         default=512, ge=1, description="live event streams that may be open at the same time"
     )
-    header_seconds: float = Field(
+    header_seconds: Seconds = Field(
         default=10.0, gt=0, description="seconds in which the headers of a request must arrive"
     )
-    send_seconds: float = Field(
+    send_seconds: Seconds = Field(
         default=30.0, gt=0, description="seconds in which a client must read a piece of an answer"
     )
     published_host: str = Field(
@@ -89,7 +118,12 @@ class Settings(BaseSettings):
         le=65535,
         description="port on which the server listens; 0 takes any free one",
     )
-    max_queued_jobs: int = Field(
+    root_path: str = Field(
+        default="",
+        description="path below which a reverse proxy serves the service, such as `/losslab`; "
+        "empty means its root, or what the proxy says in `X-Forwarded-Prefix`",
+    )
+    max_queued_jobs: Count = Field(
         default=10_000,
         ge=1,
         description="jobs that may wait at the same time; further ones are answered 429",
@@ -97,56 +131,57 @@ class Settings(BaseSettings):
     idle_transaction_seconds: float = Field(
         default=10.0,
         ge=0.001,
+        le=2_000_000,  # PostgreSQL counts milliseconds in 32 bits
         description="seconds without a statement after which PostgreSQL ends a transaction",
     )
-    max_job_seconds: float = Field(
+    max_job_seconds: Seconds = Field(
         default=0.0,
         ge=0,
         description="seconds that one attempt may train before it fails; 0 means no limit",
     )
-    max_storage_bytes: int = Field(
+    max_storage_bytes: NumBytes = Field(
         default=0,
         ge=0,
         description="bytes of checkpoints, pictures and data sets above which generated data is "
         "deleted, then the oldest checkpoints that are not pinned and that no resume needs; if "
         "that is not enough, uploads are refused; 0 means no limit",
     )
-    max_upload_bytes: int = Field(
+    max_upload_bytes: NumBytes = Field(
         default=256 * 2**20, ge=1, description="bytes that one uploaded data set may have"
     )
-    lease_seconds: float = Field(
+    lease_seconds: Seconds = Field(
         default=30.0,
         gt=0,
         description="seconds without a heartbeat after which a worker counts as dead; at least "
         "three times LOSSLAB_HEARTBEAT_SECONDS",
     )
-    heartbeat_seconds: float = Field(
+    heartbeat_seconds: Seconds = Field(
         default=5.0, gt=0, description="seconds between two heartbeats of a worker"
     )
-    poll_seconds: float = Field(
+    poll_seconds: Seconds = Field(
         default=0.2,
         gt=0,
         description="seconds between two polls of an idle worker for a job; PostgreSQL also "
         "notifies workers",
     )
-    max_attempts: int = Field(
+    max_attempts: Count = Field(
         default=3,
         ge=1,
         description="attempts that a job may lose to dead workers, failing devices or full disks "
         "before it fails",
     )
-    retry_seconds: float = Field(
+    retry_seconds: Seconds = Field(
         default=10.0,
         ge=0,
         description="seconds until a job whose device or files failed is tried again; doubled "
         "each time",
     )
-    checkpoint_seconds: float = Field(
+    checkpoint_seconds: Seconds = Field(
         default=60.0,
         gt=0,
         description="seconds between two saved resume points inside a long epoch",
     )
-    stall_seconds: float = Field(
+    stall_seconds: Seconds = Field(
         default=300.0,
         gt=0,
         description="seconds without progress after which a live worker is shown as stalled",
@@ -154,36 +189,86 @@ class Settings(BaseSettings):
     num_workers: int = Field(
         default=1,
         ge=1,
-        description="workers that share this machine's cores; each uses its share of them",
+        le=1000,
+        description="workers that share this machine's cores; each uses its share of them, and "
+        "`losslab up` starts as many",
     )
     wandb_project: str = Field(
         default="", description="Weights & Biases project that each job is also logged to"
     )
     json_logs: bool = Field(default=False, description="log one JSON object per line")
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's own names
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return list_sources(settings_cls, init=init_settings, secret_files=file_secret_settings)
+
     @property
     def resolved_database_url(self) -> str:
         """The URL with its driver and password; a bare `postgresql://` means psycopg."""
         if not self.database_url:
-            return f"sqlite:///{self.data_dir.absolute() / 'losslab.db'}"
-        url = make_url(self.database_url)
-        if url.drivername in ("postgres", "postgresql"):
-            url = url.set(drivername="postgresql+psycopg")
+            return urls.make_sqlite_url(self.data_dir.absolute() / "losslab.db")
         password = self.database_password.get_secret_value()
-        if password and not url.password:
-            url = url.set(password=password)
-        return url.render_as_string(hide_password=False)
+        return urls.resolve_database_url(self.database_url, password=password)
+
+    @property
+    def chosen_num_workers(self) -> int | None:
+        """The number of workers if it was set."""
+        return self.num_workers if "num_workers" in self.model_fields_set else None
+
+    @property
+    def file_dirs(self) -> tuple[Path, ...]:
+        """The folders in the data directory that server and workers write to."""
+        return self.runs_dir, self.datasets_dir, self.cache_dir
+
+    @property
+    def secrets(self) -> list[str]:
+        """What no message, log or page may show."""
+        given = [self.api_token.get_secret_value(), self.database_password.get_secret_value()]
+        return [*filter(None, given), *urls.list_secrets(self.database_url)]
+
+    @field_validator("data_dir")
+    @classmethod
+    def _expand_home(cls, given: Path) -> Path:
+        return expand_home(given)
 
     @field_validator("database_url")
     @classmethod
-    def _check_database_url(cls, given: str) -> str:
-        try:
-            driver = make_url(given).drivername if given else "sqlite"
-        except (ArgumentError, ValueError):
-            driver = ""
-        if driver.partition("+")[0] not in ("postgresql", "postgres", "sqlite"):
-            raise ValueError("must read postgresql://USER@HOST:PORT/NAME, or be empty for SQLite")
+    def _parse_database_url(cls, given: str) -> str:
+        return urls.parse_database_url(given)
+
+    @field_validator("api_token")
+    @classmethod
+    def _check_api_token(cls, given: SecretStr) -> SecretStr:
+        check_secret(given.get_secret_value())
         return given
+
+    @field_validator("host", "published_host")
+    @classmethod
+    def _tidy_host(cls, given: str) -> str:
+        return strip_brackets(given).lower()
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _check_rate_limit(cls, given: str) -> str:
+        limit = given.replace(" ", "").lower()
+        if not _RATE_LIMIT.fullmatch(limit):
+            raise ValueError("must read NUMBER/second, NUMBER/minute or NUMBER/hour")
+        return limit
+
+    @field_validator("root_path")
+    @classmethod
+    def _tidy_root_path(cls, given: str) -> str:
+        path = f"/{given.strip('/')}".rstrip("/")
+        if not _ROOT_PATH.fullmatch(path):
+            raise ValueError("must be a path such as /losslab, without a host")
+        return path
 
     @model_validator(mode="after")
     def _check_lease(self) -> Self:
@@ -197,8 +282,9 @@ class Settings(BaseSettings):
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
-    def _split_hosts(cls, given: object) -> object:
-        return _split(given) if isinstance(given, str) else given
+    def _parse_hosts(cls, given: object) -> object:
+        entries = _split(given) if isinstance(given, str) else given
+        return parse_allowed_hosts(entries) if isinstance(entries, tuple | list) else entries
 
     @field_validator("api_tokens", mode="before")
     @classmethod
@@ -232,25 +318,19 @@ class Settings(BaseSettings):
         return self.data_dir / "cache"
 
 
+class WorkerSettings(Settings):
+    """Settings of a process that answers no requests: a mistake in others does not stop it."""
+
+    unused: ClassVar[frozenset[str]] = _OF_THE_SERVER
+
+
+class PrivateSettings(Settings):
+    """Settings of a service on this machine for the user alone, beside which another one for many
+    users may be configured."""
+
+    unused: ClassVar[frozenset[str]] = _OF_THE_SERVER | _OF_A_SERVICE
+
+
 def _split(given: str) -> tuple[str, ...]:
     """Split at commas and spaces."""
     return tuple(given.replace(",", " ").split())
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def count_cores(*, quota_path: Path = _CGROUP_QUOTA_PATH) -> int:
-    """Cores that this process may use: its CPU affinity, or a container's quota if lower."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    if quota_path.exists():
-        quota, period = quota_path.read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    return cores

@@ -13,6 +13,8 @@ from server.errors import InvalidInputError
 _NAME_PATTERN: Final = r"[A-Za-z0-9_.-]{1,64}"
 _ENTRY_PATTERN: Final = re.compile(rf"({_NAME_PATTERN}):(read|full):([0-9a-f]{{64}})")
 _NUM_BYTES: Final = 32
+#: What every HTTP client and proxy passes on in a header, and fits into a cookie.
+_SECRET_PATTERN: Final = re.compile(r"[!-~]{0,2048}")
 
 
 class TokenNameError(InvalidInputError):
@@ -61,6 +63,15 @@ def find_token(secret: str, tokens: Iterable[ApiToken]) -> ApiToken | None:
         if secrets.compare_digest(given, token.sha256):
             found = token
     return found
+
+
+def check_secret(secret: str) -> None:
+    """Raise ValueError for a token that no request can carry. The message does not show it."""
+    if not _SECRET_PATTERN.fullmatch(secret):
+        raise ValueError(
+            "must have printable ASCII letters only, without blanks, at most 2048: nothing else "
+            "is safe in an HTTP header; `losslab token NAME` makes one"
+        )
 
 
 def new_secret() -> str:

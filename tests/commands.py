@@ -59,7 +59,15 @@ def running_up(data_dir: Path) -> Iterator[Up]:
     environment = make_environment(LOSSLAB_DATA_DIR=str(data_dir))
     with log_path.open("w") as log:
         process = forks.start(
-            "losslab", "up", "--port", "0", environment=environment, stdout=log, stderr=log
+            "losslab",
+            "up",
+            "--port",
+            "0",
+            "--workers",
+            "1",
+            environment=environment,
+            stdout=log,
+            stderr=log,
         )
     try:
         yield Up(process, data_dir, log_path)

@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 #: Programs by name: a module, and what is called in it.
 PROGRAMS = {
     "losslab": ("server.cli.main", "app"),
+    "weak": ("weak", "main"),
     "worker": ("worker.main", "main"),
     "fault_worker": ("fault_worker", "main"),
     "claimant": ("claimant", "main"),
@@ -37,6 +38,7 @@ PROGRAMS = {
 #: What a program imports only once it is needed.
 LATE_MODULES = {
     "losslab": ("server.main", "server.client", "uvicorn"),
+    "weak": ("server.cli.main", "server.main", "server.client", "uvicorn"),
     "worker": ("matplotlib.pyplot",),
     "fault_worker": ("matplotlib.pyplot",),
     "claimant": (),

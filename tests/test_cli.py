@@ -338,7 +338,7 @@ def test_data_directory_that_cannot_be_one_is_one_line(
     needed = ["--option", "b"] if command == "train" else []
     done = run_here(command, *needed, "--data-dir", str(tmp_path / "file"))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "File exists" in done.stderr
+    assert "a file is in the place of a folder" in done.stderr
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "example.org", "::"])

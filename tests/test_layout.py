@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 #: The packages and modules of the server, lowest first: each may import only those below it.
 LAYERS = [
-    {"settings", "tokens", "logs", "errors", "finite", "connection", "study_client", "client"},
+    {
+        "settings", "environment", "tokens", "messages", "logs", "errors", "finite", "connection",
+        "study_client", "client",
+    },
     {"models"},
     {"database", "files"},
     {"jobs", "judging"},
@@ -22,7 +25,7 @@ LAYERS = [
     {"dashboard"},
     {"main"},
     {"cli"},
-]
+]  # fmt: skip
 ROOT_MODULES = LAYERS[0]
 #: The server's modules that a worker may import; none imports a web framework or torch.
 CONTRACT = ROOT_MODULES | {"models", "database", "files", "jobs"}

@@ -39,7 +39,7 @@ from server.main import create_app
 from server.models.options import BuiltInOption
 from server.models.studies import StudyJob
 from server.models.tables import FailureKind, Job, JobStatus
-from server.settings import Settings, count_cores
+from server.settings import Settings
 from server.tokens import ApiToken, TokenScope
 from worker.main import work
 
@@ -416,23 +416,6 @@ def test_token_of_an_odd_name_is_refused() -> None:
 
 
 # -- cores
-
-
-@pytest.mark.parametrize(
-    ("quota", "num_cores"),
-    [("max 100000", None), ("50000 100000", 1), ("100000 100000", 1), ("10000000 100000", None)],
-)
-def test_cores_are_those_of_the_container(
-    tmp_path: Path, quota: str, num_cores: int | None
-) -> None:
-    path = tmp_path / "cpu.max"
-    path.write_text(f"{quota}\n")
-    available = len(os.sched_getaffinity(0))
-    assert count_cores(quota_path=path) == (num_cores or available)
-
-
-def test_cores_are_those_of_the_process_where_no_quota_is_set(tmp_path: Path) -> None:
-    assert count_cores(quota_path=tmp_path / "none") == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(("set_in_all", "started", "told"), [(1, 1, 1), (4, 1, 4), (1, 3, 3)])

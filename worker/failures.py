@@ -7,6 +7,7 @@ import torch
 
 from server.errors import LosslabError
 from server.files.datasets import DatasetError
+from server.messages import redact
 from server.models.configuration import StoredConfigError
 from server.models.tables import FailureKind, Job
 from worker.training import NonFiniteLossError
@@ -39,7 +40,12 @@ class Failure(NamedTuple):
 
 
 def describe_failure(error: Exception, *, job: Job) -> Failure:
-    """Say what went wrong, and of which kind that is."""
+    """Say what went wrong, and of which kind that is. Without secrets: the message is stored."""
+    failure = _describe(error, job=job)
+    return failure._replace(message=redact(failure.message))
+
+
+def _describe(error: Exception, *, job: Job) -> Failure:
     match error:
         case DatasetError():
             return Failure("bad_dataset", str(error), FailureKind.user)

@@ -19,12 +19,15 @@ from sqlmodel import Session
 
 from server.database.engine import is_outage, open_database
 from server.database.notifications import JobListener
-from server.errors import StorageFullError
+from server.environment.access import prepare_folder
+from server.environment.variables import read_foreign_secrets
+from server.errors import LosslabError, StorageFullError
 from server.jobs import queue, workers
 from server.jobs.reaper import Reaper
 from server.logs import configure_logging, mark_job
+from server.messages import describe_error, hide_secrets, redact_tracebacks
 from server.models.tables import Worker, WorkerState
-from server.settings import Settings
+from server.settings import Settings, WorkerSettings
 from worker.attempt import outlast_outages
 from worker.device import (
     choose_device,
@@ -43,8 +46,14 @@ _logger = logging.getLogger(__name__)
 
 def main() -> None:
     arguments = _parse_arguments()
-    settings = Settings()
-    configure_logging(as_json=settings.json_logs, log_path=arguments.log)
+    redact_tracebacks()
+    try:
+        settings = WorkerSettings()
+        hide_secrets([*settings.secrets, *read_foreign_secrets()])
+        configure_logging(as_json=settings.json_logs, log_path=arguments.log)
+        prepare_folder(settings.data_dir, parts=settings.file_dirs)
+    except (LosslabError, OSError, ValueError) as error:
+        sys.exit(describe_error(error))
     shutdown = threading.Event()
     _install_signals(shutdown)
     if arguments.with_parent:
@@ -53,8 +62,8 @@ def main() -> None:
     take_share_of_cores(num_workers=settings.num_workers)
     try:
         engine = outlast_outages(shutdown, give_up_seconds=0)(open_database, settings)
-    except OSError as error:
-        sys.exit(f"the data directory cannot be used: {error}")
+    except (LosslabError, OSError) as error:
+        sys.exit(describe_error(error))
     except SQLAlchemyError as error:
         _raise_unless_stopped(error, shutdown=shutdown)
         return

@@ -8,14 +8,30 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from server.environment.variables import expand_home
+
 Pairs = list[str] | None
 
 #: The largest page of the API, whose module takes too long to import here.
 MAX_JOBS: Final = 100
 _OWN_OPTIONS: Final = {"option", "quick_test", "name", "metadata"}
 
+
+def expand_path(path: Path | None) -> Path | None:
+    """Shells leave the ~ of --log=~/x as it is."""
+    if path is None:
+        return None
+    try:
+        return expand_home(path)
+    except ValueError as error:
+        raise typer.BadParameter(f"{path} {error}") from None
+
+
 DataDir = Annotated[
-    Path | None, typer.Option(help="For runs, data sets and the database. Default: experiments.")
+    Path | None,
+    typer.Option(
+        help="For runs, data sets and the database. Default: experiments.", callback=expand_path
+    ),
 ]
 Host = Annotated[str | None, typer.Option(help="Loopback address. Default: 127.0.0.1.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one. Default: 8000.")]
@@ -42,7 +58,18 @@ SetSettings = Annotated[
 Metadata = Annotated[
     Pairs, typer.Option("--metadata", "-m", metavar="KEY=VALUE", help="A label for the job.")
 ]
-Log = Annotated[Path | None, typer.Option(dir_okay=False, help="Also write the log to this file.")]
+Log = Annotated[
+    Path | None,
+    typer.Option(dir_okay=False, help="Also write the log to this file.", callback=expand_path),
+]
+StudyReport = Annotated[
+    Path | None,
+    typer.Option(
+        dir_okay=False,
+        help="Save the report: .html, .md, .png or .csv.",
+        callback=expand_path,
+    ),
+]
 NoWandb = Annotated[
     bool, typer.Option("--no-wandb", help="Log nothing to Weights & Biases (the default).")
 ]

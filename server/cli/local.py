@@ -12,17 +12,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from server.cli.listener import StartError
 from server.cli.processes import (
     GRACE_SECONDS,
     Process,
     Service,
-    StartError,
     StopSignal,
     check_worker_extra,
     has_gpu,
     start_worker,
     stop_processes,
 )
+from server.cli.reporting import check_target
+from server.environment.access import prepare_folder
+from server.environment.cores import count_cores
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -56,10 +59,11 @@ def train(settings: "Settings", request: Json, *, log: Path | None, on_update: O
 
     check_worker_extra()
     wanted = JobRequest.model_validate(request)
-    if log is not None and not log.absolute().parent.is_dir():
-        raise InvalidInputError(f"there is no folder {log.absolute().parent} for the log")
+    if log is not None:
+        check_target(log, what="log")
     if settings.wandb_project and find_spec("wandb") is None:
         raise InvalidInputError("wandb is not installed: pip install -e '.[wandb]', or --no-wandb")
+    prepare_folder(settings.data_dir, parts=settings.file_dirs)
     engine = open_database(settings)
     try:
         with StopSignal() as stop:
@@ -73,8 +77,6 @@ def train(settings: "Settings", request: Json, *, log: Path | None, on_update: O
 def choose_num_workers(num_jobs: int) -> int:
     """On a CPU, one worker per core is faster than one worker with all cores. A GPU is used best by
     a single worker."""
-    from server.settings import count_cores  # noqa: PLC0415
-
     return 1 if has_gpu() else max(1, min(count_cores(), num_jobs))
 
 
@@ -83,7 +85,7 @@ def local_service(
     settings: "Settings", *, num_workers: int, stop: StopSignal, log_name: str
 ) -> Iterator[Service]:
     """A service on a free port, whose workers write to a log in the data directory."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    prepare_folder(settings.data_dir, parts=[*settings.file_dirs, settings.data_dir / log_name])
     with (
         (settings.data_dir / log_name).open("ab") as output,
         Service(

@@ -12,18 +12,26 @@ from rich.text import Text
 
 from server.cli import arguments as arg
 from server.cli import local, options, processes, studies, views
-from server.cli.connections import open_client, read_settings
+from server.cli.connections import (
+    open_client,
+    read_private_settings,
+    read_settings,
+    read_worker_settings,
+)
 from server.cli.quickstart import run_quickstart
 from server.cli.reporting import (
     INTERRUPTED,
     check_report,
     console,
+    describe_error,
     error_console,
     print_answer,
     print_error,
     print_json,
     print_paths,
+    remember,
     report_errors,
+    save_report,
 )
 
 if TYPE_CHECKING:
@@ -51,11 +59,15 @@ app.add_typer(options.app, name="option")
 def up(
     host: arg.Host = None,
     port: arg.Port = None,
-    workers: Annotated[int, typer.Option(min=0, help="Worker processes.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Worker processes. Default: LOSSLAB_NUM_WORKERS, else 1."),
+    ] = None,
     data_dir: arg.DataDir = None,
 ) -> None:
     """Run the server and its workers until Ctrl-C, which stops all of them."""
-    _run_service(read_settings(host=host, port=port, data_dir=data_dir), num_workers=workers)
+    settings = read_settings(host=host, port=port, data_dir=data_dir)
+    _run_service(settings, num_workers=settings.num_workers if workers is None else workers)
 
 
 @app.command(epilog="Example: losslab serve --port 8080")
@@ -75,9 +87,11 @@ def worker(
     """Run one worker until Ctrl-C; its job then returns to the queue."""
     if check:
         with report_errors():
-            raise typer.Exit(not processes.count_live_workers(read_settings(data_dir=data_dir)))
+            settings = read_worker_settings(data_dir=data_dir)
+            raise typer.Exit(not processes.count_live_workers(settings))
     with report_errors():
-        processes.become_worker(read_settings(data_dir=data_dir), *(["--drain"] if drain else []))
+        settings = read_worker_settings(data_dir=data_dir)
+        processes.become_worker(settings, *(["--drain"] if drain else []))
 
 
 @app.command(epilog="Example: losslab train --option b --quick-test --no-wandb --log b.log")
@@ -105,9 +119,12 @@ def train(
         set_keys, dataset=data, epochs=epochs, num_samples=num_samples, batch_size=batch_size,
         learning_rate=learning_rate, latent_dim=latent_dim, beta=beta, seed=seed,
     )  # fmt: skip
-    settings = read_settings(data_dir=data_dir, wandb_project="" if no_wandb else wandb_project)
+    settings = read_worker_settings(
+        data_dir=data_dir, wandb_project="" if no_wandb else wandb_project
+    )
     with report_errors(), views.JobProgress(error_console) as progress:
         answer = local.train(settings, request, log=log, on_update=progress.update)
+    remember(f"job {answer['job']['id']} ended: {answer['job']['status']}")
     if as_json:
         print_json(answer)
     else:
@@ -141,6 +158,7 @@ def submit(
     )  # fmt: skip
     with open_client() as client:
         job = client.create_job(option, quick_test, **overrides)
+        remember(f"job {job['id']} was posted")
         if wait:
             job = _wait(client, job["id"])
     print_answer(job, as_json=as_json, view=views.job_view)
@@ -189,6 +207,7 @@ def cancel(job_id: arg.JobId, as_json: arg.AsJson = False) -> None:
     """Cancel a job: a queued one at once, a running one at its next step."""
     with open_client() as client:
         job = client.cancel_job(job_id)
+        remember(f"job {job_id} was cancelled")
     print_answer(job, as_json=as_json, view=views.job_view)
 
 
@@ -197,6 +216,7 @@ def pause(job_id: arg.JobId, as_json: arg.AsJson = False) -> None:
     """Pause a job: a queued one at once, a running one at its next step."""
     with open_client() as client:
         job = client.pause_job(job_id)
+        remember(f"job {job_id} was paused")
     print_answer(job, as_json=as_json, view=views.job_view)
 
 
@@ -205,6 +225,7 @@ def resume(job_id: arg.JobId, epochs: arg.Epochs = None, as_json: arg.AsJson = F
     """Continue a paused, failed or cancelled job; a succeeded one needs more --epochs."""
     with open_client() as client:
         job = client.resume_job(job_id, epochs)
+        remember(f"job {job_id} was resumed")
     print_answer(job, as_json=as_json, view=views.job_view)
 
 
@@ -216,7 +237,12 @@ def compare(
     ] = None,
     criteria: arg.Criteria = None,
     report: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Save the report: .html, .md or .png.")
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="Save the report: .html, .md or .png.",
+            callback=arg.expand_path,
+        ),
     ] = None,
     as_json: arg.AsJson = False,
 ) -> None:
@@ -231,7 +257,7 @@ def compare(
         if report is not None:
             form = _REPORT_FORMATS[report.suffix]
             document = client.download_report(job_ids, names, criteria=criteria, format=form)
-            report.write_bytes(document)
+            save_report(report, document)
     print_answer(comparison, as_json=as_json, view=views.comparison_view)
     if report is not None:
         error_console.print(Text(f"Report: {report}"), soft_wrap=True)
@@ -270,7 +296,7 @@ def quickstart(
     ] = False,
 ) -> None:
     """Compare options a, b and c in a short study; needs no running server."""
-    settings = read_settings(host="127.0.0.1", port=0, data_dir=data_dir)
+    settings = read_private_settings(data_dir=data_dir)
     run_quickstart(settings, num_seeds=seeds, num_samples=num_samples, keep_serving=keep_serving)
 
 
@@ -290,7 +316,10 @@ def _run_service(settings: "Settings", *, num_workers: int) -> None:
                 num_workers=num_workers,
                 needs_token=bool(settings.tokens),
             )
-            console.print(welcome, soft_wrap=True)
+            try:
+                console.print(welcome, soft_wrap=True)
+            except OSError as error:  # the service goes on without its words
+                print_error(describe_error(error))
         service.run()
 
 

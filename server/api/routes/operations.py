@@ -3,7 +3,6 @@
 import logging
 import tempfile
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
@@ -16,8 +15,10 @@ from server.api.problems import PROBLEM_RESPONSES
 from server.api.queries import MAX_PAGE_SIZE
 from server.api.schemas import Health, Readiness, WorkerList, WorkerPublic
 from server.database.engine import OUTAGES
+from server.environment.access import AccessError, check_writable
 from server.jobs import workers
 from server.jobs.ages import AgeWatch
+from server.messages import describe_error
 from server.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def read_readiness(
     """Whether jobs can be accepted: 503 while the database or the disk fails. Also counts the live
     workers."""
     num_workers = _count_live_workers(engine, settings=settings, watch=watch)
-    is_writable = _is_writable(settings.data_dir)
+    is_writable = _is_writable(settings)
     is_ready = num_workers is not None and is_writable
     response.status_code = 200 if is_ready else 503
     return Readiness(
@@ -80,12 +81,14 @@ def _count_live_workers(
         return None
 
 
-def _is_writable(directory: Path) -> bool:
+def _is_writable(settings: Settings) -> bool:
     try:
-        with tempfile.TemporaryFile(dir=directory) as file:
+        with tempfile.TemporaryFile(dir=settings.data_dir) as file:
             file.write(b"0")
             file.flush()
-    except OSError as error:
-        _logger.warning("not ready: %s", error)
+        for folder in settings.file_dirs:
+            check_writable(folder)
+    except (OSError, AccessError) as error:
+        _logger.warning("not ready: %s", describe_error(error))
         return False
     return True

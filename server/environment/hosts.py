@@ -1,0 +1,84 @@
+"""Host names: as settings give them, and whether a request's is one of them."""
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import Final
+
+LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+
+_LABEL: Final = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME: Final = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*")
+_SCHEME: Final = re.compile(r"https?://", re.IGNORECASE)
+_PORT: Final = re.compile(r":[0-9]{1,5}$")
+_MAX_NAME_LENGTH: Final = 253
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    host = strip_brackets(host).lower()
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def strip_brackets(host: str) -> str:
+    """`::1` for `[::1]`."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def parse_allowed_hosts(entries: Iterable[str]) -> tuple[str, ...]:
+    """The names in one form, each once: lower case, without scheme, port and the dot of the root.
+
+    Raises ValueError, which says which entry is wrong.
+    """
+    return tuple(dict.fromkeys(_parse_entry(*entry) for entry in enumerate(entries, start=1)))
+
+
+def is_allowed(host: str, *, allowed: tuple[str, ...]) -> bool:
+    """Whether a request's host, without port, is one of the allowed ones, or below `*.` of one.
+
+    Nothing is refused if nothing is listed. This machine's own names are always allowed: pages of
+    other sites cannot have them.
+    """
+    host = host.lower().rstrip(".")
+    names = {*allowed, *LOOPBACK_NAMES}
+    parents = (host.split(".", number)[-1] for number in range(1, host.count(".") + 1))
+    return not allowed or host in names or any(f"*.{parent}" in names for parent in parents)
+
+
+def _parse_entry(number: int, entry: str) -> str:
+    host = _SCHEME.sub("", entry, count=1).rstrip("/").lower()
+    if address := _find_address(host):
+        return address
+    host = _PORT.sub("", host).rstrip(".")
+    if not host.isascii():
+        host = _encode(host)
+    if host == "*":
+        raise ValueError("does not take * alone: name each host, or all below one as *.example.org")
+    if len(host) > _MAX_NAME_LENGTH or not _NAME.fullmatch(host):
+        raise ValueError(
+            f"must list names such as lab.example.org or *.example.org, separated by commas; "
+            f"entry {number} is none"
+        )
+    return host
+
+
+def _find_address(host: str) -> str | None:
+    """The address if the host is one, such as `[::1]:8000`."""
+    for text in (host, strip_brackets(host), strip_brackets(_PORT.sub("", host))):
+        try:
+            return str(ipaddress.ip_address(text))
+        except ValueError:
+            continue
+    return None
+
+
+def _encode(host: str) -> str:
+    """A name beyond ASCII as requests have it; empty if there is no such name."""
+    prefix, name = ("*.", host[2:]) if host.startswith("*.") else ("", host)
+    try:
+        return prefix + name.encode("idna").decode("ascii")
+    except UnicodeError:
+        return ""

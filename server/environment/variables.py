@@ -1,0 +1,57 @@
+"""What environment variables and secret files say, as it was meant.
+
+A value may have passed through an editor on Windows, a `.env` file, a shell or a container engine,
+each of which adds something of its own.
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+#: Of PostgreSQL's library, and of Weights & Biases.
+_FOREIGN_SECRETS: Final = ("PGPASSWORD", "WANDB_API_KEY")
+_PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy")
+_QUOTES: Final = "'\""
+#: Of a file that an editor on Windows has written.
+_BYTE_ORDER_MARK: Final = "\ufeff"
+
+
+def tidy(value: str) -> str:
+    """The value without white space and one pair of quotation marks at its ends."""
+    value = value.strip().strip(_BYTE_ORDER_MARK).strip()
+    if len(value) > 1 and value[0] == value[-1] and value[0] in _QUOTES:
+        value = value[1:-1].strip()
+    return value
+
+
+def read_variable(name: str) -> str:
+    """An environment variable as it was meant; empty if it is not set."""
+    return tidy(os.environ.get(name, ""))
+
+
+def read_foreign_secrets() -> list[str]:
+    """The secrets in variables of libraries that this process uses."""
+    names = [*_PROXIES, *(name.upper() for name in _PROXIES)]
+    passwords = (each for name in names for each in find_passwords(read_variable(name)))
+    return [*filter(None, map(read_variable, _FOREIGN_SECRETS)), *passwords]
+
+
+def find_passwords(url: str) -> list[str]:
+    """The password in a URL, as it is written there and as it is meant."""
+    try:
+        password = urlsplit(url if "://" in url else f"//{url}").password
+    except ValueError:
+        return []
+    return [password, unquote(password)] if password else []
+
+
+def expand_home(path: Path) -> Path:
+    """The path with the home folder in place of `~`, which no shell has replaced. Raises
+    ValueError."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(
+            "begins with ~ and the name of nobody who has a home folder here"
+        ) from None
