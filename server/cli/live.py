@@ -1,6 +1,7 @@
 """Progress in a terminal: lines that change in place."""
 
 from collections.abc import Hashable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -10,7 +11,10 @@ from rich.text import Text
 
 
 class LiveLines:
-    """One line per key with a bar. Without a terminal, a line is printed when its state changes."""
+    """One line per key with a bar. Without a terminal, a line is printed when its state changes.
+
+    Output that is not taken, as on a full disk, is left out: it must not end what it is about.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -26,7 +30,8 @@ class LiveLines:
         self._printed: dict[str, Hashable] = {}
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        with suppress(OSError):
+            self._progress.start()
         return self
 
     def __exit__(
@@ -35,7 +40,8 @@ class LiveLines:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        with suppress(OSError):
+            self._progress.stop()
 
     @property
     def is_live(self) -> bool:
@@ -51,7 +57,8 @@ class LiveLines:
         """Print the line unless the key has had this state before."""
         if self._printed.get(key) != state:
             self._printed[key] = state
-            self._console.print(Text(line.rstrip()), soft_wrap=True)
+            with suppress(OSError):
+                self._console.print(Text(line.rstrip()), soft_wrap=True)
 
 
 def describe_seconds_left(seconds: float | None) -> str:

@@ -33,6 +33,7 @@ from server.cli.reporting import (
     report_errors,
     save_report,
 )
+from server.cli.terminal import CommandLine
 
 if TYPE_CHECKING:
     from server.client import LosslabClient, ReportFormat
@@ -43,7 +44,7 @@ _REPORT_FORMATS: Final[dict[str, "ReportFormat"]] = {".html": "html", ".md": "md
 
 Json = dict[str, Any]
 
-app = typer.Typer(
+app = CommandLine(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
