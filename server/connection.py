@@ -7,11 +7,15 @@ import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Literal, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 
+from server.environment.proxies import find_proxy, load_certificates
+from server.environment.variables import tidy
 from server.errors import BAD_INPUT, LosslabError
+from server.messages import HIDDEN
+from server.tokens import check_secret
 
 Json = dict[str, Any]
 OnUpdate = Callable[[Json], None]
@@ -25,7 +29,11 @@ RETRY_SECONDS: Final = 60.0
 
 #: The fields of requests that have one of a few names as their value.
 _CHOICE_FIELDS = ("option", "options", "base", "criteria")
-_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+#: What OpenSSL's words mean here.
+_TLS_HINTS = {
+    "CERTIFICATE_VERIFY_FAILED": "SSL_CERT_FILE may name the certificate of its authority",
+    "WRONG_VERSION_NUMBER": "it may be http:// there, without TLS",
+}
 
 
 class RequestError(LosslabError):
@@ -53,8 +61,18 @@ class UnreachableError(RequestError):
         super().__init__(0, {"title": "No answer", "status": 0, "detail": detail})
 
 
+class SetupError(RequestError):
+    """The address, the token or this machine's environment cannot be used; nothing was asked."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(0, {"title": "Not asked", "status": 0, "detail": detail})
+
+
 class Connection:
-    """A connection pool to one service. Every method may raise RequestError."""
+    """A connection pool to one service. Every method may raise RequestError, and nothing else.
+
+    No message has the token, or a password in the address.
+    """
 
     def __init__(
         self,
@@ -64,18 +82,26 @@ class Connection:
         timeout: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
+        url = _parse_url(base_url)
+        self.base_url = _show(url)
+        self._secrets = [secret for secret in (token, url.password) if secret]
+        self._hint = ""
+        headers = {"Authorization": f"Bearer {_check_token(token)}"} if token else {}
         try:
+            proxy = find_proxy(url)
+            if proxy is not None:
+                self._hint = f", through the proxy of {proxy.variable}"
             self._http = httpx.Client(
-                base_url=self.base_url,
-                headers={"Authorization": f"Bearer {token}"} if token else {},
+                base_url=url,
+                headers=headers,
                 timeout=timeout,
                 transport=transport,
-                # A proxy from the environment cannot reach this machine's loopback address.
-                trust_env=httpx.URL(self.base_url).host not in _LOOPBACK_HOSTS,
+                trust_env=False,  # it was read above
+                verify=load_certificates(url) if transport is None else True,
+                proxy=proxy.url if proxy is not None and transport is None else None,
             )
-        except httpx.InvalidURL as error:
-            raise UnreachableError(base_url, reason=str(error)) from None
+        except (ValueError, ImportError, OSError) as error:
+            raise SetupError(str(error)) from None
 
     def __enter__(self) -> Self:
         return self
@@ -120,22 +146,67 @@ class Connection:
         try:
             answer: Json = response.json()
         except ValueError:
-            raise RequestError(
-                response.status_code,
-                {"title": "Not Losslab", "detail": f"{response.url} answered something else"},
-            ) from None
+            detail = f"{_show(response.url)} answered something else"
+            problem = {"title": "Not Losslab", "detail": detail}
+            raise RequestError(response.status_code, problem) from None
         return answer
 
     def _request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **kwargs)
-        except httpx.HTTPError as error:
-            raise UnreachableError(self.base_url, reason=str(error) or repr(error)) from None
-        except ValueError as error:  # a NaN in the body, which JSON cannot express
-            raise RequestError(0, {"title": "Invalid input", "detail": str(error)}) from None
+        except httpx.LocalProtocolError:
+            # Its message quotes what it was given, as a header with a secret.
+            raise _refuse("a header has letters that HTTP does not allow") from None
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            raise UnreachableError(self.base_url, reason=self._explain(error)) from None
+        except UnicodeError:
+            raise _refuse("a text has letters that cannot be sent") from None
+        except (ValueError, TypeError) as error:  # such as a NaN, which JSON cannot express
+            raise _refuse(str(error)) from None
+        except RuntimeError as error:  # closed
+            raise SetupError(str(error)) from None
         if not response.is_success:
             raise RequestError(response.status_code, _read_problem(response))
         return response
+
+    def _explain(self, error: Exception) -> str:
+        """Why nothing answered, without secrets."""
+        reason = str(error) or repr(error)
+        for secret in self._secrets:
+            reason = reason.replace(secret, HIDDEN)
+        for mark, hint in _TLS_HINTS.items():
+            if mark in reason:
+                reason += f": {hint}"
+        return reason + self._hint
+
+
+def _parse_url(given: str) -> httpx.URL:
+    """Raises UnreachableError, which does not quote a password."""
+    try:
+        url = httpx.URL(urlsplit(tidy(given).rstrip("/")).geturl())
+    except (httpx.InvalidURL, ValueError):
+        url = httpx.URL()
+    if url.scheme not in ("http", "https") or not url.host:
+        shown = "the given address" if "@" in given else given
+        raise UnreachableError(shown, reason="it must read http://HOST:PORT")
+    return url
+
+
+def _check_token(token: str) -> str:
+    try:
+        check_secret(token)
+    except ValueError as error:
+        raise SetupError(f"the token (LOSSLAB_API_TOKEN) {error}") from None
+    return token
+
+
+def _refuse(detail: str) -> RequestError:
+    return RequestError(0, {"title": "Invalid input", "detail": detail})
+
+
+def _show(url: httpx.URL) -> str:
+    """The address without a user's name and password."""
+    return str(url.copy_with(username=None, password=None) if url.userinfo else url)
 
 
 def _read_problem(response: httpx.Response) -> Json:
@@ -146,8 +217,12 @@ def _read_problem(response: httpx.Response) -> Json:
         problem = None
     if isinstance(problem, dict) and "title" in problem:
         return problem
-    reason = response.reason_phrase or "Error"
-    return {"title": reason, "detail": f"{response.url} answered {response.status_code}"}
+    detail = f"{_show(response.url)} answered {response.status_code}"
+    if target := response.headers.get("Location"):
+        detail += f" and leads to {target}; set LOSSLAB_URL to where the service is"
+    else:
+        detail += ", and not in Losslab's words: a proxy stands before it, or something else there"
+    return {"title": response.reason_phrase or "Error", "detail": detail}
 
 
 def _describe(problem: Json) -> str:
