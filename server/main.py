@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
+from server.api.bodies import BodyTypes, HeadAsGet
 from server.api.dependencies import NUM_SESSIONS
 from server.api.description import DescribedApi
 from server.api.event_feed import EventFeed
@@ -103,7 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list[Middleware]:
-    """From the outermost: first the log, then what refuses requests, then what does work."""
+    """From the outermost: the path and the log, then what refuses requests, then what works."""
     hosts = find_allowed_hosts(settings.allowed_hosts, is_open=not settings.tokens)
     rate = Rate.parse(settings.rate_limit)
     # Attempts to guess a token are limited per address.
@@ -113,6 +114,7 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
     )
     return [
         Middleware(RequestLog, registry=registry),
+        Middleware(HeadAsGet),
         Middleware(SameOrigin, allowed_hosts=hosts),
         Middleware(HeaderLimit),
         Middleware(
@@ -122,6 +124,7 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
         ),
         *([authentication] if settings.tokens else []),
         Middleware(RateLimit, rate=rate),
+        Middleware(BodyTypes),
         Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5),
     ]
 

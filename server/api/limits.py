@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from starlette.requests import Request
@@ -15,6 +16,8 @@ from server.api.problems import MAY_BE_DONE, SAFE_METHODS, respond
 MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 1000
+#: A body goes on if so much of it arrives within the limit.
+_MIN_BYTES: Final = 1024
 
 _logger = logging.getLogger(__name__)
 
@@ -81,12 +84,36 @@ def _measure_head(scope: Scope) -> int:
     return headers + len(scope["raw_path"]) + len(scope["query_string"])
 
 
+@dataclass(slots=True)
+class _Pace:
+    """The time limits of one request, whose deadline moves with what arrives."""
+
+    deadline: asyncio.Timeout
+    silence_seconds: float
+    answer_seconds: float
+    is_complete: bool = False  #: the whole body has arrived
+    num_new_bytes: int = 0
+
+    def take(self, message: Message) -> None:
+        """Note what the client sent. A few bytes, just enough to look alive, move nothing."""
+        self.num_new_bytes += len(message.get("body", b""))
+        self.is_complete = not message.get("more_body", False)
+        if self.is_complete:
+            self.wait(self.answer_seconds)
+        elif self.num_new_bytes >= _MIN_BYTES:
+            self.num_new_bytes = 0
+            self.wait(self.silence_seconds)
+
+    def wait(self, seconds: float) -> None:
+        self.deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+
+
 class Deadlines:
-    """Time limits of a request: answers 408 if the body does not arrive, 503 if the answer takes
+    """Time limits of a request: answers 408 if no more of the body arrives, 503 if the answer takes
     too long, and closes the connection if the client does not read.
 
-    A stream may last as long as its client reads. A route for uploads allows more time with
-    `extend_deadline`.
+    An upload may last as long as its bytes keep coming, and a stream as long as its client reads. A
+    route for uploads allows more time for its answer with `extend_deadline`.
     """
 
     def __init__(self, app: ASGIApp, *, request_seconds: float, send_seconds: float) -> None:
@@ -98,46 +125,53 @@ class Deadlines:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        has_body = has_begun = False
+        has_begun = False
 
         async def receive_and_track() -> Message:
-            nonlocal has_body
             message = await receive()
-            has_body = not message.get("more_body", False)
+            if not has_begun:
+                pace.take(message)
             return message
 
         async def send_in_time(message: Message) -> None:
             nonlocal has_begun
             has_begun = True
-            deadline.reschedule(asyncio.get_running_loop().time() + self._send_seconds)
+            pace.wait(self._send_seconds)
             await send(message)
-            deadline.reschedule(None)
+            pace.deadline.reschedule(None)
 
         try:
             async with asyncio.timeout(self._request_seconds) as deadline:
-                Request(scope).state.deadline = deadline
+                pace = _Pace(deadline, self._request_seconds, self._request_seconds)
+                Request(scope).state.pace = pace
                 await self._app(scope, receive_and_track, send_in_time)
         except TimeoutError:
             if not deadline.expired():
                 raise
             if has_begun:
-                _logger.warning("%s: the client does not read the answer", scope["path"])
+                reason = f"for {self._send_seconds:g} s (LOSSLAB_SEND_SECONDS)"
+                _logger.warning("%s: the client does not read the answer %s", scope["path"], reason)
                 return
-            await _answer_timeout(Request(scope), has_body=has_body)(scope, receive, send)
+            await _answer_timeout(Request(scope), pace=pace)(scope, receive, send)
 
 
 def extend_deadline(request: Request, *, seconds: float) -> None:
-    """Set this request's time limit to `seconds` from now."""
-    deadline: asyncio.Timeout = request.state.deadline
-    deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+    """Let this request's answer take `seconds` from the end of its body."""
+    pace: _Pace = request.state.pace
+    pace.answer_seconds = seconds
+    pace.wait(seconds if pace.is_complete else max(seconds, pace.silence_seconds))
 
 
-def _answer_timeout(request: Request, *, has_body: bool) -> Response:
+def _answer_timeout(request: Request, *, pace: _Pace) -> Response:
     # If the connection stayed open, the rest of the body would be read as the next request.
     headers = {"Connection": "close"}
-    if has_body:
-        detail = "the answer took longer than LOSSLAB_REQUEST_SECONDS"
-        if request.method not in SAFE_METHODS:
-            detail = f"{detail}; {MAY_BE_DONE}"
+    if pace.is_complete:
+        seconds = f"{pace.answer_seconds:g} s (LOSSLAB_REQUEST_SECONDS)"
+        detail = f"the answer took longer than {seconds}"
+        detail += "; try again" if request.method in SAFE_METHODS else f"; {MAY_BE_DONE}"
         return respond(request, 503, detail, headers=headers)
-    return respond(request, 408, "the request's body did not arrive in time", headers=headers)
+    detail = (
+        f"the request's body did not go on: fewer than {_MIN_BYTES} bytes came in "
+        f"{pace.silence_seconds:g} s (LOSSLAB_REQUEST_SECONDS)"
+    )
+    return respond(request, 408, detail, headers=headers)

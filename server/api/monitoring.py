@@ -60,32 +60,32 @@ class RequestLog:
         request.state.request_id = _choose_id(request)
         request.state.commits = watch_commits()
         logs.request_id.set(request.state.request_id)
-        started = time.perf_counter()
+        started, method = time.perf_counter(), request.method
 
         async def send_measured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-ID"] = request.state.request_id
                 seconds = time.perf_counter() - started
-                self._record(request, status=message["status"], seconds=seconds)
+                self._record(request, method, status=message["status"], seconds=seconds)
             await send(message)
 
         try:
             await self._app(scope, receive, send_measured)
         except Exception:
             # Starlette's outermost handler answers it.
-            self._record(request, status=500, seconds=time.perf_counter() - started)
+            self._record(request, method, status=500, seconds=time.perf_counter() - started)
             raise
 
-    def _record(self, request: Request, *, status: int, seconds: float) -> None:
+    def _record(self, request: Request, asked: str, *, status: int, seconds: float) -> None:
         route = getattr(request.scope.get("route"), "path", "none")
         # A client may invent methods, and each label uses memory until the process ends.
-        method = request.method if request.method in METHODS else "other"
+        method = asked if asked in METHODS else "other"
         self._latency.labels(method, route, status).observe(seconds)
         level = logging.DEBUG if request.scope["path"] in _QUIET_PATHS else logging.INFO
         # The raw path is percent-encoded and cannot break the line.
         path = request.scope["raw_path"].decode("latin-1")[:_MAX_PATH_LENGTH]
         values = {
-            "method": request.method,
+            "method": asked,
             "path": path,
             "status": status,
             "milliseconds": round(1000 * seconds, 1),

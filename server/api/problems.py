@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from http import HTTPStatus
@@ -12,15 +11,17 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DatabaseError, DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from server.api.requests import JobRequest, OptionRequest
 from server.api.study_requests import StudyRequest
-from server.database.engine import OUTAGES
+from server.database.engine import OUTAGES, find_refusal
+from server.environment.access import REFUSALS, explain
 from server.errors import LosslabError, drop_consequences
+from server.messages import redact
 
 RETRY_AFTER_SECONDS: Final = 5
 _RETRY_LATER: Final = {"Retry-After": str(RETRY_AFTER_SECONDS)}
@@ -36,6 +37,8 @@ PROBLEM_TYPE: Final = "application/problem+json"
 #: The search for a similar field is slow, and a body may have thousands of unknown fields.
 _MAX_HINTS: Final = 5
 _MAX_QUOTED: Final = 50
+#: What FastAPI says of a body that is not even text.
+_UNREADABLE: Final = "There was an error parsing the body"
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 #: The bodies with settings, by the paths of their routes; a misspelt one gets a hint.
 _BODIES: Final[dict[str, type[BaseModel]]] = {
@@ -95,7 +98,7 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": HTTPStatus(status).phrase,
         "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
-    for status in (400, 401, 403, 404, 408, 409, 413, 421, 422, 429, 431, 503, 507)
+    for status in (400, 401, 403, 404, 408, 409, 413, 415, 421, 422, 429, 431, 503, 507)
 }
 
 
@@ -113,7 +116,10 @@ def _install_refusals(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         if error.status_code == 405:
             headers["Allow"] = ", ".join(_list_methods(request))
-        return respond(request, error.status_code, str(error.detail), headers=headers)
+        detail = str(error.detail)
+        if detail == _UNREADABLE:
+            detail = "the body cannot be read as JSON in UTF-8"
+        return respond(request, error.status_code, detail, headers=headers)
 
     @app.exception_handler(RequestValidationError)
     def on_invalid(request: Request, error: RequestValidationError) -> Response:
@@ -152,8 +158,11 @@ def _install_failures(app: FastAPI) -> None:
         _logger.warning("the database is unavailable: %s", error)
         is_broken = isinstance(error, DBAPIError) and error.connection_invalidated
         is_begun = is_broken or request.state.commits.has_committed
+        refusal = find_refusal(error) if isinstance(error, DatabaseError) else None
         if is_begun and request.method not in SAFE_METHODS:
             detail = f"the database stopped answering; {MAY_BE_DONE}"
+        elif refusal:
+            detail = f"the database file cannot be used: {refusal}; nothing was done"
         elif request.method not in SAFE_METHODS:
             detail = (
                 "the database does not answer, is locked, full or read-only, and the request was "
@@ -166,19 +175,14 @@ def _install_failures(app: FastAPI) -> None:
 
     @app.exception_handler(OSError)
     def on_disk(request: Request, error: OSError) -> Response:
-        match error.errno:
-            case errno.ENOSPC | errno.EDQUOT:
-                _logger.error("no space is left: %s", error)
-                return respond(request, 507, "no space is left on the disk; nothing was stored")
-            case errno.EACCES | errno.EPERM | errno.EROFS:
-                _logger.error("%s; this process runs as user %d", error, os.geteuid())
-                detail = (
-                    "the server may not write to its data directory, and nothing was stored; its "
-                    "log names path and user, and its operator must change the owner or the mode"
-                )
-                return respond(request, 503, detail, headers=_RETRY_LATER)
-            case _:
-                return on_fault(request, error)
+        if error.errno in REFUSALS:
+            _logger.error("a file may not be written: %s", explain(error))
+            detail = f"the service cannot write its files: {explain(error)}; nothing was stored"
+            return respond(request, 503, detail, headers=_RETRY_LATER)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return on_fault(request, error)
+        _logger.error("no space is left: %s", error)
+        return respond(request, 507, "no space is left on the disk; nothing was stored")
 
     for outage in OUTAGES:
         app.add_exception_handler(outage, on_outage)
@@ -207,11 +211,14 @@ def respond(
     errors: list[FieldError] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    """An error answer with the request's id: a problem document, or a page for people."""
+    """An error answer with the request's id: a problem document, or a page for people.
+
+    It has no secrets, whatever library the detail comes from.
+    """
     problem = Problem(
         title=title or HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
+        detail=redact(detail),
         instance=request.scope["path"],
         errors=errors,
         request_id=getattr(request.state, "request_id", None),
@@ -231,11 +238,14 @@ def respond(
 def _list_methods(request: Request) -> list[str]:
     """All methods of the path; the router itself names only those of the first matching route."""
     scopes = [{**request.scope, "method": method} for method in _METHODS]
-    return [
+    methods = [
         scope["method"]
         for scope in scopes
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
     ]
+    return list(
+        dict.fromkeys(each for m in methods for each in ([m, "HEAD"] if m == "GET" else [m]))
+    )
 
 
 def _explain_error(
@@ -245,6 +255,8 @@ def _explain_error(
     if error["type"] == "json_invalid":
         message = f"no JSON: {error['ctx']['error']} (character {location[-1]})"
         return FieldError(field="body", message=message)
+    if tuple(location) == ("body",):
+        return FieldError(field="body", message='must be a JSON object, such as {"name": "value"}')
     if error["type"] == "extra_forbidden":
         message = _explain_unknown(location, model=_find_place(body, location[num_outer:-1]))
     else:

@@ -1,0 +1,97 @@
+"""Bodies: what those of requests may be, and answers without one for HEAD."""
+
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.problems import find_presentation, respond
+
+_JSON: Final = "application/json"
+#: Uploads are no JSON.
+_UPLOADS: Final = "/datasets/"
+
+
+class BodyTypes:
+    """Answers 415 to bodies that no route reads, in words that say which header is meant.
+
+    JSON of another type is not taken for what it is: a form of another site can send text that is
+    JSON, but no browser lets it set this header.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in SAFE_METHODS:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        if refusal := _find_refusal(request):
+            await respond(request, 415, refusal)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+class HeadAsGet:
+    """Answers HEAD as GET, without the body (RFC 9110, 9.3.2).
+
+    All that comes after sees a GET: routes, limits, the login. The answer is complete with its
+    headers, so that a live stream ends at once.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        has_answered = False
+
+        async def send_head(message: Message) -> None:
+            nonlocal has_answered
+            if message["type"] == "http.response.start":
+                await send(message)
+                # Whoever still waits for the client now learns that it has gone.
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                has_answered = True
+
+        async def receive_until_answered() -> Message:
+            return {"type": "http.disconnect"} if has_answered else await receive()
+
+        scope["method"] = "GET"
+        try:
+            await self._app(scope, receive_until_answered, send_head)
+        finally:
+            scope["method"] = "HEAD"
+
+
+def _find_refusal(request: Request) -> str | None:
+    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding != "identity":
+        return (
+            f"the body is compressed (Content-Encoding: {encoding[:50]}); send it as it is, "
+            "without Content-Encoding"
+        )
+    media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if not _has_body(request.headers) or not _needs_json(request) or _is_json(media_type):
+        return None
+    sent = f"not {media_type[:100]}" if media_type else "which is missing"
+    return f"the body must be JSON: send it with Content-Type: {_JSON}, {sent}"
+
+
+def _has_body(headers: Headers) -> bool:
+    return headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers
+
+
+def _needs_json(request: Request) -> bool:
+    """Whether no form and no upload belongs here."""
+    is_upload = request.scope["path"].startswith(_UPLOADS)
+    return not is_upload and find_presentation(request) is None
+
+
+def _is_json(media_type: str) -> bool:
+    kind, _, name = media_type.partition("/")
+    return kind == "application" and (name == "json" or name.endswith("+json"))
