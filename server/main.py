@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
+from server.api.addresses import PathPrefix
 from server.api.bodies import BodyTypes, HeadAsGet
 from server.api.dependencies import NUM_SESSIONS
 from server.api.description import DescribedApi
@@ -113,6 +114,7 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
         Authentication, tokens=settings.tokens, unauthenticated=unauthenticated
     )
     return [
+        Middleware(PathPrefix, prefix=settings.root_path),
         Middleware(RequestLog, registry=registry),
         Middleware(HeadAsGet),
         Middleware(SameOrigin, allowed_hosts=hosts),

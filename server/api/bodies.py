@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.problems import find_presentation, respond
+from server.api.problems import SAFE_METHODS, find_presentation, respond
 
 _JSON: Final = "application/json"
 #: Uploads are no JSON.

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
+from server.api.addresses import locate
 from server.api.problems import Problem
 from server.api.security import HEALTH_PATH
 
@@ -17,14 +18,16 @@ class DescribedApi(FastAPI):
     needs_token = False
 
     def openapi(self) -> dict[str, Any]:
-        """The description, built at the first request and kept."""
+        """The description, built at the first request and kept, with this request's server."""
         if self.openapi_schema is None:
             description = super().openapi()
             _add_problem(description)
             _remove_nulls(description)
             if self.needs_token:
                 _add_token(description)
-        return super().openapi()
+        description = super().openapi()
+        root = locate("")
+        return description | {"servers": [{"url": root}]} if root else description
 
 
 def _add_problem(description: dict[str, Any]) -> None:

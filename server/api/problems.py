@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+from server.api.addresses import locate
 from server.api.requests import JobRequest, OptionRequest
 from server.api.study_requests import StudyRequest
 from server.database.engine import OUTAGES, find_refusal
@@ -219,7 +220,7 @@ def respond(
         title=title or HTTPStatus(status).phrase,
         status=status,
         detail=redact(detail),
-        instance=request.scope["path"],
+        instance=locate(request.scope["path"]),
         errors=errors,
         request_id=getattr(request.state, "request_id", None),
     )

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
+from server.api.addresses import locate
 from server.jobs.options import Option
 from server.jobs.workers import WorkerReport
 from server.judging.comparisons import Comparison, ComparisonRecommendation
@@ -144,12 +145,13 @@ class Reconstruction(BaseModel):
 
     @classmethod
     def of(cls, artifact: Artifact, *, job: Job) -> Self:
+        files = f"/jobs/{job.id}/reconstructions"
         return cls(
             **artifact.model_dump(exclude={"samples"}),
             samples=artifact.samples or [],
             is_best=artifact.epoch == job.best_epoch,
             is_best_by_likelihood=artifact.epoch == job.best_likelihood_epoch,
-            url=f"/jobs/{job.id}/reconstructions/{artifact.epoch}.png?sha256={artifact.sha256}",
+            url=locate(f"{files}/{artifact.epoch}.png?sha256={artifact.sha256}"),
         )
 
 
@@ -167,12 +169,13 @@ class Checkpoint(BaseModel):
 
     @classmethod
     def of(cls, artifact: Artifact, *, job: Job, metrics: EpochMetrics | None) -> Self:
+        files = f"/jobs/{job.id}/checkpoints"
         return cls(
             **artifact.model_dump(),
             metrics=metrics,
             is_best=artifact.epoch == job.best_epoch,
             is_best_by_likelihood=artifact.epoch == job.best_likelihood_epoch,
-            url=f"/jobs/{job.id}/checkpoints/{artifact.epoch}?sha256={artifact.sha256}",
+            url=locate(f"{files}/{artifact.epoch}?sha256={artifact.sha256}"),
         )
 
 

@@ -14,7 +14,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.origins import Sender, describe_mismatch, find_sender
 from server.api.problems import SAFE_METHODS, Presentation, find_presentation, respond
+from server.environment.hosts import LOOPBACK_NAMES, is_allowed
 from server.tokens import ApiToken, TokenScope, find_token
 
 TOKEN_COOKIE: Final = "losslab_token"
@@ -31,7 +33,6 @@ _HEADERS: Final = {
 _HOST_PATTERN: Final = re.compile(
     r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::[0-9]{1,5})?"
 )
-_LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
 
 def read_token(headers: Headers, *, method: str) -> str:
@@ -43,17 +44,9 @@ def read_token(headers: Headers, *, method: str) -> str:
     scheme, _, secret = headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return secret
-    if method not in SAFE_METHODS and not is_same_origin(headers):
+    if method not in SAFE_METHODS and find_sender(headers) is not Sender.own_page:
         return ""
     return _read_cookie(headers)
-
-
-def is_same_origin(headers: Headers) -> bool:
-    """Whether a browser's header says that our own page sent this; False without such a header."""
-    if site := headers.get("Sec-Fetch-Site"):
-        return site == "same-origin"
-    origin = _get_host_of_origin(headers)
-    return origin is not None and origin == headers.get("Host")
 
 
 def encode_token(token: str) -> str:
@@ -117,38 +110,26 @@ class SameOrigin:
             return 400, f"Host is neither a name nor an address: {host[:100]!r}"
         if request.scope["path"] == HEALTH_PATH and request.method in SAFE_METHODS:
             return None
-        if self._allowed_hosts and _strip_port(host) not in self._allowed_hosts:
-            allowed = ", ".join(self._allowed_hosts)
+        if not is_allowed(_strip_port(host), allowed=self._allowed_hosts):
+            allowed = ", ".join(dict.fromkeys([*self._allowed_hosts, *LOOPBACK_NAMES]))
             return 421, f"Host must be one of {allowed} (LOSSLAB_ALLOWED_HOSTS), not {host[:100]!r}"
-        if request.method not in SAFE_METHODS and _is_cross_origin(request, host=host):
-            return 403, f"{request.method} is not allowed for pages of another site"
+        is_change = request.method not in SAFE_METHODS
+        if is_change and find_sender(request.headers) is Sender.foreign_page:
+            hint = describe_mismatch(request.headers)
+            return 403, f"{request.method} is not allowed for pages of another site{hint}"
         return None
 
 
 def find_allowed_hosts(configured: tuple[str, ...], *, is_open: bool) -> tuple[str, ...]:
     """The configured hosts. By default this machine's own names if no token is needed, else an
     empty tuple, which allows every host."""
-    return configured or (_LOOPBACK_NAMES if is_open else ())
+    return configured or (LOOPBACK_NAMES if is_open else ())
 
 
 def _strip_port(host: str) -> str:
     """`[::1]:8000` is `::1`."""
     match = _HOST_PATTERN.fullmatch(host)
-    return (match["address"] or match["name"]).lower() if match else ""
-
-
-def _is_cross_origin(request: Request, *, host: str) -> bool:
-    """Browsers set these headers and pages cannot change them; other clients do not need them."""
-    origin = _get_host_of_origin(request.headers)
-    site = request.headers.get("Sec-Fetch-Site", "none")
-    is_foreign = origin is not None and origin != host
-    return is_foreign or site not in ("same-origin", "none")
-
-
-def _get_host_of_origin(headers: Headers) -> str | None:
-    """`lab:8000` for `https://lab:8000`, empty for `null`, None without `Origin`."""
-    origin = headers.get("Origin")
-    return None if origin is None else origin.partition("://")[2]
+    return match["address"] or match["name"] if match else ""
 
 
 def _add_headers(send: Send) -> Send:

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from server.api.addresses import locate, locate_base
 from server.judging.numbers import NO_VALUE, format_number, format_share
 from server.models.columns import utc_now
 
@@ -46,7 +47,7 @@ class StaticFiles:
         }
 
     def url(self, name: str) -> str:
-        return f"/static/{self._hashes[name]}/{name}"
+        return locate(f"/static/{self._hashes[name]}/{name}")
 
     def read(self, name: str, *, content_hash: str) -> bytes | None:
         return self._contents[name] if self._hashes.get(name) == content_hash else None
@@ -152,7 +153,12 @@ def mark_time(moment: datetime | None) -> Markup:
 _environment = Environment(
     loader=PackageLoader("server.dashboard"), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
-_environment.globals.update(static_url=_static_files.url, now=utc_now)
+_environment.globals.update(
+    static_url=_static_files.url,
+    now=utc_now,
+    root=lambda: locate(""),
+    base_url=locate_base,
+)
 _environment.filters.update(
     data=encode_data,
     number=format_number,

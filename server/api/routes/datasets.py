@@ -7,6 +7,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlmodel import Session, col, select
 
+from server.api.addresses import locate
 from server.api.caching import NOT_MODIFIED, is_known
 from server.api.dependencies import EngineDep, SettingsDep
 from server.api.limits import extend_deadline
@@ -110,7 +111,7 @@ def read_dataset(name: Name, *, settings: SettingsDep) -> DatasetDetails:
         colour_counts=counts,
         background_share=counts[0] / sum(counts),
         overlap={key: OverlapPublic(**each._asdict()) for key, each in contents.overlap.items()},
-        preview_url=f"/datasets/{name}/preview.png",
+        preview_url=locate(f"/datasets/{name}/preview.png"),
     )
 
 

@@ -6,8 +6,10 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 
+from server.api.addresses import locate
 from server.api.dependencies import SettingsDep
-from server.api.security import TOKEN_COOKIE, encode_token, is_same_origin
+from server.api.origins import Sender, describe_mismatch, find_sender
+from server.api.security import TOKEN_COOKIE, encode_token
 from server.dashboard.rendering import render_page
 from server.tokens import find_token
 
@@ -22,8 +24,9 @@ async def read_fields(request: Request) -> list[tuple[str, str]]:
 
     Raises HTTPException 403 and 413.
     """
-    if not is_same_origin(request.headers):
-        raise HTTPException(403, "this form was not sent from a page of this service")
+    if find_sender(request.headers) is not Sender.own_page:
+        hint = describe_mismatch(request.headers)
+        raise HTTPException(403, f"this form was not sent from a page of this service{hint}")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -63,7 +66,8 @@ def log_in(request: Request, *, form: FormDep, settings: SettingsDep) -> Respons
         max_age=COOKIE_SECONDS,
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=_is_encrypted(request),
+        path=locate("") or "/",
     )
     return response
 
@@ -71,8 +75,14 @@ def log_in(request: Request, *, form: FormDep, settings: SettingsDep) -> Respons
 @router.post("/logout", dependencies=[Depends(read_form)])
 def log_out() -> Response:
     response = RedirectResponse("/ui/login", status_code=303)
-    response.delete_cookie(TOKEN_COOKIE, httponly=True, samesite="strict")
+    response.delete_cookie(TOKEN_COOKIE, path=locate("") or "/", httponly=True, samesite="strict")
     return response
+
+
+def _is_encrypted(request: Request) -> bool:
+    """Whether the browser's connection is. A proxy may not tell; the page's origin does then."""
+    is_origin = request.headers.get("Origin", "").lower().startswith("https://")
+    return is_origin or request.url.scheme == "https"
 
 
 def make_local_path(target: str) -> str:

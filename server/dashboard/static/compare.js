@@ -63,7 +63,7 @@
   let epochs = [];
 
   const newest = (list, epoch) => list.findLast((e) => e <= epoch) ?? list[0];
-  const urlOf = (jobId, epoch) => `/jobs/${jobId}/reconstructions/${epoch}.png`;
+  const urlOf = (jobId, epoch) => `${Losslab.root}/jobs/${jobId}/reconstructions/${epoch}.png`;
 
   function showPictures() {
     const epoch = epochs[slider.valueAsNumber];

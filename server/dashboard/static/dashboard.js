@@ -5,6 +5,8 @@ const Losslab = (() => {
   const RETRY_SECONDS = 2;
   const seen = new Map(); // the last HTML from the server of each live part
   const listeners = [];
+  // The path below which a reverse proxy serves this service; empty at the root of its host.
+  const root = document.body.dataset.root;
   let isRefreshing = false;
 
   const byId = (id) => document.getElementById(id);
@@ -236,5 +238,5 @@ const Losslab = (() => {
   }
 
   start();
-  return { RETRY_SECONDS, announce, byId, listeners, readData, refresh, showConnection };
+  return { RETRY_SECONDS, announce, byId, listeners, readData, refresh, root, showConnection };
 })();

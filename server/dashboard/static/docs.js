@@ -3,7 +3,7 @@
 
 SwaggerUIBundle({
   dom_id: "#swagger-ui",
-  url: "/openapi.json",
+  url: `${document.body.dataset.root}/openapi.json`,
   deepLinking: true,
   displayRequestDuration: true,
   // Without this, the validator's badge would send a request to a third-party server.

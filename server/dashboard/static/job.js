@@ -196,7 +196,7 @@
 
   function listen() {
     if (stream) return;
-    stream = new EventSource(`/jobs/${jobId}/events?after=${lastEvent}`);
+    stream = new EventSource(`${Losslab.root}/jobs/${jobId}/events?after=${lastEvent}`);
     for (const kind of drawing.event_kinds) {
       stream.addEventListener(kind, (message) => {
         lastEvent = Number(message.lastEventId);
