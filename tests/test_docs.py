@@ -1,11 +1,13 @@
 """The documentation says what the source does, and leads nowhere that is not there."""
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,31 @@ def test_documented_thresholds_are_the_defaults(name: str, default: float) -> No
     match = re.search(rf"^\| `{name}` \| ([0-9.]+)", read("docs/reference/criteria.md"), flags=re.M)
     assert match is not None
     assert float(match[1]) == default
+
+
+def list_shown_messages() -> list[str]:
+    """The messages on the page for troubleshooting: code in the first column of its tables."""
+    rows = re.findall(r"^\| (`.*?) \| ", read("docs/how-to/troubleshooting.md"), flags=re.M)
+    return [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+
+
+@cache
+def read_source_texts() -> str:
+    """All texts in the source, those with values in them in pieces."""
+    texts = []
+    for path in sorted([*ROOT.glob("server/**/*.py"), *ROOT.glob("worker/**/*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("message", list_shown_messages())
+def test_messages_of_troubleshooting_are_those_of_the_source(message: str) -> None:
+    """Values differ: an ellipsis, words in capitals and numbers stand for them."""
+    pieces = re.split(r"…|\b[A-Z][A-Z_]+\b|\b[0-9]+\b", message)
+    long_pieces = [piece.strip(" :;,()/") for piece in pieces if len(piece.strip(" :;,()/")) > 10]
+    assert [piece for piece in long_pieces if piece not in read_source_texts()] == []
 
 
 def test_readme_is_short() -> None:
