@@ -20,7 +20,8 @@ from sqlalchemy import Connection, MetaData, Table, insert
 from sqlmodel import create_engine
 
 from benchmarks.machine import REPOSITORY, describe_machine, write_results
-from server.database.engine import SCHEMA_REVISION, open_database, upgrade
+from server.database.engine import open_database
+from server.database.schema import SCHEMA_REVISION, upgrade
 from server.models.configuration import EARLIER_VALUES
 from server.settings import Settings
 

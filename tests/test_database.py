@@ -13,7 +13,8 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, SQLModel
 
-from server.database.engine import SCHEMA_REVISION, open_database, upgrade, write_transaction
+from server.database.engine import open_database, write_transaction
+from server.database.schema import SCHEMA_REVISION, upgrade
 from server.models.options import BuiltInOption
 from server.models.tables import Job
 from server.settings import Settings

@@ -21,7 +21,8 @@ from sqlalchemy import Column, Connection, Engine, MetaData, Table, event, func,
 from sqlmodel import Session, SQLModel, create_engine, select
 
 from server.database import engine as database_module
-from server.database.engine import open_database, upgrade
+from server.database.engine import open_database
+from server.database.schema import upgrade
 from server.jobs import leases, queue
 from server.jobs.leases import Lease
 from server.jobs.reaper import Reaper

@@ -200,7 +200,9 @@ def test_folder_that_cannot_be_written_is_no_fault_of_the_program(
     settings.datasets_dir.mkdir()
     with read_only(settings.datasets_dir):
         answer = client.put("/datasets/mine", content=b"x")
-    assert "owner or the mode" in problem(answer, 503)["detail"]
+    detail = problem(answer, 503)["detail"]
+    assert "mount that writable" in detail
+    assert "nothing was stored" in detail
     assert str(settings.datasets_dir) in caplog.text
 
 

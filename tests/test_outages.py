@@ -210,16 +210,15 @@ def assert_waiting_for_room(settings: Settings, engine: Engine, jobs: list[Job])
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
 
 
-def test_read_only_disk_costs_one_attempt_of_one_job(tmp_path: Path) -> None:
+def test_read_only_disk_costs_no_attempt(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, **QUICK)
     with tmpfs(settings.runs_dir, megabytes=100), opened(settings) as engine:
         jobs = [submit(engine) for _ in range(3)]
         assert mount("-o", "remount,ro", str(settings.runs_dir)).returncode == 0
         with WorkerProcess(settings, "--drain") as process:
             assert process.wait() == 1
-            assert f"may write to {settings.runs_dir}: Read-only" in process.log
-        lost = [(read(engine, job).status, read(engine, job).num_lost_attempts) for job in jobs]
-        assert lost == [(JobStatus.queued, 1), (JobStatus.queued, 0), (JobStatus.queued, 0)]
+            assert f"{settings.runs_dir}: it is on a read-only file system" in process.log
+        assert [read(engine, job).attempt for job in jobs] == [0, 0, 0]
 
 
 def test_draining_worker_without_room_says_so_and_ends(tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
-"""Jobs that another version of Losslab stored: shown and judged like all others, never trained."""
+"""Databases and jobs of other versions: refused in one line, or shown like all others."""
 
+import re
 from typing import Any
 
+import forks
 import pytest
-from conftest import BOTH_DATABASES, SubmitJob, drain, open_client, problem
+from commands import assert_one_line, make_environment
+from conftest import BOTH_DATABASES, SubmitJob, drain, open_client, problem, read
 from hypothesis import given
 from hypothesis import strategies as st
 from known_job import make_epoch
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, inspect, text
 from sqlmodel import Session
 
-from server.database.engine import write_transaction
+from server.database.engine import open_database, write_transaction
+from server.database.schema import SchemaError
 from server.jobs import queue, records
 from server.jobs.leases import Lease
 from server.main import create_app
@@ -21,7 +25,7 @@ from server.models.configuration import (
     fill_in,
     read_config,
 )
-from server.models.tables import Job
+from server.models.tables import Job, JobStatus
 from server.settings import Settings
 
 #: Settings and values that this version does not know.
@@ -133,3 +137,68 @@ def test_words_of_a_later_version_are_shown_as_they_are(
         for path in ("/", "/jobs", f"/ui/jobs/{job.id}", f"/jobs/{job.id}/verdict", "/options"):
             answer = client.get(path)
             assert answer.status_code == 200, (path, answer.text)
+
+
+#: What may be in the place of this version's number, and what is said of it.
+FOREIGN_SCHEMAS = {
+    "UPDATE alembic_version SET version_num = '9999'": "of a newer Losslab (schema 9999",
+    "UPDATE alembic_version SET version_num = 'ae1027a6acf'": "of another program (schema",
+    "DELETE FROM alembic_version": "no schema version",
+    "DROP TABLE alembic_version": "no schema version",
+}
+
+
+@BOTH_DATABASES
+@pytest.mark.parametrize(("statement", "words"), FOREIGN_SCHEMAS.items(), ids=str)
+def test_database_with_another_schema_is_refused_and_not_changed(
+    settings: Settings, engine: Engine, statement: str, words: str
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+        tables = inspect(connection).get_table_names()
+    with pytest.raises(SchemaError, match=re.escape(words)) as refusal:
+        open_database(settings)
+    assert len(str(refusal.value).splitlines()) == 1
+    with engine.connect() as connection:
+        assert inspect(connection).get_table_names() == tables
+
+
+@BOTH_DATABASES
+def test_worker_that_is_older_than_the_schema_takes_no_job(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    """The server was started with a newer version while the worker ran."""
+    job = submit_job()
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SchemaError, match="start it again with the version"):
+        drain(settings, engine)
+    assert read(engine, job).status == JobStatus.queued
+
+
+@BOTH_DATABASES
+def test_server_that_is_older_than_the_schema_is_not_ready(
+    settings: Settings, engine: Engine
+) -> None:
+    settings.data_dir.mkdir(exist_ok=True)
+    with open_client(create_app(settings)) as client:
+        assert client.get("/readyz").status_code == 200
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        assert client.get("/readyz").status_code == 503
+
+
+@pytest.mark.parametrize(
+    "command", ["serve", "up", "worker --drain", "worker --check", "train --option b"]
+)
+def test_command_on_a_newer_database_says_so_in_one_line(
+    settings: Settings, engine: Engine, command: str
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    done = forks.run(
+        "losslab",
+        *command.split(),
+        environment=make_environment(LOSSLAB_DATA_DIR=str(settings.data_dir)),
+    )
+    assert_one_line(done, code=1, words="the database is of a newer Losslab (schema 9999")

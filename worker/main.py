@@ -19,6 +19,7 @@ from sqlmodel import Session
 
 from server.database.engine import is_outage, open_database
 from server.database.notifications import JobListener
+from server.database.schema import SchemaError, check_schema
 from server.environment.access import prepare_folder
 from server.environment.variables import read_foreign_secrets
 from server.errors import LosslabError, StorageFullError
@@ -78,7 +79,7 @@ def main() -> None:
     except DeviceBrokenError as error:
         _logger.critical("%s; this worker ends, and another must be started", error)
         sys.exit(1)
-    except StorageFullError as error:
+    except (StorageFullError, SchemaError) as error:
         sys.exit(str(error))
     except SQLAlchemyError as error:
         _raise_unless_stopped(error, shutdown=shutdown)
@@ -144,7 +145,11 @@ class _ClaimLoop:
         self._beat_at = 0.0
 
     def run_next(self) -> bool:
-        """Run the next job; returns whether there was one. Raises DeviceBrokenError."""
+        """Run the next job; returns whether there was one.
+
+        Raises DeviceBrokenError and SchemaError."""
+        # A worker that is older than the server's schema must not touch any job.
+        check_schema(self._engine)
         self._beat_if_due()
         if self.find_obstacle():
             return False

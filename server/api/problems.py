@@ -33,6 +33,10 @@ MAY_BE_DONE: Final = (
     "the request may have been carried out, or may still be: look first, or send it again with the "
     "same Idempotency-Key, with which it takes effect only once"
 )
+_NOT_DONE: Final = (
+    "the request was not carried out; send it again later (with the same Idempotency-Key it takes "
+    "effect only once)"
+)
 PROBLEM_TYPE: Final = "application/problem+json"
 
 #: The search for a similar field is slow, and a body may have thousands of unknown fields.
@@ -162,16 +166,12 @@ def _install_failures(app: FastAPI) -> None:
         refusal = find_refusal(error) if isinstance(error, DatabaseError) else None
         if is_begun and request.method not in SAFE_METHODS:
             detail = f"the database stopped answering; {MAY_BE_DONE}"
-        elif refusal:
-            detail = f"the database file cannot be used: {refusal}; nothing was done"
-        elif request.method not in SAFE_METHODS:
-            detail = (
-                "the database does not answer, is locked, full or read-only, and the request was "
-                "not carried out; send it again later (with the same Idempotency-Key it takes "
-                "effect only once)"
-            )
         else:
-            detail = "the database does not answer, is locked or full; try again later"
+            detail = "the database does not answer, is locked, full or read-only"
+            if refusal:
+                detail = f"the database file cannot be used: {refusal}"
+            is_change = request.method not in SAFE_METHODS
+            detail += f"; {_NOT_DONE}" if is_change else "; try again later"
         return respond(request, 503, detail, headers=_RETRY_LATER)
 
     @app.exception_handler(OSError)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event, func, inspect, make_url, text
+from sqlalchemy import Connection, Engine, event, func, make_url
 from sqlalchemy.exc import (
     DatabaseError,
     DBAPIError,
@@ -26,15 +26,11 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session, create_engine, select
 
+from server.database.schema import migrate_schema
 from server.environment.access import AccessError, prepare_folder
 from server.models.columns import utc_now
 from server.settings import Settings
 
-#: The newest migration; finding it out would need the slow import of Alembic.
-SCHEMA_REVISION = "0007"
-_MIGRATIONS_DIR = Path(__file__).parent / "migrations"
-# An arbitrary number, the same in every Losslab process.
-_MIGRATION_LOCK = 0x1055_1AB
 _BUSY_TIMEOUT_SECONDS = 30
 # A database whose machine is lost closes no connection; these limits end the wait after about ten
 # seconds.
@@ -77,7 +73,11 @@ _watch: ContextVar["CommitWatch | None"] = ContextVar("commit watch", default=No
 def open_database(settings: Settings) -> Engine:
     """Connect and migrate the schema to the newest revision; safe in several processes at once."""
     engine = make_engine(settings)
-    migrate(engine, settings)
+    try:
+        migrate(engine, settings)
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
 
 
@@ -107,23 +107,15 @@ def make_engine(settings: Settings) -> Engine:
 def migrate(engine: Engine, settings: Settings) -> None:
     """Migrate the schema to the newest revision, if it is older.
 
-    Raises AccessError if SQLite cannot use its file, whose own messages name no path.
+    Raises SchemaError, and AccessError if SQLite cannot use its file, whose own messages name no
+    path.
     """
     try:
-        _migrate(engine, datasets_dir=settings.datasets_dir)
+        migrate_schema(engine, datasets_dir=settings.datasets_dir)
     except DatabaseError as error:
         if (reason := find_refusal(error)) is None:
             raise
         raise AccessError(f"{engine.url.database}: {reason}") from None
-
-
-def _migrate(engine: Engine, *, datasets_dir: Path) -> None:
-    if _read_revision(engine) == SCHEMA_REVISION:
-        return
-    with engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-        upgrade(connection, revision="head", datasets_dir=datasets_dir)
 
 
 def find_refusal(error: DatabaseError) -> str | None:
@@ -248,29 +240,3 @@ def _can(folder: Path, step: Callable[[int], object]) -> bool:
         unable = (errno.ENODEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
         return error.errno not in unable
     return True
-
-
-def _read_revision(engine: Engine) -> str | None:
-    with engine.connect() as connection:
-        if not inspect(connection).has_table("alembic_version"):
-            return None
-        revision: str | None = connection.execute(
-            text("SELECT version_num FROM alembic_version")
-        ).scalar()
-        return revision
-
-
-def upgrade(connection: Connection, *, revision: str, datasets_dir: Path | None = None) -> None:
-    """Migrate the schema to a revision, as a part of the connection's transaction.
-
-    The uploaded data sets are a part of their jobs' identity.
-    """
-    # Imported here: a start with an up-to-date schema is 0.2 s faster without it.
-    from alembic import command  # noqa: PLC0415
-    from alembic.config import Config  # noqa: PLC0415
-
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS_DIR))
-    config.attributes["connection"] = connection
-    config.attributes["datasets_dir"] = datasets_dir
-    command.upgrade(config, revision)

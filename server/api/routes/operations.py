@@ -15,6 +15,7 @@ from server.api.problems import PROBLEM_RESPONSES
 from server.api.queries import MAX_PAGE_SIZE
 from server.api.schemas import Health, Readiness, WorkerList, WorkerPublic
 from server.database.engine import OUTAGES
+from server.database.schema import SchemaError, check_schema
 from server.environment.access import AccessError, check_writable
 from server.jobs import workers
 from server.jobs.ages import AgeWatch
@@ -70,13 +71,14 @@ def read_readiness(
 def _count_live_workers(
     engine: Engine | None, *, settings: Settings, watch: AgeWatch
 ) -> int | None:
-    """None if the database does not answer, or was never there."""
+    """None if the database does not answer, was never there, or was migrated by a newer version."""
     if engine is None:
         return None
     try:
+        check_schema(engine)
         with Session(engine) as session:
             return workers.count_live(session, lease_seconds=settings.lease_seconds, watch=watch)
-    except OUTAGES as error:
+    except (*OUTAGES, SchemaError) as error:
         _logger.warning("not ready: %s", error)
         return None
 
