@@ -1,6 +1,7 @@
 """A thin client of the HTTP API, for scripts and the command line."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
@@ -26,6 +27,8 @@ __all__ = [
 
 ReportFormat = Literal["html", "md", "curves"]
 
+#: As long as the server allows by default.
+_UPLOAD_SECONDS: Final = 300.0
 _REPORT_PATHS: Final[dict[ReportFormat, str]] = {
     "html": "/comparisons/report.html",
     "md": "/comparisons/report.md",
@@ -134,6 +137,32 @@ class LosslabClient(StudyClient):
 
     def delete_option(self, name: str) -> None:
         self._request("DELETE", _option_path(name))
+
+    def list_datasets(self) -> Json:
+        """The data sets, the built-in ones first, in `data`; other files in `left_out`."""
+        return self._request_json("GET", "/datasets")
+
+    def import_dataset(
+        self,
+        name: str,
+        path: str | PathLike[str],
+        *,
+        pad: int | None = None,
+        crop: int | None = None,
+    ) -> Json:
+        """Upload a file as a data set: an `.npz`, an `.npy`, ARC tasks as JSON or as a zip of it.
+
+        Grids are filled up to the size `pad`, and cut to the size `crop`. Raises OSError.
+        """
+        query = without_none({"pad": pad, "crop": crop})
+        with open(path, "rb") as file:
+            return self._request_json(
+                "PUT",
+                f"/datasets/{quote(name, safe='')}",
+                params=query,
+                content=file,
+                timeout=_UPLOAD_SECONDS,
+            )
 
     def list_workers(self) -> Json:
         return self._request_json("GET", "/workers")

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.files.datasets import SPLITS, Grids, count_colours, measure_overlap, read_npz
+from server.files.datasets import count_colours, measure_overlap, read_npz
 from server.files.filesystem import sync_file
+from server.files.npz import SPLITS, Grids
 from server.files.orbits import (
     Overlap,
     compute_keys,

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 import torch
 
 from server.errors import LosslabError
-from server.files.datasets import DatasetError
+from server.files.npz import DatasetError
 from server.messages import redact
 from server.models.configuration import StoredConfigError
 from server.models.tables import FailureKind, Job

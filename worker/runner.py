@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from server.database.engine import is_outage
 from server.files.artifacts import JobFiles
-from server.files.datasets import DatasetError
+from server.files.npz import DatasetError
 from server.jobs import queue, records
 from server.jobs.leases import LeaseLostError
 from server.jobs.reaper import Reaper

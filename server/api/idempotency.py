@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Final, Self
 
 from fastapi import Header, Response
-from pydantic import BaseModel, StringConstraints
+from pydantic import BaseModel
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, delete
@@ -23,14 +23,17 @@ from server.database.engine import database_now, write_transaction
 from server.errors import InvalidInputError
 from server.models.columns import utc_now
 from server.models.tables import IdempotencyKey
+from server.patterns import Matching
 
 #: How long a key is remembered.
 REMEMBER_FOR: Final = timedelta(days=1)
 _STARTED_AT: Final = utc_now()
 _STARTED_SECONDS: Final = time.monotonic()
 
+_KEY_RULE: Final = "a key: 1 to 255 letters, digits and signs of ASCII, without spaces"
+
 IdempotencyKeyHeader = Annotated[
-    Annotated[str, StringConstraints(pattern=r"^[!-~]{1,255}$")] | None, Header()
+    Annotated[str, Matching(r"^[!-~]{1,255}$", _KEY_RULE)] | None, Header()
 ]
 
 

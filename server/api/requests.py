@@ -11,8 +11,9 @@ from server.files.datasets import check_dataset
 from server.jobs.options import choose_option
 from server.jobs.submission import new_job
 from server.models.configuration import TrainingConfig, resolve_config
-from server.models.options import NAME_PATTERN
+from server.models.names import EntityName
 from server.models.tables import Job
+from server.patterns import ONE_LINE, PLAIN_TEXT
 
 MAX_METADATA_PAIRS = 16
 
@@ -22,22 +23,18 @@ _JOB_EXAMPLES: list[JsonValue] = [
     {"option": "c", "dataset": "arc", "quick_test": True, "metadata": {"study": "arc"}},
 ]
 
-#: PostgreSQL cannot store a text with a NUL.
-PlainText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
-#: One line: names are shown in tables, titles and legends.
-_OneLine = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
-Name = Annotated[_OneLine, Field(min_length=1, max_length=200)]
-Summary = Annotated[_OneLine, Field(max_length=500)]
+PlainText = Annotated[str, PLAIN_TEXT]
+Name = Annotated[str, Field(min_length=1, max_length=200), ONE_LINE]
+Summary = Annotated[str, Field(max_length=500), ONE_LINE]
 OptionName = Annotated[
-    str,
+    EntityName,
     Field(
-        pattern=NAME_PATTERN,
         description="`a`, `b`, `c` or an own option; GET /options lists all",
         examples=["b"],
     ),
 ]
-Label = Annotated[PlainText, Field(max_length=512)]
-LabelKey = Annotated[PlainText, Field(min_length=1, max_length=64)]
+Label = Annotated[str, Field(max_length=512), PLAIN_TEXT]
+LabelKey = Annotated[str, Field(min_length=1, max_length=64), PLAIN_TEXT]
 Labels = Annotated[
     dict[LabelKey, Label],
     Field(

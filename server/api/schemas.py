@@ -287,11 +287,24 @@ class DatasetDetails(DatasetPublic):
         "repeat an earlier one",
     )
     preview_url: str | None = None
+    note: str | None = Field(
+        default=None, description="after an upload of another format: what became of the file"
+    )
+
+
+class LeftOutFile(BaseModel):
+    """A file in the folder of data sets that is none."""
+
+    file_name: str
+    reason: str
 
 
 class DatasetList(BaseModel):
     data: list[DatasetPublic]
     has_more: bool
+    left_out: list[LeftOutFile] = Field(
+        default_factory=list, description="other files in the folder, of which the first are here"
+    )
 
 
 class WorkerPublic(BaseModel):

@@ -23,7 +23,8 @@ from sqlmodel import Session
 
 from server.api.requests import JsonBody, Labels, Name, OptionConfig, OptionName
 from server.errors import ConflictError, InvalidInputError
-from server.files.datasets import DatasetError, check_dataset
+from server.files.datasets import check_dataset
+from server.files.npz import DatasetError
 from server.jobs.options import Option, choose_option, read_options
 from server.jobs.studies import MAX_ARMS, MAX_SEEDS
 from server.judging.criteria import CriteriaSet, Thresholds
@@ -36,6 +37,7 @@ from server.models.configuration import (
     resolve_config,
 )
 from server.models.studies import Arm, Study
+from server.patterns import ONE_LINE
 
 DEFAULT_NUM_SEEDS: Final = 5
 DEFAULT_MAX_SEEDS: Final = 40
@@ -82,7 +84,7 @@ def _read_arm(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
 
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_refuse_words)]
 #: One line of text, as of a job, but short enough for a legend.
-ArmName = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", min_length=1, max_length=64)]
+ArmName = Annotated[str, Field(min_length=1, max_length=64), ONE_LINE]
 _OPTION_NAME: Final[TypeAdapter[str]] = TypeAdapter(OptionName)
 GridValue = Annotated[bool | int | float | str, WrapValidator(_read_scalar)]
 

@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from server.cli import arguments as arg
+from server.cli import data as data_commands
 from server.cli import local, options, processes, studies, views
 from server.cli.connections import (
     open_client,
@@ -54,6 +55,7 @@ app = CommandLine(
 )
 app.add_typer(studies.app, name="study")
 app.add_typer(options.app, name="option")
+app.add_typer(data_commands.app, name="data")
 
 
 @app.command(epilog="Example: losslab up --workers 2")

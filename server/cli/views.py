@@ -96,6 +96,35 @@ def options_table(page: Json) -> RenderableType:
     return table
 
 
+def datasets_table(page: Json) -> RenderableType:
+    """One line per data set, and one per file that is none."""
+    table = make_table("Data set", ">Bytes", "Modified")
+    for dataset in page["data"]:
+        size, modified = dataset["size_bytes"], dataset["modified_at"]
+        table.add_row(
+            Text(dataset["name"]),
+            Text(NO_VALUE if size is None else f"{size:,}"),
+            Text("built in" if dataset["is_built_in"] else modified),
+        )
+    left_out = page.get("left_out") or []
+    lines = [Text(f"{each['file_name']} is left out: {each['reason']}") for each in left_out]
+    return Group(table, *lines)
+
+
+def dataset_view(dataset: Json) -> RenderableType:
+    """A data set and what was done to the file that it came from."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    sizes = (f"{key} {number:,}" for key, number in dataset["num_grids"].items())
+    size = dataset["grid_size"]
+    table.add_row("data set", Text(dataset["name"], style="bold"))
+    table.add_row("grids", Text(f"{', '.join(sizes)}, of {size}x{size} cells"))
+    table.add_row("background", Text(format_share(dataset["background_share"])))
+    if dataset.get("note"):
+        table.add_row("from", Text(dataset["note"]))
+    return table
+
+
 def option_view(option: Json) -> RenderableType:
     """An option and the settings in which it differs from its base."""
     table = Table.grid(padding=(0, 2))
@@ -121,6 +150,10 @@ def job_view(job: Json) -> RenderableType:
     table.add_row("progress", Text(_describe_numbers(job, with_status=False)))
     table.add_row("best epoch", Text(str(job["best_epoch"] or NO_VALUE)))
     table.add_row("device", Text(job["device"] or NO_VALUE))
+    summary = job["dataset_summary"] or {}
+    if available := summary.get("num_available"):
+        used = f"{summary['num_train']:,} of {available['train']:,} training grids used"
+        table.add_row("data", Text(used))
     table.add_row("config", Text(_describe_settings(job["config"])))
     return table
 

@@ -2,37 +2,28 @@
 
 import filecmp
 import io
-import lzma
-import math
-import re
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import IO, Final, Self
+from typing import IO, Any, Final, NamedTuple, Self
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from server.errors import ConflictError, InvalidInputError
+from server.errors import ConflictError
 from server.files.filesystem import add_file, make_readable, sync_file
 from server.files.hashes import FileVersion, find_sha256, read_version
+from server.files.imports import describe_file, read_file
+from server.files.npz import MAX_UNPACKED_BYTES, DatasetError, Grids
 from server.files.orbits import Overlap, compute_keys, count_overlap, count_repeats
 from server.models.configuration import NUM_COLOURS, BuiltInDataset
-from server.models.options import NAME_PATTERN
+from server.models.names import is_name, suggest_name
 
-MAX_GRID_SIZE: Final = 32
-MAX_DATASET_BYTES: Final = 4 * 2**30
-#: The maximum unpacked size of an upload.
-MAX_UNPACKED_BYTES: Final = 2**30
 NUM_SAMPLE_GRIDS: Final = 40
-SPLITS: Final = ("train", "val", "test")
 #: Of uploads that are not complete.
 UPLOAD_SUFFIX: Final = ".part"
 #: The colours of the ARC editor, from background to brown.
@@ -47,24 +38,14 @@ PALETTE: Final = np.array(
 
 _PREVIEW_COLUMNS, _PREVIEW_SCALE, _PREVIEW_GAP = 8, 4, 1
 _PAPER: Final = 0xFF
-
-#: Errors of zipfile and its decompressors. An encrypted member raises RuntimeError, an unknown
-#: compression method NotImplementedError (a RuntimeError), an undecodable name ValueError.
-_BROKEN_ARCHIVE: Final = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError,
-)  # fmt: skip
-#: numpy evaluates the header as a Python literal; invalid literals raise any of these errors.
-_BROKEN_HEADER: Final = (
-    ValueError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError,
-)  # fmt: skip
-
-Grids = npt.NDArray[np.uint8]
+_MAX_NAMES_SHOWN, _MAX_NAME_SHOWN = 50, 64
 
 
-class DatasetError(InvalidInputError):
-    """The data set cannot be used; the message says why."""
+class LeftOut(NamedTuple):
+    """A file in the folder that is no data set."""
 
-    field = "dataset"
+    file_name: str
+    reason: str
 
 
 class DatasetExistsError(ConflictError):
@@ -79,6 +60,14 @@ def count_colours(*splits: Grids) -> list[int]:
         sum(int(np.count_nonzero(grids == colour)) for grids in splits)
         for colour in range(NUM_COLOURS)
     ]
+
+
+def describe_use(summary: Mapping[str, Any] | None) -> str | None:
+    """`40,000 of 120,000 used` for the training grids of a job that has a sample of its data; None
+    if it has all of them, or has not read them yet."""
+    if not summary or not summary.get("num_available"):
+        return None
+    return f"{summary['num_train']:,} of {summary['num_available']['train']:,} used"
 
 
 def check_dataset(name: str, *, datasets_dir: Path) -> str | None:
@@ -100,9 +89,70 @@ def read_npz(name: str, *, datasets_dir: Path) -> dict[str, Grids]:
 
 def list_npz(datasets_dir: Path) -> list[Path]:
     """The files of the uploaded data sets, sorted by name."""
-    found = (path for path in datasets_dir.glob("*.npz") if not path.is_symlink())
-    named = (path for path in found if re.fullmatch(NAME_PATTERN, path.stem))
-    return sorted((path for path in named if path.is_file()), key=lambda path: path.stem)
+    return [path for path in _list_folder(datasets_dir) if _find_fault(path) is None]
+
+
+def _have_same_grids(upload_path: Path, path: Path) -> bool:
+    """Whether two files are the same, or only packed in another way."""
+    if filecmp.cmp(upload_path, path, shallow=False):
+        return True
+    new, old = read_file(upload_path), _read_or_none(path)
+    return (
+        old is not None
+        and new.keys() == old.keys()
+        and all(np.array_equal(new[key], old[key]) for key in new)
+    )
+
+
+def _read_or_none(path: Path) -> dict[str, Grids] | None:
+    try:
+        return read_file(path)
+    except DatasetError:
+        return None
+
+
+def list_left_out(datasets_dir: Path) -> list[LeftOut]:
+    """The other files in the folder, sorted by name, each with the reason."""
+    faults = ((path, _find_fault(path)) for path in _list_folder(datasets_dir))
+    return [LeftOut(_show(path), fault) for path, fault in faults if fault is not None]
+
+
+def _list_folder(datasets_dir: Path) -> list[Path]:
+    """What lies in the folder, sorted by name, without hidden files such as uploads."""
+    if not datasets_dir.is_dir():
+        return []
+    found = (path for path in datasets_dir.iterdir() if not path.name.startswith("."))
+    return sorted(found, key=lambda path: (path.stem, path.suffix))
+
+
+def _find_fault(path: Path) -> str | None:
+    """Why a file in the folder is no data set; None if it is one by its name."""
+    if path.is_symlink():
+        return "it is a link; copy the file itself"
+    if not path.is_file():
+        return "it is no file"
+    if path.suffix != ".npz":
+        if path.suffix.lower() == ".npz":
+            return f"its name ends in {path.suffix}; rename it to {path.stem}.npz"
+        return describe_file(path)
+    if path.stem in set(BuiltInDataset):
+        return f"{path.stem} is the name of a built-in data set; rename it"
+    if not is_name(path.stem):
+        better = suggest_name(path.name)
+        example = f", for example to {better}.npz" if better else ""
+        return f"a name has 1 to 64 letters from A to Z, digits, _ and -; rename the file{example}"
+    return None
+
+
+def _show(path: Path) -> str:
+    """The name of a file, which may be in no encoding."""
+    return os.fsencode(path.name).decode(errors="replace")
+
+
+def check_free(name: str) -> None:
+    """Raises DatasetExistsError for the name of a built-in data set."""
+    if name in set(BuiltInDataset):
+        raise DatasetExistsError(f"{name} is built in; use another name")
 
 
 @contextmanager
@@ -119,7 +169,7 @@ def open_upload(datasets_dir: Path) -> Iterator[IO[bytes]]:
 
 
 def admit_upload(file: IO[bytes], *, name: str, datasets_dir: Path) -> bool:
-    """Store a valid upload as `name.npz`; returns False if the same file is already stored.
+    """Store a valid upload as `name.npz`; returns False if the same grids are already stored.
 
     Raises DatasetError, and DatasetExistsError if another data set has the name.
     """
@@ -131,7 +181,7 @@ def admit_upload(file: IO[bytes], *, name: str, datasets_dir: Path) -> bool:
     try:
         add_file(upload_path, path)
     except FileExistsError:
-        if path.is_file() and filecmp.cmp(upload_path, path, shallow=False):
+        if path.is_file() and _have_same_grids(upload_path, path):
             return False
         message = f"there is another data set {name!r}; delete it first, or use another name"
         raise DatasetExistsError(message) from None
@@ -148,14 +198,16 @@ class DatasetContents:
     #: Of `val` and `test` the grids that also occur in `train`; of `images` those that repeat an
     #: earlier one, since a job may put one into training and the other one into another split.
     overlap: dict[str, Overlap]
-    sample: Grids  #: the first grids, (N, S, S)
+    sample: Grids  #: grids from all over the first split, (N, S, S)
 
     @classmethod
     def of(cls, arrays: dict[str, Grids]) -> Self:
         first = next(iter(arrays.values()))
         num_grids = {key: len(grids) for key, grids in arrays.items()}
         counts = count_colours(*arrays.values())
-        sample = first[:NUM_SAMPLE_GRIDS].copy()
+        # From all over the file, which may be in order.
+        places = np.linspace(0, len(first) - 1, min(len(first), NUM_SAMPLE_GRIDS)).astype(int)
+        sample = first[places]
         return cls(num_grids, first.shape[1], counts, measure_overlap(arrays), sample)
 
 
@@ -175,123 +227,36 @@ def read_contents(name: str, *, datasets_dir: Path) -> DatasetContents:
     return _read_contents(path, read_version(path))
 
 
-def read_file(
-    path: Path, *, shown_name: str = "", max_bytes: int = MAX_DATASET_BYTES
-) -> dict[str, Grids]:
-    """Read an `.npz` file: keys `train`, `val` and `test`, or `images` alone.
-
-    Each array is (N, S, S) uint8 with colours 0-9. Nothing is unpickled. The sizes in the archive's
-    directory are checked before anything is read, and each array's header before the array.
-    Raises DatasetError.
-    """
-    name = shown_name or path.name
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _check_sizes(archive, max_bytes=max_bytes)
-            members = (name for name in archive.namelist() if name.endswith(".npy"))
-            keys = _choose_keys({member.removesuffix(".npy") for member in members})
-            arrays = {key: _read_grids(archive, key=key) for key in keys}
-    except DatasetError as error:
-        raise DatasetError(f"{name}: {error}") from None
-    except _BROKEN_ARCHIVE as error:
-        if not isinstance(error, OSError) and _is_npy(path):
-            raise DatasetError(
-                f"{name} is a single array (.npy); numpy.savez(file, images=array) makes an .npz"
-            ) from None
-        raise DatasetError(f"{name} is no readable .npz file (truncated?): {error}") from None
-    sizes = {key: grids.shape[1] for key, grids in arrays.items()}
-    if len(set(sizes.values())) > 1:
-        raise DatasetError(f"{name}: all arrays need one grid size, not {sizes}")
-    return arrays
-
-
 def find_npz(name: str, *, datasets_dir: Path) -> Path:
     """The file of an uploaded data set. Raises DatasetError if there is none."""
     available = {path.stem: path for path in list_npz(datasets_dir)}
     # The name is compared with the folder's listing, so no name can lead out of the folder.
     if name not in available:
-        allowed = ", ".join([*BuiltInDataset, *available])
-        raise DatasetError(
-            f"there is no data set {name!r}; known are {allowed}. "
-            f"PUT /datasets/{name[:64]} or a file datasets/{name[:64]}.npz adds it"
-        )
+        raise DatasetError(_describe_missing(name, available, datasets_dir=datasets_dir))
     return available[name]
+
+
+def _describe_missing(name: str, available: Iterable[str], *, datasets_dir: Path) -> str:
+    """What there is in place of a data set, and how it can be added."""
+    better = suggest_name(name)
+    known = [*BuiltInDataset, *available]
+    message = f"there is no data set {name[:_MAX_NAME_SHOWN]!r}; known are {_join(known)}"
+    for file in list_left_out(datasets_dir):
+        if suggest_name(file.file_name) in (name, better):
+            return f"{message}. {file.file_name} lies in datasets/ and is left out: {file.reason}"
+    if is_name(name):
+        return f"{message}. PUT /datasets/{name} or a file {name}.npz in datasets/ adds it"
+    return f"{message}. Did you mean {better}?" if better in known else message
+
+
+def _join(names: list[str]) -> str:
+    return ", ".join(names[:_MAX_NAMES_SHOWN]) + ", …" * (len(names) > _MAX_NAMES_SHOWN)
 
 
 @lru_cache(maxsize=128)
 def _read_contents(path: Path, _version: FileVersion) -> DatasetContents:
     """Cached, so that an unchanged file is read only once."""
     return DatasetContents.of(read_file(path))
-
-
-def _is_npy(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
-
-
-def _check_sizes(archive: zipfile.ZipFile, *, max_bytes: int) -> None:
-    # zipfile never unpacks more of a member than this size, whatever the compressed data holds.
-    claimed = sum(member.file_size for member in archive.infolist())
-    if claimed > max_bytes:
-        raise DatasetError(f"unpacks to {claimed} bytes; {max_bytes} are allowed")
-
-
-def _choose_keys(present: set[str]) -> tuple[str, ...]:
-    if present >= set(SPLITS):
-        return SPLITS
-    if "images" in present:
-        return ("images",)
-    raise DatasetError(
-        f"needs the keys train, val and test, or images; it has {sorted(present) or 'none'}"
-    )
-
-
-def _read_grids(archive: zipfile.ZipFile, *, key: str) -> Grids:
-    with archive.open(f"{key}.npy") as file:
-        shape, dtype = _read_header(file, key=key)
-    _check_header(shape, dtype=dtype, key=key)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    if archive.getinfo(f"{key}.npy").file_size < num_bytes or num_bytes > MAX_DATASET_BYTES:
-        raise DatasetError(f"{key} claims {num_bytes} bytes, which the file does not hold")
-    with archive.open(f"{key}.npy") as file:
-        try:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-        except ValueError as error:
-            raise DatasetError(f"{key} cannot be read: {error}") from None
-    if array.min() < 0 or array.max() >= NUM_COLOURS:
-        raise DatasetError(
-            f"{key} has values from {array.min()} to {array.max()}; colours are 0 to 9"
-        )
-    return np.ascontiguousarray(array, dtype=np.uint8)
-
-
-def _read_header(file: IO[bytes], *, key: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
-    try:
-        version = np.lib.format.read_magic(file)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = read(file)
-    except _BROKEN_HEADER as error:
-        raise DatasetError(f"{key} has no valid array header: {error}") from None
-    return shape, dtype
-
-
-def _check_header(shape: tuple[int, ...], *, dtype: np.dtype[np.generic], key: str) -> None:
-    if dtype.hasobject:
-        raise DatasetError(f"{key} is an array of Python objects; an integer dtype is needed")
-    if dtype.kind not in "iu":
-        raise DatasetError(f"{key} has dtype {dtype}; an integer dtype is needed")
-    minimum = 10 if key == "images" else 1
-    if len(shape) != 3 or shape[0] < minimum:
-        raise DatasetError(f"{key} has shape {shape}; ({minimum} or more, S, S) is needed")
-    if shape[1] != shape[2] or shape[1] % 4 or not 4 <= shape[1] <= MAX_GRID_SIZE:
-        raise DatasetError(
-            f"{key} has grids of {shape[1]}x{shape[2]}; square grids are needed, of a size "
-            f"divisible by 4 and at most {MAX_GRID_SIZE}"
-        )
 
 
 def draw_preview(contents: DatasetContents) -> bytes:

@@ -3,7 +3,6 @@
 An option never changes: a name that jobs and studies refer to keeps its meaning.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -15,7 +14,8 @@ from sqlmodel import Session, col
 from server.database.engine import write_transaction
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.models.configuration import resolve_config
-from server.models.options import NAME_PATTERN, OPTIONS, BuiltInOption
+from server.models.names import is_name
+from server.models.options import OPTIONS, BuiltInOption
 from server.models.studies import Study
 from server.models.tables import Job, OwnOption
 
@@ -102,7 +102,7 @@ def is_known(session: Session, name: str) -> bool:
     if _find(session, name) is not None:
         return True
     jobs = select(col(Job.id)).where(col(Job.option) == name)
-    return _is_name(name) and session.scalars(jobs.limit(1)).first() is not None
+    return is_name(name) and session.scalars(jobs.limit(1)).first() is not None
 
 
 def check_known(session: Session, name: str, *, field: str = "option") -> None:
@@ -201,12 +201,7 @@ def _find(session: Session, name: str) -> Option | None:
 
 
 def _read_row(session: Session, name: str, **arguments: Any) -> OwnOption | None:
-    return session.get(OwnOption, name, **arguments) if _is_name(name) else None
-
-
-def _is_name(text: str) -> bool:
-    """Whether an option may have this name. PostgreSQL refuses any text with a NUL."""
-    return re.fullmatch(NAME_PATTERN, text) is not None
+    return session.get(OwnOption, name, **arguments) if is_name(name) else None
 
 
 def _describe_missing(name: str) -> str:
@@ -216,7 +211,7 @@ def _describe_missing(name: str) -> str:
 def _describe_unknown(name: str, *, allowed: list[str]) -> str:
     shown = ", ".join(allowed[:_MAX_NAMES_SHOWN]) + ", …" * (len(allowed) > _MAX_NAMES_SHOWN)
     message = f"there is no option {name[:_MAX_LENGTH_SHOWN]!r}; allowed are {shown}"
-    return f"{message}. PUT /options/{name} adds it" if _is_name(name) else message
+    return f"{message}. PUT /options/{name} adds it" if is_name(name) else message
 
 
 def _find_user(session: Session, name: str) -> str | None:

@@ -4,14 +4,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from server.errors import ConflictError
+from server.models.names import EntityName
 from server.models.options import (
     EFFECTIVE_NUMBER_BETA,
-    NAME_PATTERN,
     QUICK_TEST,
     BetaSchedule,
     ClassWeighting,
@@ -41,7 +41,7 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
-    dataset: Annotated[str, Field(pattern=NAME_PATTERN)] = Field(
+    dataset: EntityName = Field(
         default=BuiltInDataset.atomic.value,
         description="`atomic` (generated), `arc` (the real ARC-AGI tasks), or the name of an "
         ".npz file in the data directory's `datasets/`",

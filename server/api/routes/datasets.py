@@ -13,23 +13,32 @@ from server.api.dependencies import EngineDep, SettingsDep
 from server.api.limits import extend_deadline
 from server.api.problems import PROBLEM_RESPONSES
 from server.api.queries import MAX_PAGE_SIZE
-from server.api.schemas import DatasetDetails, DatasetList, DatasetPublic, OverlapPublic
+from server.api.schemas import (
+    DatasetDetails,
+    DatasetList,
+    DatasetPublic,
+    LeftOutFile,
+    OverlapPublic,
+)
 from server.database.engine import write_transaction
 from server.errors import ConflictError, NotFoundError, TooLargeError
 from server.files.datasets import (
     DatasetContents,
-    DatasetError,
     admit_upload,
+    check_free,
     draw_preview,
     find_npz,
+    list_left_out,
     list_npz,
     open_upload,
     read_contents,
 )
+from server.files.imports import Fit, check_fit, convert_upload
+from server.files.npz import DatasetError
 from server.jobs import studies
 from server.jobs.retention import ensure_space
 from server.models.configuration import BuiltInDataset
-from server.models.options import NAME_PATTERN
+from server.models.names import EntityName
 from server.models.tables import TERMINAL_STATUSES, Job
 from server.settings import Settings
 
@@ -38,13 +47,23 @@ _MAX_BODY_BYTES: Final = 2**40
 _UPLOAD_BODY: Final = {
     "requestBody": {
         "required": True,
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {
+            media_type: {"schema": {"type": "string", "format": "binary"}}
+            for media_type in ("application/octet-stream", "application/json", "application/zip")
+        },
     }
 }
 #: An upload may take this many times as long as any other request.
 _UPLOAD_TIME_FACTOR: Final = 10
 
-NewName = Annotated[str, Path(pattern=NAME_PATTERN)]
+NewName = Annotated[EntityName, Path()]
+Pad = Annotated[
+    int | None,
+    Query(description="fill up grids with background to this size, at the right and below"),
+]
+Crop = Annotated[
+    int | None, Query(description="cut larger grids to this size, and keep their top left part")
+]
 Name = Annotated[str, Path(max_length=64)]
 
 router = APIRouter(prefix="/datasets", tags=["datasets"], responses=PROBLEM_RESPONSES)
@@ -57,27 +76,42 @@ def list_datasets(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = MAX_PAGE_SIZE,
     after: Annotated[str, Query(description="the last name of the page before")] = "",
 ) -> DatasetList:
-    """Built-in data sets first, then the uploaded ones by name."""
+    """Built-in data sets first, then the uploaded ones by name. Files in the folder that are no
+    data set are named with the reason."""
     built_in = [_describe_built_in(name) for name in BuiltInDataset] if not after else []
     paths = [path for path in list_npz(settings.datasets_dir) if path.stem > after]
     uploaded = [DatasetPublic.of(path) for path in paths[:limit]]
-    return DatasetList(data=[*built_in, *uploaded], has_more=len(paths) > limit)
+    left_out = [
+        LeftOutFile(**file._asdict()) for file in list_left_out(settings.datasets_dir)[:limit]
+    ]
+    data = [*built_in, *uploaded]
+    return DatasetList(data=data, has_more=len(paths) > limit, left_out=left_out)
 
 
 @router.put(
     "/{name}",
     status_code=201,
-    responses={200: {"description": "The same file was uploaded before", "model": DatasetDetails}},
+    responses={200: {"description": "The same grids are there already", "model": DatasetDetails}},
     openapi_extra=_UPLOAD_BODY,
     max_body_size=_MAX_BODY_BYTES,
 )
 async def add_dataset(
-    name: NewName, *, request: Request, response: Response, engine: EngineDep, settings: SettingsDep
+    name: NewName,
+    *,
+    request: Request,
+    response: Response,
+    engine: EngineDep,
+    settings: SettingsDep,
+    pad: Pad = None,
+    crop: Crop = None,
 ) -> DatasetDetails:
-    """Upload an `.npz` file as the body. Its arrays `train`, `val` and `test`, or `images`, have
-    shape (N, S, S) and colours 0-9. The file is checked first and never replaces another."""
-    if name in set(BuiltInDataset):
-        raise ConflictError(f"{name} is built in; use another name")
+    """Upload a file as the body: an `.npz` with arrays `train`, `val` and `test`, or `images`, of
+    shape (N, S, S) and colours 0-9; an `.npy` with such an array; ARC tasks as JSON, or as a zip of
+    JSON. What it is follows from its content. It is checked first and never replaces another."""
+    check_free(name)
+    _refuse_form(request, name=name)
+    fit = Fit(pad=pad, crop=crop)
+    check_fit(fit)
     extend_deadline(request, seconds=_UPLOAD_TIME_FACTOR * settings.request_seconds)
     await asyncio.to_thread(ensure_space, engine, settings)
     with open_upload(settings.datasets_dir) as file:
@@ -88,12 +122,14 @@ async def add_dataset(
                 limit = f"{settings.max_upload_bytes} bytes are allowed (LOSSLAB_MAX_UPLOAD_BYTES)"
                 raise TooLargeError(f"the data set is too large; {limit}")
             file.write(chunk)
+        note = await asyncio.to_thread(convert_upload, file, fit=fit, shown_name=f"{name}.npz")
         is_new = await asyncio.to_thread(
             admit_upload, file, name=name, datasets_dir=settings.datasets_dir
         )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/datasets/{name}"
-    return await asyncio.to_thread(read_dataset, name, settings=settings)
+    details = await asyncio.to_thread(read_dataset, name, settings=settings)
+    return details.model_copy(update={"note": note})
 
 
 @router.get("/{name}")
@@ -121,7 +157,7 @@ def read_dataset(name: Name, *, settings: SettingsDep) -> DatasetDetails:
     responses={200: {"content": {"image/png": {}}}, 304: NOT_MODIFIED},
 )
 def read_preview(name: Name, *, request: Request, settings: SettingsDep) -> Response:
-    """A picture of the first grids."""
+    """A picture of up to 40 grids, from all over the file."""
     if name in set(BuiltInDataset):
         raise NotFoundError(f"{name} is generated when a job needs it; it has no picture")
     picture = draw_preview(_read_contents(name, settings=settings))
@@ -143,6 +179,15 @@ def delete_dataset(name: Name, *, engine: EngineDep, settings: SettingsDep) -> N
             find_npz(name, datasets_dir=settings.datasets_dir).unlink()
         except (DatasetError, FileNotFoundError) as error:
             raise NotFoundError(str(error)) from None
+
+
+def _refuse_form(request: Request, *, name: str) -> None:
+    """Raises DatasetError for a form, whose wrapper would be stored with the file."""
+    if request.headers.get("content-type", "").lower().startswith("multipart/"):
+        raise DatasetError(
+            "the body is a form (multipart), of which the file is a part; send the bare file: "
+            f"curl -T FILE {request.base_url}datasets/{name}"
+        )
 
 
 def _describe_built_in(name: str) -> DatasetPublic:

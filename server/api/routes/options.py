@@ -10,9 +10,9 @@ from server.api.problems import PROBLEM_RESPONSES
 from server.api.requests import OptionRequest
 from server.api.schemas import OptionList, OptionPublic
 from server.jobs import options
-from server.models.options import NAME_PATTERN
+from server.models.names import EntityName
 
-NewName = Annotated[str, Path(pattern=NAME_PATTERN)]
+NewName = Annotated[EntityName, Path()]
 Name = Annotated[str, Path(max_length=64)]
 
 router = APIRouter(prefix="/options", tags=["options"], responses=PROBLEM_RESPONSES)

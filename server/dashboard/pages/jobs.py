@@ -15,7 +15,7 @@ from server.dashboard.pages.job import list_actions
 from server.dashboard.pages.login import FormDep
 from server.dashboard.rendering import render_page
 from server.database.engine import write_transaction
-from server.files.datasets import DatasetError
+from server.files.npz import DatasetError
 from server.jobs.listing import JobFilter, count_by_status, find_job, read_page
 from server.jobs.options import Option, is_known, read_options
 from server.jobs.submission import submit_job
