@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -45,6 +45,8 @@ class Dataset:
     train: Grids
     val: Grids
     test: Grids
+    #: Grids of each split before it was cut to a sample; None if it was not.
+    num_available: dict[str, int] | None = field(default=None, kw_only=True)
 
     @property
     def grid_size(self) -> int:
@@ -76,9 +78,10 @@ def load_dataset(config: TrainingConfig, *, datasets_dir: Path, cache_dir: Path)
 
 def load_atomic(config: TrainingConfig, cache_dir: Path) -> Dataset:
     """The generated corpus; it is kept for later jobs of the same version, size and seed."""
-    name = f"atomic-v{config.generator}-{config.num_samples}-seed{config.data_seed}.npy"
+    num_grids = _count_generated(config)
+    name = f"atomic-v{config.generator}-{num_grids}-seed{config.data_seed}.npy"
     path = cache_dir / name
-    grids = _read_cached(path, shape=(config.num_samples, GRID_SIZE, GRID_SIZE))
+    grids = _read_cached(path, shape=(num_grids, GRID_SIZE, GRID_SIZE))
     if grids is None:
         grids = _generate(config)
         try:
@@ -91,9 +94,14 @@ def load_atomic(config: TrainingConfig, cache_dir: Path) -> Dataset:
 def _generate(config: TrainingConfig) -> Grids:
     """All splits in a row."""
     if config.generator == 1:
-        return generate_atomic(num_grids=config.num_samples, seed=config.data_seed)
-    splits = generate_splits(sizes=_divide(config.num_samples), seed=config.data_seed)
+        return generate_atomic(num_grids=_count_generated(config), seed=config.data_seed)
+    splits = generate_splits(sizes=_divide(_count_generated(config)), seed=config.data_seed)
     return np.concatenate(splits)
+
+
+def _count_generated(config: TrainingConfig) -> int:
+    assert config.num_samples is not None, "only data of users have no number of samples"
+    return config.num_samples
 
 
 def load_arc(config: TrainingConfig, _cache_dir: Path) -> Dataset:
@@ -132,7 +140,7 @@ def _load_npz(config: TrainingConfig, *, datasets_dir: Path) -> Dataset:
     if "images" in arrays:
         dataset = _split(arrays["images"], rng=np.random.default_rng(config.data_seed))
     else:
-        dataset = Dataset(**{split: arrays[split] for split in SPLITS})
+        dataset = Dataset(*(arrays[split] for split in SPLITS))
     return _cut(dataset, config=config)
 
 
@@ -201,13 +209,14 @@ def _divide(num_grids: int) -> tuple[int, int, int]:
 
 
 def _cut(dataset: Dataset, *, config: TrainingConfig) -> Dataset:
-    """At most `num_samples` grids: of each split a random sample by the data's seed.
+    """At most `num_samples` grids, or all: of each split a random sample by the data's seed.
 
     Its order is random too, but always the same one: the first grids of a split are a sample of
     it, and a data set that is not cut is the same with every seed. Generator 1 takes the first
     grids of each split in their own order.
     """
-    sizes = _divide(config.num_samples)
+    available = {split: len(getattr(dataset, split)) for split in SPLITS}
+    sizes = tuple(available.values()) if config.num_samples is None else _divide(config.num_samples)
     rng = np.random.default_rng([config.data_seed, _SAMPLE])
     splits = []
     for grids, size in zip((dataset.train, dataset.val, dataset.test), sizes, strict=True):
@@ -217,7 +226,8 @@ def _cut(dataset: Dataset, *, config: TrainingConfig) -> Dataset:
         chosen = np.sort(rng.permutation(len(grids))[:size])
         order = np.random.default_rng(_ORDER_SEED).permutation(len(chosen))
         splits.append(grids[chosen[order]])
-    return Dataset(*splits)
+    is_cut = any(len(grids) < available[split] for split, grids in zip(SPLITS, splits, strict=True))
+    return Dataset(*splits, num_available=available if is_cut else None)
 
 
 def _leave_out(grids: Grids, *, others: Grids) -> Grids:

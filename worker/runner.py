@@ -274,6 +274,7 @@ def _summarise(dataset: Dataset, *, trainer: Trainer) -> dict[str, Any]:
         "background_share": counts[0] / sum(counts),
         "class_weights": [round(weight, 4) for weight in trainer.class_weights.tolist()],
         "overlap": {name: each._asdict() for name, each in dataset.measure_overlap().items()},
+        **({"num_available": dataset.num_available} if dataset.num_available else {}),
     }
 
 
@@ -283,6 +284,7 @@ def _list_new_warnings(job: Job, summary: dict[str, Any], *, trainer: Trainer) -
         return []
     weights, counts = trainer.class_weights.cpu(), torch.tensor(summary["colour_counts"])
     found = find_weight_faults(weights, counts=counts, config=trainer.config)
+    found += describe_sample(summary)
     found += [
         f"{overlap['exact']:,} of {summary[f'num_{split}']:,} {name} grids also occur in training, "
         f"{overlap['by_orbit']:,} if turned or reflected"
@@ -292,6 +294,18 @@ def _list_new_warnings(job: Job, summary: dict[str, Any], *, trainer: Trainer) -
     for message in found:
         _logger.warning(message)
     return found
+
+
+def describe_sample(summary: dict[str, Any]) -> list[str]:
+    """How many grids of how many are used, if `num_samples` leaves out some."""
+    available = summary.get("num_available")
+    if not available:
+        return []
+    parts = [
+        f"{summary[f'num_{split}']:,} of {available[split]:,} {name} grids"
+        for split, name in {"train": "training", "val": "validation", "test": "test"}.items()
+    ]
+    return [f"num_samples leaves out a part of the data set; used are {', '.join(parts)}"]
 
 
 def _check_same_data(job: Job, summary: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -75,6 +76,9 @@ def _describe(name: str) -> Override:
         return Override(name, "choice", description, choices=("true", "false"))
     if isinstance(annotation, type) and issubclass(annotation, StrEnum):
         return Override(name, "choice", description, choices=tuple(annotation))
+    if NoneType in get_args(annotation):
+        # The form has no way to say null: a field that is left empty has the default.
+        annotation, schema = get_args(annotation)[0], schema["anyOf"][0]
     if annotation in (int, float):
         lowest: Any = schema.get("minimum", schema.get("exclusiveMinimum"))
         highest: Any = schema.get("maximum", schema.get("exclusiveMaximum"))

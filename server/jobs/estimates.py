@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlmodel import Session, col
 
 from server.models.columns import count_seconds
+from server.models.configuration import DEFAULT_NUM_SAMPLES
 from server.models.studies import Arm
 from server.models.tables import Job, JobStatus
 
@@ -45,4 +46,5 @@ def estimate_seconds(session: Session, arms: Sequence[Arm], *, num_workers: int)
 
 def _count_grids(config: Mapping[str, Any]) -> int:
     """How many grids a job of this configuration trains on, over all epochs."""
-    return int(config["epochs"]) * int(config["num_samples"])
+    num_samples = config["num_samples"] or DEFAULT_NUM_SAMPLES  # data of users have any number
+    return int(config["epochs"]) * int(num_samples)

@@ -111,7 +111,8 @@ def _describe_sizes(methods: Methods) -> str:
         if {"num_train", "num_val", "num_test", "grid_size", "background_share"} <= s.keys()
     )
     if not sizes:
-        return f", at most {_join(_list_values(methods, 'num_samples'))} grids"
+        numbers = [each for each in _list_values(methods, "num_samples") if each != str(None)]
+        return f", at most {_join(numbers)} grids" if numbers else ""
     if len(sizes) > 1:
         return f"; {len(sizes)} data sets of different sizes or shares, such as {sizes[0]}"
     return f", {sizes[0]}"

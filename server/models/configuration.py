@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from server.errors import ConflictError
 from server.models.names import EntityName
@@ -29,11 +36,20 @@ MAX_SEED: Final = 2**31 - 1
 EARLIER_VALUES: Final = {"generator": 1, "effective_number_beta": EFFECTIVE_NUMBER_BETA}
 
 
+#: Grids of generated data, unless a job says how many.
+DEFAULT_NUM_SAMPLES: Final = 100_000
+
+
 class BuiltInDataset(StrEnum):
     """Data sets that need no file; each is registered in `worker.data`."""
 
     atomic = "atomic"
     arc = "arc"
+
+
+def _choose_num_samples(dataset: str) -> int | None:
+    """A user's own data are used completely."""
+    return DEFAULT_NUM_SAMPLES if dataset in set(BuiltInDataset) else None
 
 
 class TrainingConfig(BaseModel):
@@ -46,12 +62,13 @@ class TrainingConfig(BaseModel):
         description="`atomic` (generated), `arc` (the real ARC-AGI tasks), or the name of an "
         ".npz file in the data directory's `datasets/`",
     )
-    num_samples: int = Field(
-        default=100_000,
+    num_samples: int | None = Field(
+        default_factory=lambda validated: _choose_num_samples(validated["dataset"]),
         ge=100,
         le=1_000_000,
-        description="number of grids over all splits: `atomic` generates exactly this many, other "
-        "data sets are cut to at most each split's share of it",
+        description="number of grids over all splits: `atomic` generates exactly this many, of "
+        "other data sets a random sample of at most each split's share of it is used; by default "
+        f"{DEFAULT_NUM_SAMPLES:,} for `atomic` and `arc`, and all grids of a file",
     )
     generator: int = Field(
         default=2,
@@ -114,6 +131,16 @@ class TrainingConfig(BaseModel):
         "to which `num_samples` cuts a data set; by default the same number as `seed`",
     )
 
+    @field_validator("num_samples")
+    @classmethod
+    def _refuse_no_number(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is None and info.data.get("dataset") in set(BuiltInDataset):
+            raise ValueError(
+                "only data of your own are used completely (null); leave it out for "
+                f"{DEFAULT_NUM_SAMPLES:,} grids"
+            )
+        return value
+
 
 def resolve_config(
     preset: Mapping[str, Any],
@@ -141,7 +168,12 @@ def read_config(stored: Mapping[str, Any]) -> TrainingConfig:
         return TrainingConfig.model_validate(values)
     except ValidationError as error:
         refused = {str(item["loc"][0]) for item in error.errors()}
-    accepted = {name: value for name, value in values.items() if name not in refused}
+    accepted = {
+        name: value
+        for name, value in values.items()
+        # Null stands for all grids, but only of data whose name is accepted.
+        if name not in refused and value is not None
+    }
     config = TrainingConfig.model_validate(accepted)
     kept = {
         name: values[name]

@@ -15,7 +15,7 @@ from server.dashboard.curves import draw_job
 from server.dashboard.pages.login import FormDep, make_local_path
 from server.dashboard.rendering import is_refresh, render_page
 from server.errors import InvalidInputError, NotFoundError
-from server.files.datasets import check_dataset
+from server.files.datasets import check_dataset, describe_use
 from server.jobs import queue
 from server.jobs.events import read_newest_events
 from server.jobs.records import read_artifacts
@@ -69,6 +69,7 @@ def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFi
         bars=draw_bars(epochs[-1], min_kl=thresholds.min_kl_per_dimension) if epochs else None,
         silent_share=SILENT_SHARE,
         most_information=find_most_information(job),
+        sample=describe_use(job.dataset_summary),
         background_share=(job.dataset_summary or {}).get("background_share"),
         # A live page already has its curves; the event stream brings each new epoch.
         drawing=None if is_refresh(request) else _draw(job, epochs, events=events),
