@@ -14,6 +14,7 @@ from typing import TextIO
 
 from server.finite import make_finite
 from server.messages import redact
+from server.texts import show_controls
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s%(context)s"
 
@@ -48,13 +49,14 @@ def _is_of_losslab(record: logging.LogRecord) -> bool:
 
 
 class LineFormatter(logging.Formatter):
-    """Puts a message on one line, even if it quotes several; a traceback keeps its lines."""
+    """Puts a message on one line, even if it quotes several, and shows controls in it; a traceback
+    keeps its lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
-        return " ".join(super().formatMessage(record).splitlines())
+        return show_controls(" ".join(super().formatMessage(record).splitlines()))
 
 
 class JsonFormatter(logging.Formatter):

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 #: The packages and modules of the server, lowest first: each may import only those below it.
 LAYERS = [
     {
-        "settings", "environment", "tokens", "messages", "logs", "errors", "finite", "connection",
-        "study_client", "client",
+        "settings", "environment", "tokens", "messages", "logs", "errors", "finite", "texts",
+        "patterns", "fonts", "connection", "study_client", "client",
     },
     {"models"},
     {"database", "files"},

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
+from server.judging.charts import draw_name
 from server.judging.methods import MIN_PASS_RATE, describe_overlap
 from server.judging.statistics import decide_in_looks
-from server.judging.study_charts import draw_name
-from server.judging.study_reports import escape_name, show_controls
+from server.judging.study_reports import escape_name
 from server.judging.tables import guard_text
+from server.texts import show_controls
 
 
 def test_methods_state_the_pass_rate_that_the_decision_uses() -> None:
@@ -47,11 +48,12 @@ def test_methods_say_how_many_grids_are_in_training_too(
     assert describe_overlap(summaries) == text
 
 
-@pytest.mark.parametrize("name", ["x" * 200, "漢字 שלום", "$x_{$", "_hidden", "\\frac", "🦖"])
-def test_pictures_draw_only_what_their_font_has(name: str) -> None:
+@pytest.mark.parametrize("name", ["x" * 200, "漢字 שלום", "$x_{$", "_hidden", "\\frac", "🦖\u202e"])
+def test_pictures_draw_names_whole_and_without_commands(name: str) -> None:
     drawn = draw_name(name)
     assert len(drawn) <= 60
-    assert not set(drawn) & set("漢字\u202e🦖")
+    assert "\u202e" not in drawn
+    assert set("漢字🦖") & set(drawn) == set("漢字🦖") & set(name)
 
 
 @pytest.mark.parametrize("mark", ["=", "+", "-", "@", "\t", "\r", "\n", "＝"])

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -14,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from server.files.datasets import PALETTE
+from server.fonts import list_fonts, make_drawable, split_by_font
 from server.models.configuration import NUM_COLOURS
 from server.models.tables import ArtifactKind
 from worker.losses import compute_focal_loss
@@ -287,7 +287,7 @@ def _draw(reconstructions: list[Reconstruction], *, title: str) -> Image.Image:
     image = Image.fromarray(_compose(reconstructions, layout))
     draw = ImageDraw.Draw(image)
     middle = _TITLE_HEIGHT / 2 + 4
-    draw.text((_COLUMN_GAP, middle), title, _BLACK, _font(_TITLE_SIZE, is_bold=True), anchor="lm")
+    _draw_title(draw, title, at=(_COLUMN_GAP, middle))
     for index, sample in enumerate(reconstructions):
         top, left = layout.corner(index)
         label, caption = top - 21, top - 7  # baselines
@@ -301,15 +301,23 @@ def _draw(reconstructions: list[Reconstruction], *, title: str) -> Image.Image:
     return image
 
 
+def _draw_title(draw: ImageDraw.ImageDraw, title: str, *, at: tuple[float, float]) -> None:
+    """The title, each piece of it in a font that has its letters."""
+    left, middle = at
+    for path, piece in split_by_font(make_drawable(title), is_bold=True):
+        font = _load_font(path, _TITLE_SIZE)
+        draw.text((left, middle), piece, _BLACK, font, anchor="lm")
+        left += font.getlength(piece)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """For texts of our own."""
+    return _load_font(list_fonts()[0], size)
+
+
 @cache
-def _font(size: int, *, is_bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib ships it, which has the letters of most languages; found
-    without importing matplotlib, which would take half a second."""
-    spec = find_spec("matplotlib")
-    assert spec is not None
-    assert spec.origin is not None
-    name = "DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / name, size)
+def _load_font(path: Path, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
 
 
 def _describe(sample: Reconstruction) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ Slow imports are inside the functions that need them, as in `server.cli.main`.
 
 import errno
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Any, Final
 
 import typer
 from rich.console import Console, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from server import messages
 from server.environment.access import AccessError, check_writable
 from server.errors import BAD_INPUT, FAILED, InvalidInputError, LosslabError
 from server.messages import redact
+from server.texts import escape_controls, make_inert
 
 Json = dict[str, Any]
 
@@ -30,8 +32,21 @@ INTERRUPTED: Final = 130
 #: What the system says when standard output takes no more.
 OUTPUT_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
-console: Final = Console()
-error_console: Final = Console(stderr=True)
+
+class InertConsole(Console):
+    """A console on which a text of a user neither commands the terminal nor turns what stands
+    beside it."""
+
+    def _render_buffer(self, buffer: Iterable[Segment]) -> str:
+        # The last step before the output: here a text is what remains of it in its place.
+        return super()._render_buffer(
+            segment if segment.control else segment._replace(text=make_inert(segment.text))
+            for segment in buffer
+        )
+
+
+console: Final = InertConsole()
+error_console: Final = InertConsole(stderr=True)
 
 _done: list[str] = []
 
@@ -46,7 +61,8 @@ def print_answer(answer: Json, *, as_json: bool, view: Callable[[Json], Renderab
 def print_json(answer: Json) -> None:
     # Escapes are the same JSON, and every terminal can show them.
     is_unicode = console.encoding.startswith("utf")
-    typer.echo(json.dumps(answer, indent=2, ensure_ascii=not is_unicode, allow_nan=False))
+    text = json.dumps(answer, indent=2, ensure_ascii=not is_unicode, allow_nan=False)
+    typer.echo(escape_controls(text))
 
 
 def print_paths(paths: dict[str, Path]) -> None:

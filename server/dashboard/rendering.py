@@ -5,7 +5,7 @@ import json
 import mimetypes
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
@@ -15,9 +15,12 @@ from markupsafe import Markup
 from server.api.addresses import locate, locate_base
 from server.judging.numbers import NO_VALUE, format_number, format_share
 from server.models.columns import utc_now
+from server.texts import make_inert
 
 _STATIC_DIR = Path(__file__).parent / "static"
 _HASH_LENGTH = 16
+#: They end an embedding, an override or an isolate that began before them.
+_ENDS_OF_DIRECTION = "\N{POP DIRECTIONAL FORMATTING}\N{POP DIRECTIONAL ISOLATE}"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -150,8 +153,32 @@ def mark_time(moment: datetime | None) -> Markup:
     )
 
 
+class InertText(str):
+    """A text that begins and ends its own direction."""
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        return cls(make_inert(text))
+
+
+def keep_isolated(value: Any) -> Any:
+    """What a template prints, with nothing that would end a `<bdi>` before its own end."""
+    if (
+        isinstance(value, str)
+        and not isinstance(value, InertText)
+        and any(end in value for end in _ENDS_OF_DIRECTION)
+    ):
+        for end in _ENDS_OF_DIRECTION:
+            value = value.replace(end, f"[U+{ord(end):04X}]")
+    return value
+
+
 _environment = Environment(
-    loader=PackageLoader("server.dashboard"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    loader=PackageLoader("server.dashboard"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=keep_isolated,
 )
 _environment.globals.update(
     static_url=_static_files.url,
@@ -160,6 +187,7 @@ _environment.globals.update(
     base_url=locate_base,
 )
 _environment.filters.update(
+    inert=InertText.of,
     data=encode_data,
     number=format_number,
     share=format_share,

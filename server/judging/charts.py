@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from server.fonts import make_drawable, prepare_matplotlib
 from server.judging.comparisons import ComparedJob, Comparison
 from server.judging.criteria import CriterionName, list_criteria
 from server.judging.groups import Side
@@ -133,6 +134,14 @@ def mark_levels(axes: "Axes", panel: Panel, chance: Chance) -> None:
         axes.legend([line], [panel.level_label], fontsize=8, loc="best")
 
 
+def draw_name(name: str) -> str:
+    """A name for a picture: a long one without its middle, in letters that a font has."""
+    shown = make_drawable(shorten_label(name))
+    prepare_matplotlib(shown)
+    # matplotlib reads `$` as a formula and hides a label that begins with an underscore.
+    return "\N{ZERO WIDTH SPACE}" + shown.replace("$", r"\$")
+
+
 def shorten_label(label: str) -> str:
     """The label for a legend; a long one without its middle."""
     if len(label) <= MAX_LEGEND_CHARACTERS:
@@ -161,8 +170,7 @@ def _draw_entry(axes: "Axes", entry: ComparedJob, *, index: int, panel: Panel) -
         marker=_MARKERS[index % len(_MARKERS)] if len(values) <= 50 else None,
         markersize=4,
         linewidth=1.5,
-        # matplotlib reads `$` as a formula and hides a label that begins with an underscore.
-        label="\N{ZERO WIDTH SPACE}" + shorten_label(entry.label).replace("$", r"\$"),
+        label=draw_name(entry.label),
     )
 
 

@@ -17,6 +17,7 @@ from server.judging.knowledge import METHOD, SOURCES, Chance, MeasureTable
 from server.judging.numbers import NO_VALUE, format_criterion, format_share
 from server.models.columns import utc_now
 from server.models.tables import Artifact, ArtifactKind, Job
+from server.texts import isolate, make_inert, show_controls
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +129,9 @@ def render_html(comparison: Comparison, *, pictures: Mapping[str, ReportPicture 
 
 def escape_markdown(text: str) -> str:
     """Escape text, so that Markdown shows it literally, also in a table cell."""
-    escaped = "".join(f"\\{c}" if c in "\\`*[]|" else c for c in text)
-    return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").split())
+    shown = show_controls(" ".join(text.split()))
+    escaped = "".join(f"\\{c}" if c in "\\`*[]|" else c for c in shown)
+    return isolate(escaped.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 @cache
@@ -140,7 +142,9 @@ def _load_templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(criterion=_show, png=encode_png, share=format_share)
+    environment.filters.update(
+        inert=make_inert, criterion=_show, png=encode_png, share=format_share
+    )
     return environment
 
 

@@ -5,17 +5,16 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from server.judging.charts import (
     ACCURACY,
     LOSS,
     Panel,
+    draw_name,
     find_width,
     list_rows,
     mark_levels,
-    shorten_label,
     split_rows,
 )
 from server.judging.criteria import CriterionName
@@ -96,22 +95,6 @@ def render_study_curves(report: StudyReport, histories: Histories) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def draw_name(name: str) -> str:
-    """A name for a picture: a long one without its middle, and only what the font can draw."""
-    known = _find_known_characters()
-    shown = "".join(c if ord(c) in known and c.isprintable() else "\N{REPLACEMENT CHARACTER}"
-                    for c in shorten_label(name))  # fmt: skip
-    # matplotlib reads `$` as a formula and hides a label that begins with an underscore.
-    return "\N{ZERO WIDTH SPACE}" + shown.replace("$", r"\$")
-
-
-@cache
-def _find_known_characters() -> frozenset[int]:
-    from matplotlib.font_manager import findfont, get_font  # noqa: PLC0415 - slow to import
-
-    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
 
 
 # -- curves

@@ -15,9 +15,9 @@ from server.judging.study_reports import (
     StudyReport,
     describe_state,
     list_tables,
-    show_controls,
 )
 from server.models.columns import utc_now
+from server.texts import show_controls
 
 
 def render_study_html(

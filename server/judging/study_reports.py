@@ -4,7 +4,6 @@ Both show the same tables. Names are whatever a user chose: each format shows th
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,12 +36,10 @@ from server.judging.statistics import DecisionState
 from server.judging.studies import ArmVerdict, ResultCache, StudyVerdict, judge_study
 from server.models.studies import Study
 from server.models.tables import Job
+from server.texts import isolate, show_controls
 
 #: Data sets on more than three different shares of background are rare.
 _MAX_BACKGROUND_SHARES: Final = 3
-_BIDI_CONTROLS: Final = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
-_RIGHT_TO_LEFT: Final = {"R", "AL"}
-_ISOLATE, _END_OF_ISOLATE = "\u2068", "\u2069"
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,21 +362,7 @@ def escape_name(text: str) -> str:
     escaped = re.sub(r"[\\`*\[\]|~$@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", shown)
     # Some readers make links of addresses.
     escaped = re.sub(r":(?=//)|(?i:(?<=\bwww)\.)", r"\\\g<0>", escaped)
-    return _isolate(escaped.replace("&", "&amp;").replace("<", "&lt;"))
-
-
-def show_controls(text: str) -> str:
-    """Text with the characters that would turn the direction of what follows as `[U+202E]`."""
-    return "".join(
-        f"[U+{ord(c):04X}]" if unicodedata.bidirectional(c) in _BIDI_CONTROLS else c for c in text
-    )
-
-
-def _isolate(text: str) -> str:
-    """A text with letters that run from right to left moves nothing beside it."""
-    if any(unicodedata.bidirectional(c) in _RIGHT_TO_LEFT for c in text):
-        return f"{_ISOLATE}{text}{_END_OF_ISOLATE}"
-    return text
+    return isolate(escaped.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def _write_table(table: Table) -> Iterable[str]:

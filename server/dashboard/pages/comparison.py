@@ -16,6 +16,7 @@ from server.jobs.records import list_picture_epochs
 from server.judging.comparisons import MAX_COMPARED_JOBS, ComparedJob
 from server.judging.criteria import CriteriaSet, list_criteria
 from server.judging.knowledge import Chance, MeasureTable, is_measured
+from server.texts import make_inert
 
 NUM_CHOICES: Final = 50
 
@@ -81,4 +82,4 @@ def _show_choices(request: Request, *, session: Session, after: str) -> Response
 
 def _draw(entry: ComparedJob, *, num_jobs: int) -> dict[str, Any]:
     curves = draw_history(entry.epochs, num_jobs=num_jobs)
-    return {"id": entry.job.id, "label": entry.label, "curves": curves}
+    return {"id": entry.job.id, "label": make_inert(entry.label), "curves": curves}

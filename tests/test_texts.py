@@ -1,0 +1,231 @@
+"""Text from users: shown whole in any script, and unable to change what stands beside it."""
+
+import io
+import json
+import logging
+import re
+import unicodedata
+from collections.abc import Callable
+from html import unescape
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from conftest import TINY, drain
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+from rich.text import Text
+from sqlalchemy import Engine
+
+from server import fonts
+from server.cli import views
+from server.cli.reporting import InertConsole
+from server.logs import LineFormatter
+from server.settings import Settings
+from server.texts import escape_controls, isolate, make_inert, show_controls
+from worker.pictures import _draw_title
+
+OVERRIDE = "\u202e"
+CONTROLS = ["\u202a", "\u202b", "\u202c", "\u202d", OVERRIDE, *map(chr, range(0x2066, 0x206A))]
+COMMANDS = [*CONTROLS, "\x1b", "\x9b", "\u2028", "\u2029", "\r", "\x07", "\u206a"]
+#: Names in several scripts, with marks of direction and joined emoji.
+NAMES = [
+    "漢字 かな 한글",
+    "שלום 12",
+    "\u200fعربي\u200f (v2)",
+    "हिन्दी ไทย",
+    "🦖 👨\u200d👩\u200d👧 ❤\ufe0f",
+    f"abc{OVERRIDE}gnp.exe",
+    "a\u2069\u202e b",
+]
+
+
+@pytest.mark.parametrize("control", COMMANDS)
+def test_commands_are_shown_and_have_no_effect(control: str) -> None:
+    shown = f"a[U+{ord(control):04X}]b"
+    assert show_controls(f"a{control}b") == make_inert(f"a{control}b") == shown
+
+
+@given(st.text())
+def test_inert_text_has_no_command_and_ends_what_it_begins(text: str) -> None:
+    inert = make_inert(text)
+    inner = inert.removeprefix("\u2068").removesuffix("\u2069")
+    assert not [c for c in inner if c in COMMANDS]
+    assert inert.startswith("\u2068") == inert.endswith("\u2069")
+    has_rtl = any(unicodedata.bidirectional(c) in ("R", "AL") for c in text)
+    assert not has_rtl or inert.startswith("\u2068")
+
+
+@given(st.text().map(lambda text: {"name": text + OVERRIDE}))
+def test_json_has_no_command_and_says_the_same(value: dict[str, str]) -> None:
+    text = escape_controls(json.dumps(value, ensure_ascii=False))
+    assert json.loads(text) == value
+    assert not [c for c in text if c in COMMANDS]
+
+
+@pytest.mark.parametrize("name", ["b", "café", "漢字", "🦖"])
+def test_text_from_left_to_right_needs_no_isolate(name: str) -> None:
+    assert isolate(name) == name
+
+
+# -- the terminal
+
+
+def make_job(name: str) -> dict[str, Any]:
+    empty = dict.fromkeys(
+        ("train_loss", "train_pixel_accuracy", "val_foreground_recall", "error", "best_epoch")
+    )
+    job = {
+        "id": "3f2a9c51d07e",
+        "name": name,
+        "option": "b",
+        "status": "queued",
+        "quick_test": 0,
+        "device": None,
+    }
+    rest = {"epochs_completed": 0, "num_epochs": 2, "dataset_summary": None, "config": {}}
+    return job | empty | rest
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("width", [60, 200])
+def test_names_move_nothing_in_a_terminal(name: str, width: int) -> None:
+    file = io.StringIO()
+    console = InertConsole(file=file, width=width, force_terminal=True, no_color=True)
+    console.print(views.jobs_table({"data": [make_job(name)], "has_more": False}))
+    console.print(views.job_view(make_job(name)))
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue()).splitlines():
+        assert not [c for c in line if c in COMMANDS and c not in "\u2068\u2069"]
+        assert line.count("\u2068") == line.count("\u2069")
+        if any(unicodedata.bidirectional(c) in ("R", "AL") for c in line):
+            assert "\u2068" in line
+
+
+def test_terminal_is_sent_no_command_of_a_user() -> None:
+    file = io.StringIO()
+    InertConsole(file=file).print(Text("a\x1b]0;title\x07b\x9b2Jc"), soft_wrap=True)
+    assert file.getvalue() == "a[U+001B]]0;titleb[U+009B]2Jc\n"
+
+
+# -- pages, reports, tables, logs
+
+
+@pytest.fixture
+def run_named(
+    client: TestClient, settings: Settings, engine: Engine
+) -> Callable[[list[str]], list[str]]:
+    """Run a job for each name, and return their ids."""
+
+    def run(names: list[str]) -> list[str]:
+        ids = []
+        for name in names:
+            labels = {"k": f"label {name}"}
+            body = {"option": "b", "name": name, "metadata": labels} | TINY | {"epochs": 1}
+            ids.append(client.post("/jobs", json=body).raise_for_status().json()["id"])
+        drain(settings, engine)
+        return ids
+
+    return run
+
+
+def list_shown(page: str) -> str:
+    """The text of a page outside of what isolates it, without scripts and attributes."""
+    page = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
+    page = re.sub(r"<bdi\b.*?</bdi>", "", page, flags=re.DOTALL)
+    page = re.sub(r"\u2068[^\u2068\u2069]*\u2069", "", page)
+    return unescape(re.sub(r"<[^>]*>", "", page))
+
+
+def test_names_are_whole_and_inert_wherever_they_are_shown(
+    client: TestClient, run_named: Callable[[list[str]], list[str]]
+) -> None:
+    names = [" ".join(NAMES[:5]), *NAMES[5:]]
+    ids = run_named(names)
+    query = "&".join(f"job_id={job_id}" for job_id in ids)
+    pages = ["/", "/ui/compare", f"/ui/compare?{query}", f"/comparisons/report.html?{query}"]
+    pages += [f"/ui/jobs/{job_id}" for job_id in ids]
+    for url in pages:
+        page = client.get(url).raise_for_status().text
+        outside = list_shown(page)
+        assert not [c for c in outside if c in COMMANDS and c not in "\n\r"], url
+        assert not [c for c in outside if unicodedata.bidirectional(c) in ("R", "AL")], url
+        assert "\u2069" not in re.sub(r"\u2068[^\u2068\u2069]*\u2069", "", page), url
+    everything = client.get(f"/comparisons/report.html?{query}").text
+    for name in names:
+        assert show_controls(name) in unescape(everything)
+    markdown = client.get(f"/comparisons/report.md?{query}").raise_for_status().text
+    assert not [c for c in markdown if c in CONTROLS and c not in "\u2068\u2069"]
+    assert markdown.count("\u2068") == markdown.count("\u2069") > 0
+    assert client.get(f"/comparisons/curves.png?{query}").status_code == 200
+    assert client.get("/metrics").raise_for_status().text.isascii()
+    for job_id, name in zip(ids, names, strict=True):
+        assert client.get(f"/jobs/{job_id}").json()["name"] == name  # data are as they were sent
+        assert OVERRIDE not in client.get(f"/jobs/{job_id}/log").text
+        picture = client.get(f"/jobs/{job_id}/reconstructions/latest.png")
+        assert picture.status_code == 200
+
+
+def test_log_shows_commands() -> None:
+    record = logging.LogRecord("a", logging.INFO, "a.py", 1, "a\x1b[2J\u202eb\nc", None, None)
+    assert LineFormatter("%(message)s").format(record) == "a[U+001B][2J[U+202E]b c"
+
+
+# -- pictures
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_pictures_have_letters_for_all_that_is_drawn(text: str) -> None:
+    drawn = fonts.make_drawable(text)
+    known = set().union(*map(fonts._read_letters, fonts.list_fonts()))
+    assert {ord(c) for c in drawn} <= known | {0x09, 0x0A}
+    assert "".join(piece for _, piece in fonts.split_by_font(drawn)) == drawn
+
+
+@pytest.mark.parametrize(
+    "name", ["漢字", "かな", "한글", "שלום", "عربي", "हिन्दी", "ไทย", "🦖", "❤"]
+)
+def test_pictures_have_the_letters_of_many_scripts(name: str) -> None:
+    assert fonts.make_drawable(name) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "drawn"),
+    [
+        ("a\ue000b", "a\ufffdb"),
+        ("a\ufe0fb\u200d", "ab"),
+        (f"a{OVERRIDE}b", "a[U+202E]b"),
+    ],
+)
+def test_what_no_font_has_is_seen_or_was_nothing(
+    monkeypatch: pytest.MonkeyPatch, text: str, drawn: str
+) -> None:
+    monkeypatch.setattr(fonts, "_read_letters", lambda _path: frozenset(range(0x250)) | {0xFFFD})
+    fonts._find_known.cache_clear()
+    assert fonts.make_drawable(text) == drawn
+    fonts._find_known.cache_clear()
+
+
+def test_matplotlib_draws_letters_of_other_fonts_without_a_warning() -> None:
+    before = list(matplotlib.rcParams["font.family"])
+    texts = [fonts.make_drawable(name) for name in NAMES]
+    for text in texts:
+        fonts.prepare_matplotlib(text)
+    assert matplotlib.rcParams["font.family"][: len(before)] == before
+    figure = Figure()
+    for place, text in enumerate(texts):
+        figure.text(0.1, 0.1 * place, text)
+    figure.savefig(io.BytesIO(), format="png")  # a missing letter would be a warning, an error here
+
+
+def test_title_of_a_picture_has_its_letters() -> None:
+    drawn = {}
+    for title in ("漢", "字", "\ue000", "\ue001"):
+        image = Image.new("P", (100, 40), 255)
+        _draw_title(ImageDraw.Draw(image), title, at=(5, 20))
+        drawn[title] = np.asarray(image).tobytes()
+    assert drawn["漢"] != drawn["字"]
+    assert drawn["\ue000"] == drawn["\ue001"]  # the replacement
