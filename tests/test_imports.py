@@ -161,6 +161,15 @@ def test_challenges_get_the_outputs_of_their_tests_from_the_solutions(store: Sto
     assert sum(9 in grid for array in both.values() for grid in array) == 4
 
 
+def test_other_json_beside_the_tasks_of_a_zip_is_left_out_and_named(store: Store) -> None:
+    members = {f"tasks/{n}.json": encode(make_task(n)) for n in range(3)}
+    members |= {"app/package.json": b'{"name": "x"}'}
+    imported = import_file(store(make_zip(members)), fit=Fit())
+    assert len(imported.arrays["train"]) == 8
+    assert "1 other file left out, such as app/package.json" in imported.note
+    assert "only package.json" in refuse(store(make_zip({"package.json": b"{}"})))
+
+
 def test_lists_of_pairs_are_tasks(store: Store) -> None:
     members = {f"tasks/{n}.json": encode(make_task(n)["train"]) for n in range(3)}
     assert {key: len(a) for key, a in convert(store(make_zip(members))).items()} == {

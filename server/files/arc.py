@@ -26,6 +26,10 @@ _KEYS: Final = {*SPLITS, "images"}
 _ALLOWED: Final = frozenset(range(NUM_COLOURS))
 
 
+class NoTaskError(DatasetError):
+    """JSON of something else, which a zip of a repository may hold beside its tasks."""
+
+
 @dataclass(slots=True)
 class Task:
     """The grids (H, W) of a task: a list of one or two for each of its pairs."""
@@ -47,6 +51,8 @@ class Corpus:
 
     tasks: dict[str, Task] = field(default_factory=dict)
     solutions: dict[str, list[list[Grids]]] = field(default_factory=dict)
+    #: Files that held something else.
+    left_out: list[str] = field(default_factory=list)
 
     def add_file(self, content: bytes, *, name: str) -> None:
         """Add what a JSON file has. A task that is there already is left as it is.
@@ -65,13 +71,13 @@ class Corpus:
 
     def list_tasks(self) -> list[Task]:
         """All tasks by their ids, with the outputs of their tests. Raises DatasetError."""
-        if not self.tasks:
+        if not self.tasks and self.solutions:
             raise DatasetError(
                 "holds ARC solutions, the outputs of the tests alone; import the file of the "
                 "challenges, or a zip of both"
-                if self.solutions
-                else "holds no ARC task"
             )
+        if not self.tasks:
+            raise DatasetError(f"holds no ARC task, only {', '.join(self.left_out[:3])[:200]}")
         for name, task in self.tasks.items():
             has_outputs = any(len(pair) == len(_PAIR) for pair in task.test)
             if name in self.solutions and not has_outputs:
@@ -199,7 +205,7 @@ def _read_tasks(value: Any, *, name: str) -> Iterator[Task]:
         for key, task in value.items():
             yield _read_task(task, key)
     else:
-        raise DatasetError(_describe_other(value))
+        raise NoTaskError(_describe_other(value))
 
 
 def _describe_other(value: Any) -> str:

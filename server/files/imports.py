@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 
 import numpy as np
 
-from server.files.arc import MAX_JSON_BYTES, Corpus, Task, split_tasks, stack
+from server.files.arc import MAX_JSON_BYTES, Corpus, NoTaskError, Task, split_tasks, stack
 from server.files.npz import (
     BROKEN_ARCHIVE,
     MAX_DATASET_BYTES,
@@ -194,6 +194,8 @@ def _read_corpus(archive: zipfile.ZipFile, names: Iterable[str]) -> Corpus:
             raise DatasetError(f"holds {name[:100]!r}, which is above {MAX_JSON_BYTES} bytes")
         try:
             corpus.add_file(archive.read(name), name=name)
+        except NoTaskError:
+            corpus.left_out.append(name)
         except DatasetError as error:
             raise DatasetError(f"{name[:100]} {error}") from None
     return corpus
@@ -202,7 +204,12 @@ def _read_corpus(archive: zipfile.ZipFile, names: Iterable[str]) -> Corpus:
 def _import_tasks(corpus: Corpus, *, fit: Fit) -> Imported:
     tasks = corpus.list_tasks()
     arrays = stack(split_tasks(tasks), pad=fit.pad, crop=fit.crop)
-    return Imported(arrays, _describe_tasks(tasks, arrays))
+    note = _describe_tasks(tasks, arrays)
+    if corpus.left_out:
+        shown = ", ".join(name[-60:] for name in corpus.left_out[:3])
+        number = len(corpus.left_out)
+        note += f"; {number:,} other file{'s' * (number != 1)} left out, such as {shown}"
+    return Imported(arrays, note)
 
 
 def _describe_tasks(tasks: list[Task], arrays: Mapping[str, Grids]) -> str:
