@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -47,6 +48,9 @@ LENIENT = {
 torch.set_num_threads(1)
 # As in a worker: imported objects are never garbage, and each job ends with a collection.
 gc.freeze()
+# A busy machine is slow, and no test is about time.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 SubmitJob = Callable[..., Job]
 MakeSettings = Callable[..., Settings]

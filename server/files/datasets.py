@@ -17,9 +17,17 @@ from PIL import Image
 from server.errors import ConflictError
 from server.files.filesystem import add_file, make_readable, sync_file
 from server.files.hashes import FileVersion, find_sha256, read_version
-from server.files.imports import describe_file, read_file
+from server.files.imports import describe_file, open_grids, read_file
 from server.files.npz import MAX_UNPACKED_BYTES, DatasetError, Grids
-from server.files.orbits import Overlap, compute_keys, count_overlap, count_repeats
+from server.files.orbits import (
+    GridKeys,
+    Overlap,
+    compute_keys,
+    count_overlap,
+    count_repeats,
+    join_keys,
+)
+from server.files.packed import PackedGrids, have_same_grids
 from server.models.configuration import NUM_COLOURS, BuiltInDataset
 from server.models.names import is_name, suggest_name
 
@@ -96,19 +104,11 @@ def _have_same_grids(upload_path: Path, path: Path) -> bool:
     """Whether two files are the same, or only packed in another way."""
     if filecmp.cmp(upload_path, path, shallow=False):
         return True
-    new, old = read_file(upload_path), _read_or_none(path)
-    return (
-        old is not None
-        and new.keys() == old.keys()
-        and all(np.array_equal(new[key], old[key]) for key in new)
-    )
-
-
-def _read_or_none(path: Path) -> dict[str, Grids] | None:
     try:
-        return read_file(path)
+        with open_grids(upload_path) as new, open_grids(path) as old:
+            return have_same_grids(new, old)
     except DatasetError:
-        return None
+        return False
 
 
 def list_left_out(datasets_dir: Path) -> list[LeftOut]:
@@ -176,7 +176,8 @@ def admit_upload(file: IO[bytes], *, name: str, datasets_dir: Path) -> bool:
     file.flush()
     upload_path, path = Path(file.name), datasets_dir / f"{name}.npz"
     sync_file(upload_path, file.fileno())
-    read_file(upload_path, shown_name=path.name, max_bytes=MAX_UNPACKED_BYTES)
+    with open_grids(upload_path, shown_name=path.name, max_bytes=MAX_UNPACKED_BYTES) as packed:
+        packed.check()
     make_readable(upload_path)
     try:
         add_file(upload_path, path)
@@ -201,24 +202,55 @@ class DatasetContents:
     sample: Grids  #: grids from all over the first split, (N, S, S)
 
     @classmethod
-    def of(cls, arrays: dict[str, Grids]) -> Self:
-        first = next(iter(arrays.values()))
-        num_grids = {key: len(grids) for key, grids in arrays.items()}
-        counts = count_colours(*arrays.values())
-        # From all over the file, which may be in order.
-        places = np.linspace(0, len(first) - 1, min(len(first), NUM_SAMPLE_GRIDS)).astype(int)
-        sample = first[places]
-        return cls(num_grids, first.shape[1], counts, measure_overlap(arrays), sample)
+    def of(cls, packed: PackedGrids) -> Self:
+        """Reads everything once."""
+        scans = {key: _scan(packed, key) for key in packed.num_grids}
+        return cls(
+            num_grids=packed.num_grids,
+            grid_size=packed.grid_size,
+            colour_counts=np.sum([scan.colour_counts for scan in scans.values()], axis=0).tolist(),
+            overlap=find_overlap({key: scan.keys for key, scan in scans.items()}),
+            sample=next(iter(scans.values())).sample,
+        )
+
+
+class _Scan(NamedTuple):
+    """What is kept of an array."""
+
+    colour_counts: list[int]
+    keys: GridKeys
+    sample: Grids
+
+
+def _scan(packed: PackedGrids, key: str) -> _Scan:
+    num_grids, start = packed.num_grids[key], 0
+    # From all over the array, which may be in order.
+    places = np.linspace(0, num_grids - 1, min(num_grids, NUM_SAMPLE_GRIDS)).astype(int)
+    scans = []
+    for piece in packed.iterate(key):
+        end = start + len(piece)
+        chosen = piece[places[(places >= start) & (places < end)] - start]
+        scans.append(_Scan(count_colours(piece), compute_keys(piece), chosen))
+        start = end
+    counts, keys, samples = zip(*scans, strict=True)
+    return _Scan(np.sum(counts, axis=0).tolist(), join_keys(keys), np.concatenate(samples))
 
 
 def measure_overlap(arrays: Mapping[str, Grids]) -> dict[str, Overlap]:
     """The grids of each split but training that also occur there; of `images` alone, those that
     repeat an earlier one."""
-    keys = {key: compute_keys(grids) for key, grids in arrays.items()}
+    return find_overlap({key: compute_keys(grids) for key, grids in arrays.items()})
+
+
+def find_overlap(keys: Mapping[str, GridKeys]) -> dict[str, Overlap]:
+    """The same by the keys of the grids."""
     if "images" in keys:
         return {"images": count_repeats(keys["images"])}
-    known = keys.pop("train")
-    return {split: count_overlap(each, known=known) for split, each in keys.items()}
+    return {
+        split: count_overlap(each, known=keys["train"])
+        for split, each in keys.items()
+        if split != "train"
+    }
 
 
 def read_contents(name: str, *, datasets_dir: Path) -> DatasetContents:
@@ -256,7 +288,8 @@ def _join(names: list[str]) -> str:
 @lru_cache(maxsize=128)
 def _read_contents(path: Path, _version: FileVersion) -> DatasetContents:
     """Cached, so that an unchanged file is read only once."""
-    return DatasetContents.of(read_file(path))
+    with open_grids(path) as packed:
+        return DatasetContents.of(packed)
 
 
 def draw_preview(contents: DatasetContents) -> bytes:

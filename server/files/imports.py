@@ -6,7 +6,8 @@ but not taken has the way out. A new one is one entry, and one function if it is
 
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
@@ -31,6 +32,7 @@ from server.files.npz import (
     read_npy,
     write_npz,
 )
+from server.files.packed import PackedGrids
 from server.models.names import suggest_name
 
 _HEAD_BYTES: Final = 512
@@ -69,14 +71,22 @@ class Format:
     read: Read | None = None
 
 
-def read_file(
-    path: Path, *, shown_name: str = "", max_bytes: int = MAX_DATASET_BYTES
-) -> dict[str, Grids]:
+def read_file(path: Path, *, shown_name: str = "") -> dict[str, Grids]:
     """Read an `.npz` file: keys `train`, `val` and `test`, or `images` alone.
 
     Each array is (N, S, S) uint8 with colours 0-9. Nothing is unpickled. Raises DatasetError, which
     says what the file is if it is another one.
     """
+    with open_grids(path, shown_name=shown_name) as packed:
+        return {key: packed.read(key) for key in packed.num_grids}
+
+
+@contextmanager
+def open_grids(
+    path: Path, *, shown_name: str = "", max_bytes: int = MAX_DATASET_BYTES
+) -> Iterator[PackedGrids]:
+    """The grids of an `.npz` file, to be read piece by piece. Raises DatasetError as `read_file`,
+    also while pieces are read."""
     name = shown_name or path.name
     try:
         found = recognise(path)
@@ -86,7 +96,7 @@ def read_file(
             _refuse_other_archives(archive.namelist())
             if _holds_tasks(archive.namelist()):
                 raise DatasetError(f"is a zip of JSON, such as ARC tasks; {_IMPORT}")
-            return check_grids(read_arrays(archive))
+            yield PackedGrids(archive)
     except DatasetError as error:
         raise DatasetError(f"{name}: {error}") from None
     except BROKEN_ARCHIVE as error:

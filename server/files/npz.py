@@ -10,7 +10,8 @@ import tokenize
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -76,6 +77,7 @@ class Header:
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    is_fortran: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -103,8 +105,31 @@ def read_arrays(archive: zipfile.ZipFile) -> Arrays:
 
     Raises DatasetError.
     """
-    members = [name for name in archive.namelist() if name.endswith(".npy")]
-    return {key: _read_member(archive, key=key) for key in _choose_keys(members)}
+    arrays = {}
+    for key in _choose_keys(archive):
+        with open_member(archive, key=key) as (file, header):
+            arrays[key] = read_data(file, header, key=key)
+    return arrays
+
+
+def read_headers(archive: zipfile.ZipFile) -> dict[str, Header]:
+    """The headers of these arrays. Raises DatasetError."""
+    headers = {}
+    for key in _choose_keys(archive):
+        with open_member(archive, key=key) as (_, header):
+            headers[key] = header
+    return headers
+
+
+@contextmanager
+def open_member(archive: zipfile.ZipFile, *, key: str) -> Iterator[tuple[IO[bytes], Header]]:
+    """A file whose header was read and checked, at the array's data. Raises DatasetError."""
+    member = archive.getinfo(f"{key}.npy")
+    with archive.open(member) as file:
+        header = read_header(file, key=key)
+        check_header(header, key=key, minimum=MIN_IMAGES if key == "images" else 1)
+        _check_num_bytes(header, key=key, num_bytes=member.file_size)
+        yield file, header
 
 
 def read_npy(path: Path) -> npt.NDArray[Any]:
@@ -113,7 +138,8 @@ def read_npy(path: Path) -> npt.NDArray[Any]:
         header = read_header(file, key="the array")
         check_header(header, key="the array", minimum=MIN_IMAGES)
         size = path.stat().st_size - file.tell()
-        return _read_data(file, header, key="the array", num_bytes=size)
+        _check_num_bytes(header, key="the array", num_bytes=size)
+        return read_data(file, header, key="the array")
 
 
 def write_npz(file: IO[bytes], arrays: Mapping[str, Grids]) -> None:
@@ -135,10 +161,10 @@ def read_header(file: IO[bytes], *, key: str) -> Header:
             if version == (1, 0)
             else np.lib.format.read_array_header_2_0
         )
-        shape, _, dtype = read(file)
+        shape, is_fortran, dtype = read(file)
     except _BROKEN_HEADER as error:
         raise DatasetError(f"{key} has no valid array header: {error}") from None
-    return Header(shape, dtype)
+    return Header(shape, dtype, is_fortran)
 
 
 def check_header(header: Header, *, key: str, minimum: int) -> None:
@@ -162,16 +188,27 @@ def check_header(header: Header, *, key: str, minimum: int) -> None:
 
 def check_grids(arrays: Arrays) -> dict[str, Grids]:
     """The arrays as grids of one size with colours 0 to 9. Raises DatasetError."""
+    check_sizes({key: array.shape for key, array in arrays.items()})
     for key, array in arrays.items():
-        _check_size(array.shape, key=key)
-        if array.min() < 0 or array.max() >= NUM_COLOURS:
-            raise DatasetError(
-                f"{key} has values from {array.min()} to {array.max()}; colours are 0 to 9"
-            )
-    sizes = {key: array.shape[1] for key, array in arrays.items()}
+        check_colours(array, key=key)
+    return {key: np.ascontiguousarray(array, dtype=np.uint8) for key, array in arrays.items()}
+
+
+def check_sizes(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises DatasetError unless all grids have one size that is allowed."""
+    for key, shape in shapes.items():
+        _check_size(shape, key=key)
+    sizes = {key: shape[1] for key, shape in shapes.items()}
     if len(set(sizes.values())) > 1:
         raise DatasetError(f"all arrays need one grid size, not {sizes}{_suggest_pad(sizes)}")
-    return {key: np.ascontiguousarray(array, dtype=np.uint8) for key, array in arrays.items()}
+
+
+def check_colours(array: npt.NDArray[Any], *, key: str) -> None:
+    """Raises DatasetError if there are values that are no colours."""
+    if array.min() < 0 or array.max() >= NUM_COLOURS:
+        raise DatasetError(
+            f"{key} has values from {array.min()} to {array.max()}; colours are 0 to 9"
+        )
 
 
 def _suggest_pad(sizes: Mapping[str, int]) -> str:
@@ -218,17 +255,18 @@ def _read_end64(file: IO[bytes], *, start: int) -> tuple[int, int, int] | None:
     if start < _LOCATOR.size:
         return None
     file.seek(start - _LOCATOR.size)
-    mark, end = _LOCATOR.unpack(_read_exactly(file, _LOCATOR.size))
+    mark, end = _LOCATOR.unpack(read_exactly(file, _LOCATOR.size))
     if mark != _LOCATOR_MARK:
         return None
     file.seek(min(end, start))
-    mark, directory_size, offset = _END64.unpack(_read_exactly(file, _END64.size))
+    mark, directory_size, offset = _END64.unpack(read_exactly(file, _END64.size))
     if mark != _END64_MARK:
         raise zipfile.BadZipFile("the end of the archive is invalid")
     return end, directory_size, offset
 
 
-def _read_exactly(file: IO[bytes], num_bytes: int) -> bytes:
+def read_exactly(file: IO[bytes], num_bytes: int) -> bytes:
+    """Raises EOFError if there are fewer."""
     content = file.read(num_bytes)
     if len(content) < num_bytes:
         raise EOFError("the archive is incomplete")
@@ -238,7 +276,8 @@ def _read_exactly(file: IO[bytes], num_bytes: int) -> bytes:
 # -- the arrays
 
 
-def _choose_keys(members: list[str]) -> tuple[str, ...]:
+def _choose_keys(archive: zipfile.ZipFile) -> tuple[str, ...]:
+    members = [name for name in archive.namelist() if name.endswith(".npy")]
     present = {member.removesuffix(".npy") for member in members}
     if present >= set(SPLITS):
         return SPLITS
@@ -273,23 +312,19 @@ def _strip_folder(key: str) -> str:
     return key.rpartition("/")[2].lower()
 
 
-def _read_member(archive: zipfile.ZipFile, *, key: str) -> npt.NDArray[Any]:
-    member = archive.getinfo(f"{key}.npy")
-    with archive.open(member) as file:
-        header = read_header(file, key=key)
-        check_header(header, key=key, minimum=MIN_IMAGES if key == "images" else 1)
-        return _read_data(file, header, key=key, num_bytes=member.file_size)
-
-
-def _read_data(file: IO[bytes], header: Header, *, key: str, num_bytes: int) -> npt.NDArray[Any]:
-    """The array behind a header that was just read, of at most `num_bytes`."""
+def _check_num_bytes(header: Header, *, key: str, num_bytes: int) -> None:
     if num_bytes < header.num_bytes or header.num_bytes > MAX_DATASET_BYTES:
         raise DatasetError(f"{key} claims {header.num_bytes} bytes, which the file does not hold")
+
+
+def read_data(file: IO[bytes], header: Header, *, key: str) -> npt.NDArray[Any]:
+    """The whole array behind a header that was just read. Raises DatasetError."""
     file.seek(0)
     try:
         array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     except ValueError as error:
         raise DatasetError(f"{key} cannot be read: {error}") from None
+    assert array.shape == header.shape
     return array
 
 

@@ -6,6 +6,7 @@ Different grids share a key with a chance of about 1 in 10^18: among a million g
 equal ones is too high with a chance below 1 in a million.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -61,6 +62,11 @@ def compute_keys(grids: npt.NDArray[np.uint8]) -> GridKeys:
         keys.exact[first : first + chunk_size] = of_forms[:, 0]
         keys.orbit[first : first + chunk_size] = of_forms.min(axis=1)
     return keys
+
+
+def join_keys(pieces: Sequence[GridKeys]) -> GridKeys:
+    """The keys of all grids of the pieces."""
+    return GridKeys(*(np.concatenate(each) for each in zip(*pieces, strict=True)))
 
 
 def count_overlap(keys: GridKeys, *, known: GridKeys) -> Overlap:
