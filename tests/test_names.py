@@ -81,7 +81,7 @@ def test_rate_that_is_none_is_told_what_one_is(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("LOSSLAB_RATE_LIMIT", "10 per minute")
     with pytest.raises(ValidationError) as raised:
         Settings()
-    assert "as in 6000/minute" in str(raised.value)
+    assert "/minute" in str(raised.value)
     assert not has_expression(str(raised.value))
 
 
