@@ -259,7 +259,9 @@ class Settings(BaseSettings):
     def _check_rate_limit(cls, given: str) -> str:
         limit = given.replace(" ", "").lower()
         if not _RATE_LIMIT.fullmatch(limit):
-            raise ValueError("must read NUMBER/second, NUMBER/minute or NUMBER/hour")
+            raise ValueError(
+                "must read NUMBER/second, NUMBER/minute or NUMBER/hour, as in 6000/minute"
+            )
         return limit
 
     @field_validator("root_path")

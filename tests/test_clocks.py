@@ -86,8 +86,9 @@ def test_clock_that_is_set_again_and_again_takes_no_job_and_kills_no_worker(lab:
             job = lab.read(job_id)
             assert (job["status"], job["attempt"]) == ("running", 1), lab.log_path.read_text()
             assert job["seconds_left"] is None or job["seconds_left"] >= 0
-            # A heartbeat may be late, while other tests run.
-            assert [worker["state"] for worker in lab.read_workers()] in (["busy"], ["stale"])
+            # A heartbeat or an epoch may be late, while other tests run.
+            (worker,) = lab.read_workers()
+            assert worker["state"] in ("busy", "stale", "stalled")
             time.sleep(0.2)
 
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import forks
 import pytest
-from commands import assert_one_line, make_environment, run
+from commands import assert_one_line, make_environment, run, wait_for
 from conftest import open_client
 from fastapi import FastAPI
 from hypothesis import HealthCheck, example, given, settings
@@ -652,14 +652,6 @@ def test_answers_pages_and_stored_failures_show_no_secret(app: FastAPI) -> None:
 
 #: Ways in which commands fail, each with secrets in all places; {} is a port where nobody listens.
 FAILURES = {
-    "a database that is away": (
-        ["serve", "--port", "0"],
-        {"DATABASE_URL": f"postgresql://u:{TOKEN}@127.0.0.1:{{}}/d"},
-    ),
-    "a password apart, of a database that is away": (
-        ["serve", "--port", "0"],
-        {"DATABASE_URL": "postgresql://u@127.0.0.1:{}/d", "DATABASE_PASSWORD": TOKEN},
-    ),
     "a parameter that the driver does not know": (
         ["worker", "--check"],
         {"DATABASE_URL": f"postgresql://u:{TOKEN}@127.0.0.1:{{}}/d?unknown=1"},
@@ -699,6 +691,29 @@ def test_command_that_fails_shows_no_secret(tmp_path: Path, what: str) -> None:
     for text in (done.stdout, done.stderr, *files):
         assert TOKEN not in text
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    "url", [f"postgresql://u:{TOKEN}@127.0.0.1:{{}}/d", "postgresql://u@127.0.0.1:{}/d"]
+)
+def test_service_that_waits_for_its_database_shows_no_secret(tmp_path: Path, url: str) -> None:
+    log_path = tmp_path / "log"
+    environment = make_environment(
+        LOSSLAB_DATA_DIR=str(tmp_path / "lab"),
+        LOSSLAB_DATABASE_URL=url.format(find_free_port()),
+        LOSSLAB_DATABASE_PASSWORD=TOKEN,
+    )
+    with (
+        log_path.open("w") as log,
+        forks.start(
+            "losslab", "serve", "--port", "0", environment=environment, stdout=log, stderr=log
+        ) as process,
+    ):
+        wait_for(lambda: "waiting for it" in log_path.read_text() or process.poll() is not None)
+        process.terminate()
+    files = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
+    assert "the database is not there; waiting for it" in log_path.read_text()
+    assert not any(TOKEN in text for text in files)
 
 
 def test_worker_that_fails_shows_no_secret(tmp_path: Path) -> None:

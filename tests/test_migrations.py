@@ -110,8 +110,9 @@ def make_values(table: Table, **given: Any) -> Values:
 
 
 def make_config(**settings: Any) -> Values:
-    """A configuration as it was before the data had a seed and versions of their own."""
-    config = TrainingConfig(epochs=3, seed=7, **settings)
+    """A configuration as it was before the data had a seed and versions of their own, and before
+    any number of grids was allowed."""
+    config = TrainingConfig(epochs=3, seed=7, num_samples=100_000, **settings)
     return config.model_dump(mode="json", exclude={"data_seed", *EARLIER_VALUES})
 
 

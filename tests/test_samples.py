@@ -58,10 +58,11 @@ def test_stored_jobs_keep_what_they_use_and_their_identity() -> None:
     assert read_config({"dataset": "mine", "num_samples": None, "new": 1}).num_samples is None
 
 
-def test_no_number_is_refused_for_generated_data(client: TestClient) -> None:
-    answer = client.post("/jobs", json={"option": "b", "num_samples": None})
-    assert answer.status_code == 422
-    assert "num_samples: only data of your own" in answer.json()["detail"]
+@pytest.mark.parametrize("dataset", ["atomic", "arc"])
+def test_no_number_is_the_default_for_data_of_our_own(client: TestClient, dataset: str) -> None:
+    body = {"option": "b", "dataset": dataset, "num_samples": None}
+    answer = client.post("/jobs", json=body).raise_for_status()
+    assert answer.json()["config"]["num_samples"] == 100_000
 
 
 def test_number_is_a_sample_from_all_over_the_file(load: Callable[..., Dataset]) -> None:

@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, update
 from sqlmodel import Session
 
+from server.database.engine import write_transaction
 from server.jobs import leases, queue, workers
 from server.jobs.ages import AgeWatch
 from server.jobs.leases import Lease
@@ -19,13 +20,25 @@ LIMITS = {"heartbeat_seconds": 5.0, "lease_seconds": 30.0, "stall_seconds": 300.
 NAME = "host-3/1234"
 
 
-def enter(engine: Engine, worker_id: str = NAME) -> None:
+def make_worker(worker_id: str) -> Worker:
     host, pid = worker_id.split("/")
     worker = Worker(
         id=worker_id, host=host, pid=int(pid), device="cpu", version="0.1", torch_version="2.13"
     )
     worker.state = WorkerState.idle
-    workers.register(engine, worker)
+    return worker
+
+
+def enter(engine: Engine, worker_id: str = NAME) -> None:
+    workers.register(engine, make_worker(worker_id))
+
+
+def enter_silent(engine: Engine, seconds: float, worker_id: str = NAME) -> None:
+    """A worker whose last heartbeat was already so long ago when anybody saw it first."""
+    worker = make_worker(worker_id)
+    worker.heartbeat_at = utc_now() - timedelta(seconds=seconds)
+    with write_transaction(engine) as session:
+        session.add(worker)
 
 
 def make_silent(engine: Engine, seconds: float) -> None:
@@ -49,8 +62,7 @@ pytestmark = BOTH_DATABASES
 def test_silent_worker_is_stale_and_then_dead(
     client: TestClient, engine: Engine, seconds: float, state: str
 ) -> None:
-    enter(engine)
-    make_silent(engine, seconds)
+    enter_silent(engine, seconds)
     assert read_workers(client) == {NAME: state}
     num_live = client.get("/readyz").json()["num_workers"]
     assert num_live == (0 if state == "dead" else 1)
@@ -87,8 +99,7 @@ def test_worker_that_reported_its_end_is_stopped_however_long_ago(
 def test_workers_without_a_heartbeat_for_a_day_are_deleted(
     client: TestClient, engine: Engine
 ) -> None:
-    enter(engine, "old/1")
-    make_silent(engine, 2 * 24 * 3600)
+    enter_silent(engine, 2 * 24 * 3600, "old/1")
     enter(engine, "new/2")
     assert read_workers(client) == {"new/2": "idle"}
 

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import JSON, Engine, String, cast, select
+from sqlalchemy import Engine, String, cast, select
 from sqlmodel import Session, col
 
 from server.judging.criteria import CriteriaSet, list_criteria
 from server.judging.facts import JobFacts
 from server.judging.groups import GroupMetric, SeedResult
 from server.judging.studies import ArmVerdict, StudyVerdict
-from server.models.columns import count_seconds
+from server.models.columns import FiniteJSON, count_seconds
 from server.models.configuration import NUM_COLOURS
 from server.models.studies import Study, StudyJob
 from server.models.tables import EpochMetrics
@@ -31,7 +31,7 @@ _EPOCH_COLUMNS: Final = [
     for column in EpochMetrics.__table__.columns  # type: ignore[attr-defined]
     if column.name != "job_id"
 ]
-_LISTS: Final = [column.name for column in _EPOCH_COLUMNS if isinstance(column.type, JSON)]
+_LISTS: Final = [column.name for column in _EPOCH_COLUMNS if isinstance(column.type, FiniteJSON)]
 
 Row = Iterable[object]
 

@@ -67,8 +67,8 @@ class TrainingConfig(BaseModel):
         ge=100,
         le=1_000_000,
         description="number of grids over all splits: `atomic` generates exactly this many, of "
-        "other data sets a random sample of at most each split's share of it is used; by default "
-        f"{DEFAULT_NUM_SAMPLES:,} for `atomic` and `arc`, and all grids of a file",
+        "other data sets a random sample of at most each split's share of it is used; null, the "
+        f"default, is {DEFAULT_NUM_SAMPLES:,} for `atomic` and `arc`, and all grids of a file",
     )
     generator: int = Field(
         default=2,
@@ -133,13 +133,9 @@ class TrainingConfig(BaseModel):
 
     @field_validator("num_samples")
     @classmethod
-    def _refuse_no_number(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is None and info.data.get("dataset") in set(BuiltInDataset):
-            raise ValueError(
-                "only data of your own are used completely (null); leave it out for "
-                f"{DEFAULT_NUM_SAMPLES:,} grids"
-            )
-        return value
+    def _choose_number(cls, value: int | None, info: ValidationInfo) -> int | None:
+        """Generated data have no end: null is their default."""
+        return _choose_num_samples(info.data.get("dataset", "")) if value is None else value
 
 
 def resolve_config(
