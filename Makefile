@@ -24,7 +24,7 @@ test: check  ## check, and run the tests that need no browser, no container and 
 	$(BIN)/pytest -n 2 -m 'not slow and not browser'
 
 test-python: $(VENV)/.developer  ## run every test except those of the containers
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --durations=40 --durations-min=5
 
 test-docker: $(VENV)/.developer  ## build the images and use the CPU stack in a container engine
 	docker/tests/run.sh $(BIN)/python

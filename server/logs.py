@@ -49,14 +49,14 @@ def _is_of_losslab(record: logging.LogRecord) -> bool:
 
 
 class LineFormatter(logging.Formatter):
-    """Puts a message on one line, even if it quotes several, and shows controls in it; a traceback
-    keeps its lines."""
+    """Puts a message on one line, even if it quotes several; a traceback keeps its lines. Controls
+    are shown, in both."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return redact(show_controls(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
-        return show_controls(" ".join(super().formatMessage(record).splitlines()))
+        return " ".join(super().formatMessage(record).splitlines())
 
 
 class JsonFormatter(logging.Formatter):

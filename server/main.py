@@ -13,11 +13,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from server.api.addresses import PathPrefix
-from server.api.bodies import BodyTypes, HeadAsGet
+from server.api.bodies import BodyRules, HeadAsGet
 from server.api.dependencies import NUM_SESSIONS
 from server.api.description import DescribedApi
 from server.api.event_feed import EventFeed
-from server.api.limits import MAX_BODY_BYTES, Deadlines, HeaderLimit
+from server.api.limits import Deadlines, HeaderLimit
 from server.api.monitoring import RequestLog, StoreCollector
 from server.api.problems import install_problem_handlers
 from server.api.rates import Rate, RateLimit
@@ -88,7 +88,6 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's page loads scripts from other sites; ours is at /docs
         redoc_url=None,
-        max_body_size=MAX_BODY_BYTES,
         middleware=_list_middleware(settings, registry=registry),
     )
     app.needs_token = bool(settings.tokens)
@@ -126,7 +125,7 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
         ),
         *([authentication] if settings.tokens else []),
         Middleware(RateLimit, rate=rate),
-        Middleware(BodyTypes),
+        Middleware(BodyRules),
         Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5),
     ]
 

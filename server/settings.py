@@ -13,10 +13,15 @@ from pydantic_settings import (
 )
 
 from server.environment import database_url as urls
-from server.environment.hosts import is_loopback, parse_allowed_hosts, strip_brackets
+from server.environment.hosts import (
+    is_loopback,
+    parse_allowed_hosts,
+    parse_networks,
+    strip_brackets,
+)
 from server.environment.sources import list_sources
 from server.environment.variables import expand_home
-from server.tokens import ApiToken, check_secret
+from server.tokens import MIN_SECRET_LENGTH, ApiToken, check_secret, check_strength
 
 # Container engines put secrets here, one file per secret, named like the variable.
 _SECRETS_DIR = Path("/run/secrets")
@@ -27,7 +32,7 @@ _ROOT_PATH: Final = re.compile(r"(/[A-Za-z0-9_~@%+:-][A-Za-z0-9._~@%+:-]*)*")
 _OF_THE_SERVER: Final = frozenset({
     "api_token", "api_tokens", "allowed_hosts", "rate_limit", "request_seconds", "max_streams",
     "header_seconds", "send_seconds", "published_host", "host", "port", "root_path",
-    "max_queued_jobs", "max_upload_bytes",
+    "max_queued_jobs", "max_upload_bytes", "trusted_proxies",
 })  # fmt: skip
 #: The settings of server and workers that belong to one service, and not to this machine.
 _OF_A_SERVICE: Final = frozenset({
@@ -69,7 +74,8 @@ class Settings(BaseSettings):
     )
     api_token: SecretStr = Field(
         default=SecretStr(""),
-        description="secret that clients must send as their bearer token; it may change everything",
+        description="secret that clients must send as their bearer token, of at least "
+        f"{MIN_SECRET_LENGTH} characters; it may change everything",
     )
     api_tokens: Annotated[tuple[ApiToken, ...], NoDecode] = Field(
         default=(),
@@ -81,6 +87,12 @@ class Settings(BaseSettings):
         description="host names that requests may use, separated by commas, `*.example.org` "
         "for all names below one; `localhost`, `127.0.0.1` and `::1` always may. Empty means only "
         "these without a token, and any name with a token",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="addresses or networks of reverse proxies, separated by commas, such as "
+        "`127.0.0.1, 172.16.0.0/12`: only these are believed when they say in `X-Forwarded-For` "
+        "and `X-Forwarded-Proto` who asks, and whether by https",
     )
     rate_limit: str = Field(
         default="6000/minute",
@@ -95,7 +107,10 @@ class Settings(BaseSettings):
         "must arrive",
     )
     max_streams: Count = Field(
-        default=512, ge=1, description="live event streams that may be open at the same time"
+        default=512,
+        ge=1,
+        description="live event streams that may be open at the same time; one token, or one "
+        "address where no token is needed, gets at most three quarters of them",
     )
     header_seconds: Seconds = Field(
         default=10.0, gt=0, description="seconds in which the headers of a request must arrive"
@@ -247,6 +262,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_api_token(cls, given: SecretStr) -> SecretStr:
         check_secret(given.get_secret_value())
+        check_strength(given.get_secret_value())
         return given
 
     @field_validator("host", "published_host")
@@ -287,6 +303,12 @@ class Settings(BaseSettings):
     def _parse_hosts(cls, given: object) -> object:
         entries = _split(given) if isinstance(given, str) else given
         return parse_allowed_hosts(entries) if isinstance(entries, tuple | list) else entries
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _parse_proxies(cls, given: object) -> object:
+        entries = _split(given) if isinstance(given, str) else given
+        return parse_networks(entries) if isinstance(entries, tuple | list) else entries
 
     @field_validator("api_tokens", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Final, Self
 
 from server.errors import InvalidInputError
@@ -13,8 +14,12 @@ from server.errors import InvalidInputError
 _NAME_PATTERN: Final = r"[A-Za-z0-9_.-]{1,64}"
 _ENTRY_PATTERN: Final = re.compile(rf"({_NAME_PATTERN}):(read|full):([0-9a-f]{{64}})")
 _NUM_BYTES: Final = 32
+#: Shorter secrets are guessed or known; they open nothing, whatever hash the settings have.
+MIN_SECRET_LENGTH: Final = 16
 #: What every HTTP client and proxy passes on in a header, and fits into a cookie.
 _SECRET_PATTERN: Final = re.compile(r"[!-~]{0,2048}")
+#: What a script hashes by mistake, and what people type first; each also with a line's end.
+_WEAK_SECRETS: Final = ("", "admin", "changeme", "losslab", "password", "secret", "test", "token")
 
 
 class TokenNameError(InvalidInputError):
@@ -42,6 +47,11 @@ class ApiToken:
                 "an API token reads NAME:read:SHA256 or NAME:full:SHA256, with 64 lower-case "
                 "hexadecimal digits; `losslab token NAME` makes one"
             )
+        if match[3] in _weak_hashes():
+            raise ValueError(
+                f"the API token {match[1]!r} has the hash of an empty or well-known secret; "
+                f"`losslab token {match[1]}` makes one that nobody can guess"
+            )
         return cls(match[1], TokenScope(match[2]), match[3])
 
     @classmethod
@@ -57,6 +67,8 @@ class ApiToken:
 
 def find_token(secret: str, tokens: Iterable[ApiToken]) -> ApiToken | None:
     """The token of this secret, if any. Comparing takes the same time for every wrong secret."""
+    if len(secret) < MIN_SECRET_LENGTH:
+        return None
     given = hash_token(secret)
     found = None
     for token in tokens:
@@ -72,6 +84,20 @@ def check_secret(secret: str) -> None:
             "must have printable ASCII letters only, without blanks, at most 2048: nothing else "
             "is safe in an HTTP header; `losslab token NAME` makes one"
         )
+
+
+def check_strength(secret: str) -> None:
+    """Raise ValueError for a token that a server must not accept. The message does not show it."""
+    if 0 < len(secret) < MIN_SECRET_LENGTH:
+        raise ValueError(
+            f"must have at least {MIN_SECRET_LENGTH} characters, not {len(secret)}: shorter ones "
+            "can be guessed; `losslab token NAME` makes one"
+        )
+
+
+@cache
+def _weak_hashes() -> frozenset[str]:
+    return frozenset(hash_token(secret + end) for secret in _WEAK_SECRETS for end in ("", "\n"))
 
 
 def new_secret() -> str:

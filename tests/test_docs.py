@@ -38,7 +38,7 @@ ODD_ENVIRONMENT = {
     "COLUMNS": "40",
     "FORCE_COLOR": "1",
     "TERMINAL_WIDTH": "40",
-    "LOSSLAB_API_TOKEN": "secret",
+    "LOSSLAB_API_TOKEN": "a-long-and-secret-token",
     "LOSSLAB_DATA_DIR": "elsewhere",
     "LOSSLAB_NUM_WORKERS": "7",
     "LOSSLAB_PORT": "9",

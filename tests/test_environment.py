@@ -82,6 +82,7 @@ EXAMPLES = {
     "RATE_LIMIT": ("10/minute", "10/minute"),
     "REQUEST_SECONDS": ("2.5", 2.5),
     "MAX_STREAMS": ("7", 7),
+    "TRUSTED_PROXIES": ("127.0.0.1, 172.16.0.0/12,[::1]", ("127.0.0.1", "172.16.0.0/12", "::1")),
     "PUBLISHED_HOST": ("0.0.0.0", "0.0.0.0"),
     "HOST": ("127.0.0.1", "127.0.0.1"),
     "PORT": ("8123", 8123),
@@ -170,6 +171,7 @@ WRONG = {
     "RATE_LIMIT": "many",
     "REQUEST_SECONDS": "-1",
     "MAX_STREAMS": "0",
+    "TRUSTED_PROXIES": "*",
     "HEADER_SECONDS": "0",
     "SEND_SECONDS": "x",
     "PORT": "x",
@@ -473,6 +475,7 @@ def test_every_number_that_is_taken_fits(name: str, data: st.DataObject) -> None
 def test_private_server_takes_nothing_of_a_public_one() -> None:
     public = {
         "API_TOKEN": "x",
+        "TRUSTED_PROXIES": "10.0.0.1",
         "API_TOKENS": f"anna:full:{'0' * 64}",
         "ALLOWED_HOSTS": "lab.example.org",
         "PUBLISHED_HOST": "0.0.0.0",

@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -233,3 +233,25 @@ def find_free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
+
+
+def test_one_client_never_takes_all_streams(engine: Engine) -> None:
+    feed = EventFeed(engine)
+    with ExitStack() as stack:
+
+        def admit(client: str) -> bool:
+            return stack.enter_context(feed.admit(client, max_streams=8))
+
+        assert [admit("token anna") for _ in range(8)] == 6 * [True] + 2 * [False]
+        assert [admit("address anna") for _ in range(3)] == [True, True, False]
+        assert feed.num_streams == 8
+    assert feed.num_streams == 0
+    with feed.admit("token anna", max_streams=8) as is_admitted:
+        assert is_admitted
+
+
+def test_place_of_a_stream_that_breaks_is_free_again(engine: Engine) -> None:
+    feed = EventFeed(engine)
+    with pytest.raises(RuntimeError), feed.admit("anna", max_streams=1):
+        raise RuntimeError
+    assert feed.num_streams == 0

@@ -1,6 +1,7 @@
-"""Logs on a disk that is full."""
+"""Logs: on a disk that is full, and with what a terminal would obey."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_outages import ballast, tmpfs
 
-from server.logs import FileLog
+from server.logs import FileLog, LineFormatter
 
 
 @contextmanager
@@ -44,3 +45,17 @@ def test_log_that_is_closed_on_a_full_disk_raises_nothing(tmp_path: Path) -> Non
     disk = tmp_path / "disk"
     with tmpfs(disk, megabytes=1), logging_to(disk / "job.log") as logger, ballast(disk / "b"):
         logger.warning("x" * 5000)
+
+
+def test_traceback_shows_controls_and_keeps_its_lines() -> None:
+    try:
+        raise ValueError("\x1b[2J\x9b5m\x1b]0;title\x07 of a user\nand more\r\u2028")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "failed\nhere", (), sys.exc_info())
+    record.__dict__["context"] = ""
+    text = LineFormatter("%(message)s%(context)s").format(record)
+    first, *traceback = text.split("\n")
+    assert first == "failed here"
+    assert traceback[0] == "Traceback (most recent call last):"
+    assert "ValueError: [U+001B][2J[U+009B]5m[U+001B]]0;title[U+0007] of a user" in traceback
+    assert traceback[-1] == "and more[U+000D][U+2028]"

@@ -43,6 +43,8 @@ from server.settings import Settings
 from server.tokens import ApiToken, TokenScope
 from worker.main import work
 
+SECRET = "a-long-and-secret-token"
+
 
 @contextmanager
 def serve(settings: Settings, **changes: object) -> Iterator[TestClient]:
@@ -254,24 +256,59 @@ def test_client_that_waits_as_long_as_it_was_told_is_allowed() -> None:
 
 
 def test_guessing_tokens_is_rate_limited(settings: Settings) -> None:
-    with serve(settings, rate_limit="3/hour", api_token=SecretStr("a-secret")) as client:
+    with serve(settings, rate_limit="3/hour", api_token=SecretStr(SECRET)) as client:
         guesses = [
             client.get("/jobs", headers={"Authorization": f"Bearer guess-{number}"})
             for number in range(5)
         ]
         assert [guess.status_code for guess in guesses] == [401] * 3 + [429] * 2
-        headers = {"Authorization": "Bearer a-secret"}
+        headers = {"Authorization": f"Bearer {SECRET}"}
         assert client.get("/jobs", headers=headers).status_code == 200
+
+
+def test_token_that_is_named_like_an_address_does_not_pay_for_it(settings: Settings) -> None:
+    tokens = (ApiToken.of(SECRET, name="testclient"),)  # the address of the tests' client
+    with serve(settings, rate_limit="3/hour", api_tokens=tokens) as client:
+        for _ in range(5):
+            client.get("/jobs", headers={"Authorization": "Bearer a-wrong-guess-of-a-token"})
+        assert client.get("/jobs", headers={"Authorization": f"Bearer {SECRET}"}).status_code == 200
+
+
+def ask_behind_proxy(service: Service, *, client: str) -> int:
+    return httpx.get(f"{service.url}/jobs", headers={"X-Forwarded-For": client}).status_code
+
+
+@pytest.mark.parametrize(
+    ("trusted", "answers"),
+    [("", [429, 429]), ("127.0.0.0/8", [429, 401]), ("10.0.0.1", [429, 429])],
+    ids=["nobody", "its network", "another"],
+)
+def test_only_a_trusted_proxy_says_who_asks(
+    tmp_path: Path, trusted: str, answers: list[int]
+) -> None:
+    environment = {"LOSSLAB_RATE_LIMIT": "3/hour", "LOSSLAB_TRUSTED_PROXIES": trusted}
+    # uvicorn's own variable, which would let anybody say anything
+    service = Service(
+        tmp_path, token=SECRET, environment=environment | {"FORWARDED_ALLOW_IPS": "*"}
+    )
+    service.start("server")
+    try:
+        for _ in range(3):
+            assert ask_behind_proxy(service, client="10.9.0.1") == 401
+        assert [ask_behind_proxy(service, client=f"10.9.0.{n}") for n in (1, 2)] == answers
+    finally:
+        service.stop("server")
 
 
 def test_each_token_has_a_rate_of_its_own(settings: Settings) -> None:
     tokens = tuple(
-        ApiToken.of(f"{name}-secret", name=name, scope=TokenScope.read) for name in ("alice", "bob")
+        ApiToken.of(f"{name}-{SECRET}", name=name, scope=TokenScope.read)
+        for name in ("alice", "bob")
     )
     with serve(settings, rate_limit="2/hour", api_tokens=tokens) as client:
 
         def ask(name: str) -> int:
-            headers = {"Authorization": f"Bearer {name}-secret"}
+            headers = {"Authorization": f"Bearer {name}-{SECRET}"}
             return client.get("/jobs", headers=headers).status_code
 
         assert [ask("alice") for _ in range(3)] == [200, 200, 429]
@@ -323,10 +360,8 @@ def read_entries(text: str) -> list[dict[str, object]]:
 def test_logs_are_json_on_stdout_with_request_and_job_ids_and_no_secret(tmp_path: Path) -> None:
     log_path = tmp_path / "log"
     environment = {"LOSSLAB_JSON_LOGS": "1"}
-    service = Service(
-        tmp_path / "data", token="a-secret", environment=environment, log_path=log_path
-    )
-    auth = {"Authorization": "Bearer a-secret"}
+    service = Service(tmp_path / "data", token=SECRET, environment=environment, log_path=log_path)
+    auth = {"Authorization": f"Bearer {SECRET}"}
     try:
         service.start("server", "worker")
         body = {"option": "b", "name": "a body that stays out", **TINY}
@@ -348,7 +383,7 @@ def test_logs_are_json_on_stdout_with_request_and_job_ids_and_no_secret(tmp_path
     assert posted["request_id"] == answer.headers["X-Request-ID"] == "mine-1"
     assert (posted["path"], posted["status"], posted["token"]) == ("/jobs", 201, "default")
     assert [entry for entry in entries if entry.get("job_id") == job_id]
-    assert "a-secret" not in text
+    assert SECRET not in text
     assert "a body that stays out" not in text
 
 
@@ -391,10 +426,10 @@ def test_lease_needs_room_for_a_late_heartbeat() -> None:
 def test_empty_variable_does_not_hide_a_secret_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "losslab_api_token").write_text("from-a-file\n")
+    (tmp_path / "losslab_api_token").write_text("a-secret-from-a-file\n")
     monkeypatch.setenv("LOSSLAB_API_TOKEN", "")
     settings = Settings(_secrets_dir=tmp_path)  # type: ignore[call-arg]
-    assert settings.api_token.get_secret_value() == "from-a-file"
+    assert settings.api_token.get_secret_value() == "a-secret-from-a-file"
 
 
 def test_token_that_was_made_opens_the_service(settings: Settings) -> None:

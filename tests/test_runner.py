@@ -160,7 +160,7 @@ def test_job_says_once_that_training_grids_are_in_another_split(
 def test_job_of_an_older_version_is_told_its_overlap_when_it_goes_on(
     settings: Settings, engine: Engine, submit_job: SubmitJob
 ) -> None:
-    submitted = submit_job(generator=1, num_samples=20_000, epochs=1, batch_size=512)
+    submitted = submit_job(generator=1, num_samples=8_000, epochs=1, batch_size=512)
     drain(settings, engine)
     with Session(engine) as session:
         job = session.get_one(Job, submitted.id)
@@ -174,7 +174,7 @@ def test_job_of_an_older_version_is_told_its_overlap_when_it_goes_on(
     # Of both splits, once by the first attempt and once by the other, which could not know.
     assert len(warnings) == 4
     assert warnings[:2] == warnings[2:]
-    assert re.match(r"\d+ of 2,000 validation grids also occur in training, \d+ if", warnings[0])
+    assert re.match(r"\d+ of 800 validation grids also occur in training, \d+ if", warnings[0])
 
 
 def test_job_is_told_of_colours_that_never_occur_and_of_weights_without_effect(

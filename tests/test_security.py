@@ -1,6 +1,8 @@
 """Tokens, host names, cross-site requests, and the address of the service."""
 
 import re
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import Engine
+from starlette.datastructures import Headers
 from stored_state import read_state
 
+from server.api import security
 from server.cli.listener import StartError
 from server.cli.processes import ServerThread
 from server.cli.reporting import describe_error
@@ -20,7 +24,7 @@ from server.dashboard import rendering
 from server.dashboard.pages import comparison, job, jobs, login
 from server.main import create_app
 from server.settings import Settings
-from server.tokens import ApiToken, TokenScope
+from server.tokens import ApiToken, TokenScope, hash_token
 
 TOKEN, READ_TOKEN = "a-long-and-secret-token", "one-that-may-only-look"
 OPEN_PATHS = {"/healthz"}
@@ -358,3 +362,117 @@ def test_description_tells_of_the_token_and_no_secret(guarded: TestClient) -> No
     assert answer.json()["paths"]["/healthz"]["get"]["security"] == []
     assert TOKEN not in answer.text
     assert ApiToken.of(TOKEN, name="default").sha256 not in answer.text
+
+
+# -- secrets that are none
+
+WEAK = ["", "x", "secret", "fifteen-letters"]
+
+
+@pytest.mark.parametrize("secret", WEAK)
+def test_short_secret_opens_nothing_whatever_hash_is_configured(
+    settings: Settings, secret: str
+) -> None:
+    token = ApiToken.of(secret, name="weak")
+    with open_client(create_app(settings.model_copy(update={"api_tokens": (token,)}))) as client:
+        for scheme in ("Bearer", "bearer", "Basic", ""):
+            headers = {"Authorization": f"{scheme} {secret}"}
+            assert client.get("/jobs", headers=headers).status_code == 401
+            assert client.post("/jobs", headers=headers, json={"option": "b"}).status_code == 401
+        cookies = {"Cookie": f"losslab_token={login.encode_token(secret)}"}
+        assert client.get("/jobs", headers=cookies).status_code == 401
+        form = {"token": secret}
+        own_page = {"Sec-Fetch-Site": "same-origin"}
+        assert client.post("/ui/login", data=form, headers=own_page).status_code == 403
+
+
+@pytest.mark.parametrize("secret", ["", "\n", "secret", "secret\n", "changeme"])
+def test_hash_of_nothing_or_of_a_known_secret_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setenv("LOSSLAB_API_TOKENS", f"anna:full:{hash_token(secret)}")
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    line = describe_error(refused.value)
+    assert line.startswith("LOSSLAB_API_TOKENS: the API token 'anna' has the hash of an empty or")
+
+
+@pytest.mark.parametrize("secret", WEAK[1:])
+def test_short_token_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    monkeypatch.setenv("LOSSLAB_API_TOKEN", secret)
+    with pytest.raises(ValidationError, match="must have at least 16 characters") as refused:
+        Settings()
+    assert secret not in describe_error(refused.value).replace("characters", "") or secret == "x"
+
+
+# -- cookies
+
+
+def make_cookie(form: str) -> str:
+    return form.replace("TOKEN", login.encode_token(TOKEN))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "losslab_token=TOKEN",
+        'losslab_token="TOKEN"',
+        "theme=dark; losslab_token=TOKEN",
+        'losslab_token=TOKEN; x="a b"; y=a=b=c',
+        "  losslab_token=TOKEN  ",
+    ],
+)
+def test_cookie_of_the_login_is_read_beside_others(guarded: TestClient, form: str) -> None:
+    assert guarded.get("/jobs", headers={"Cookie": make_cookie(form)}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["Losslab_token=TOKEN", "x=losslab_token=TOKEN", "losslab_token=!TOKEN", "losslab_token"],
+)
+def test_cookie_of_another_name_or_form_is_not(guarded: TestClient, form: str) -> None:
+    assert guarded.get("/jobs", headers={"Cookie": make_cookie(form)}).status_code == 401
+
+
+def test_cookie_with_many_escapes_is_read_in_linear_time() -> None:
+    """Twice as long takes about twice as long; with a quadratic parser, four times."""
+
+    def measure(num_escapes: int) -> float:
+        cookie = 'losslab_token="' + '\\"' * num_escapes + '"'
+        headers = Headers({"Cookie": cookie})
+        started = time.process_time()
+        for _ in range(20):
+            assert security.read_token(headers, method="GET") == ""
+        return time.process_time() - started
+
+    measure(1000)
+    short, long = min(measure(20_000) for _ in range(5)), min(measure(160_000) for _ in range(5))
+    assert long < 30 * max(short, 1e-4)  # eight times the length, and a lot of patience
+
+
+# -- who may not ask is told so first
+
+
+def test_who_may_not_upload_is_told_so_whatever_is_sent(guarded: TestClient) -> None:
+    body = b"x" * 200_000
+    wrong = {"Authorization": "Bearer a-wrong-guess-of-a-token"}
+    reader = {"Authorization": f"Bearer {READ_TOKEN}"}
+    foreign = {"Authorization": f"Bearer {TOKEN}", "Sec-Fetch-Site": "cross-site"}
+    for headers, status in (({}, 401), (wrong, 401), (reader, 403), (foreign, 403)):
+        for method, path in (("PUT", "/datasets/x"), ("POST", "/jobs"), ("POST", "/studies")):
+            answer = guarded.request(method, path, headers=headers, content=body)
+            assert answer.status_code == status
+            assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_refusals_are_counted_as_what_they_are(guarded: TestClient) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    guarded.put("/datasets/x", content=b"x" * 200_000)
+    guarded.post("/jobs", headers=headers, content=b" " * 200_000)
+    guarded.post("/jobs", headers=headers, content=iter([b" " * 100_000]))
+    counted = guarded.get("/metrics", headers=headers).text
+    sample = r'losslab_request_seconds_count\{method="(\w+)".*status="(\d+)"\} (\S+)'
+    counts: Counter[tuple[str, str]] = Counter()
+    for method, status, number in re.findall(sample, counted):
+        counts[method, status] += int(float(number))
+    assert counts == {("PUT", "401"): 1, ("POST", "413"): 2}

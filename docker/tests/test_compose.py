@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from stack import COMPOSE, ROOT, Stack, make_environment, write_documented_override
 
 DATABASE_PASSWORD = secrets.token_hex(16)
@@ -37,9 +38,21 @@ def test_default_stack_reserves_a_gpu() -> None:
 
 
 def test_number_of_workers_and_trusted_proxies_are_settings() -> None:
-    config = read_config(LOSSLAB_NUM_WORKERS="3", FORWARDED_ALLOW_IPS="172.16.0.0/12")
+    config = read_config(LOSSLAB_NUM_WORKERS="3", LOSSLAB_TRUSTED_PROXIES="172.16.0.0/12")
     assert "scale: 3" in config
-    assert "FORWARDED_ALLOW_IPS: 172.16.0.0/12" in config
+    assert "LOSSLAB_TRUSTED_PROXIES: 172.16.0.0/12" in config
+
+
+@pytest.mark.parametrize("files", [[], ["-f", "docker/compose.cpu.yml"]])
+def test_memory_processes_and_temporary_files_of_every_service_are_bounded(
+    files: list[str],
+) -> None:
+    services = yaml.safe_load(read_config(*files))["services"]
+    assert set(services) == {"db", "server", "worker"}
+    for service in services.values():
+        assert service["mem_limit"]
+        assert service["pids_limit"]
+        assert all("size=" in each for each in service.get("tmpfs", []))
 
 
 def test_documented_second_gpu_gets_a_worker_of_its_own(tmp_path: Path) -> None:

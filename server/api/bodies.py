@@ -3,21 +3,28 @@
 from typing import Final
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.problems import SAFE_METHODS, find_presentation, respond
 
+#: Of every request but an upload.
+MAX_BODY_BYTES: Final = 64 * 1024
+
+_TOO_LONG: Final = f"a body may have at most {MAX_BODY_BYTES} bytes here"
 _JSON: Final = "application/json"
 #: Uploads are no JSON.
 _UPLOADS: Final = "/datasets/"
 
 
-class BodyTypes:
-    """Answers 415 to bodies that no route reads, in words that say which header is meant.
+class BodyRules:
+    """Answers 413 to bodies that are too long and 415 to those that no route reads, in words that
+    say which header is meant.
 
-    JSON of another type is not taken for what it is: a form of another site can send text that is
-    JSON, but no browser lets it set this header.
+    FastAPI's own limit of a body would answer before it is known who asks. JSON of another type is
+    not taken for what it is: a form of another site can send text that is JSON, but no browser lets
+    it set this header.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -29,9 +36,11 @@ class BodyTypes:
             return
         request = Request(scope)
         if refusal := _find_refusal(request):
-            await respond(request, 415, refusal)(scope, receive, send)
-        else:
+            await respond(request, *refusal)(scope, receive, send)
+        elif _is_upload(request):  # its limit is a setting
             await self._app(scope, receive, send)
+        else:
+            await self._app(scope, _count(receive), send)
 
 
 class HeadAsGet:
@@ -68,7 +77,38 @@ class HeadAsGet:
             scope["method"] = "HEAD"
 
 
-def _find_refusal(request: Request) -> str | None:
+def _count(receive: Receive) -> Receive:
+    """`receive`, which raises HTTPException 413 for a body that is too long."""
+    num_bytes = 0
+
+    async def receive_counted() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > MAX_BODY_BYTES:
+            raise HTTPException(413, _TOO_LONG)
+        return message
+
+    return receive_counted
+
+
+def _find_refusal(request: Request) -> tuple[int, str] | None:
+    if _claims_too_much(request):
+        return 413, _TOO_LONG
+    if refusal := _refuse_type(request):
+        return 415, refusal
+    return None
+
+
+def _claims_too_much(request: Request) -> bool:
+    """Whether `Content-Length` is above the limit; a body without one is counted as it comes."""
+    claimed = request.headers.get("Content-Length", "0")
+    if _is_upload(request) or not (claimed.isascii() and claimed.isdigit()):
+        return False
+    return int(claimed[:20]) > MAX_BODY_BYTES
+
+
+def _refuse_type(request: Request) -> str | None:
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding != "identity":
         return (
@@ -76,20 +116,25 @@ def _find_refusal(request: Request) -> str | None:
             "without Content-Encoding"
         )
     media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if not _has_body(request.headers) or not _needs_json(request) or _is_json(media_type):
+    if not has_body(request.headers) or not _needs_json(request) or _is_json(media_type):
         return None
     sent = f"not {media_type[:100]}" if media_type else "which is missing"
     return f"the body must be JSON: send it with Content-Type: {_JSON}, {sent}"
 
 
-def _has_body(headers: Headers) -> bool:
+def has_body(headers: Headers) -> bool:
+    """Whether the request says that a body comes with it (RFC 9112, 6)."""
     return headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers
 
 
 def _needs_json(request: Request) -> bool:
     """Whether no form and no upload belongs here."""
-    is_upload = request.scope["path"].startswith(_UPLOADS)
-    return not is_upload and find_presentation(request) is None
+    return not _is_upload(request) and find_presentation(request) is None
+
+
+def _is_upload(request: Request) -> bool:
+    path: str = request.scope["path"]
+    return path.startswith(_UPLOADS)
 
 
 def _is_json(media_type: str) -> bool:

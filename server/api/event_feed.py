@@ -1,16 +1,22 @@
 """Live events of jobs: one database reader for all streams."""
 
 import asyncio
+import json
 import logging
-from collections import deque
+import math
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from fastapi.sse import EventSourceResponse, format_sse_event
 from sqlalchemy import Engine, and_, or_
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
+from server.api.problems import RETRY_LATER, respond
 from server.api.schemas import Event
 from server.jobs.events import read_events, read_newest_events
 from server.models.tables import TERMINAL_STATUSES, JobEvent
@@ -21,6 +27,7 @@ _RETRY_SECONDS = 1.0
 _BATCH_SIZE = 200
 _PAGE_SIZE = 500
 _TAIL_LENGTH = 1000
+_SHARE_OF_ONE_CLIENT = 3 / 4
 
 _logger = logging.getLogger(__name__)
 
@@ -62,7 +69,7 @@ class EventFeed:
         self._tails: dict[str, _Tail] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.is_closed = False
-        self.num_streams = 0
+        self._num_streams: Counter[str] = Counter()
 
     async def run(self) -> None:
         """Read until cancelled."""
@@ -81,6 +88,29 @@ class EventFeed:
                 # If this loop ended, no stream would get another event.
                 _logger.exception("events cannot be passed to their streams; trying again")
                 await asyncio.sleep(_RETRY_SECONDS)
+
+    @property
+    def num_streams(self) -> int:
+        """The streams that are open, of all clients."""
+        return self._num_streams.total()
+
+    @contextmanager
+    def admit(self, client: str, *, max_streams: int) -> Iterator[bool]:
+        """Count a stream of this client while the context is entered, if there is room for it.
+
+        Gives False if there is none. A client gets at most three quarters of all. For the event
+        loop alone, where nothing comes between the question and the count.
+        """
+        share = max(1, math.ceil(max_streams * _SHARE_OF_ONE_CLIENT))
+        if self.num_streams >= max_streams or self._num_streams[client] >= share:
+            yield False
+            return
+        self._num_streams[client] += 1
+        try:
+            yield True
+        finally:
+            self._num_streams[client] -= 1
+            self._num_streams += Counter()  # forgets those that have none
 
     def close(self) -> None:
         """End all streams, so that the server can stop; clients reconnect and get the rest.
@@ -129,12 +159,10 @@ class EventFeed:
         since, kind = (last.id or 0, last.kind) if last is not None else (0, None)
         tail = self._tails.setdefault(job_id, _Tail(since, kind))
         tail.num_streams += 1
-        self.num_streams += 1
         try:
             yield tail
         finally:
             tail.num_streams -= 1
-            self.num_streams -= 1
             if not tail.num_streams:
                 del self._tails[job_id]
 
@@ -166,3 +194,43 @@ class EventFeed:
         with Session(self._engine) as session:
             events = read_events(session, job_id, after=after, limit=_PAGE_SIZE)
             return [Event.of(event) for event in events]
+
+
+class EventStream(EventSourceResponse):
+    """The live events of a job as server-sent events (WHATWG HTML, 9.2), or 429 if there is no room
+    for one more stream.
+
+    Whether there is room is decided when the answer begins, and the place is free again when it
+    ends, however it does.
+    """
+
+    def __init__(
+        self, feed: EventFeed, job_id: str, *, after: int, client: str, max_streams: int
+    ) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(_encode_events(feed, job_id, after=after), headers=headers)
+        self._feed, self._client, self._max_streams = feed, client, max_streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._feed.admit(self._client, max_streams=self._max_streams) as is_admitted:
+            if is_admitted:
+                await super().__call__(scope, receive, send)
+                return
+        detail = (
+            f"no more live streams are open at once: {self._max_streams} of all clients, of which "
+            "one gets three quarters (LOSSLAB_MAX_STREAMS); read pages instead, or try again later"
+        )
+        answer = respond(Request(scope), 429, detail, headers=RETRY_LATER)
+        await answer(scope, receive, send)
+
+
+async def _encode_events(feed: EventFeed, job_id: str, *, after: int) -> AsyncIterator[bytes]:
+    """Comments keep the connection alive."""
+    async for event in feed.follow(job_id, after=after):
+        if event is None:
+            yield format_sse_event(comment="ping")
+        else:
+            data = event.model_dump_json()
+            yield format_sse_event(data_str=data, event=event.kind, id=str(event.id))
+    if not feed.is_closed:
+        yield format_sse_event(data_str=json.dumps({"job_id": job_id}), event="end")

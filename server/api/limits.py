@@ -1,69 +1,29 @@
-"""Limits per client: time, connections and bytes."""
+"""Limits per request: bytes of its head, and time."""
 
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.api.problems import MAY_BE_DONE, SAFE_METHODS, respond
+from server.api.bodies import has_body
+from server.api.problems import MAY_BE_DONE, RETRY_LATER, SAFE_METHODS, respond
 
 #: A request line with all headers; more is answered 431, or 400 if it arrives in several reads.
 MAX_HEADER_BYTES: Final = 16 * 1024
-MAX_BODY_BYTES: Final = 64 * 1024
-MAX_CONNECTIONS: Final = 1000
+#: Each is looked through several times.
+MAX_HEADERS: Final = 100
 #: A body goes on if so much of it arrives within the limit.
 _MIN_BYTES: Final = 1024
 
 _logger = logging.getLogger(__name__)
 
 
-class HttpProtocol(H11Protocol):
-    """uvicorn's protocol; it also closes a connection whose headers do not arrive in time."""
-
-    header_seconds: ClassVar[float]
-    _header_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._start_header_timer()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        is_between_requests = self.cycle is None or self.cycle.response_complete
-        if not is_between_requests:
-            self._stop_header_timer()
-        elif self._header_timer is None:
-            self._start_header_timer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_header_timer()
-        super().connection_lost(exc)
-
-    def _start_header_timer(self) -> None:
-        self._header_timer = self.loop.call_later(self.header_seconds, self._close_on_timeout)
-
-    def _stop_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
-
-    def _close_on_timeout(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-
-
-def make_protocol(*, header_seconds: float) -> type[HttpProtocol]:
-    """The protocol with that much time for headers; uvicorn makes its instances itself."""
-    return type("TimedHttpProtocol", (HttpProtocol,), {"header_seconds": header_seconds})
-
-
 class HeaderLimit:
-    """Answers 431 to long addresses and headers.
+    """Answers 431 to long addresses, and to long or many headers.
 
     The protocol's own limit only stops headers that arrive in several reads, not in a single one.
     """
@@ -72,11 +32,18 @@ class HeaderLimit:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _measure_head(scope) <= MAX_HEADER_BYTES:
+        if scope["type"] != "http" or (detail := _find_excess(scope)) is None:
             await self._app(scope, receive, send)
             return
-        detail = f"address and headers may have at most {MAX_HEADER_BYTES} bytes together"
         await respond(Request(scope), 431, detail)(scope, receive, send)
+
+
+def _find_excess(scope: Scope) -> str | None:
+    if len(scope["headers"]) > MAX_HEADERS:
+        return f"a request may have at most {MAX_HEADERS} headers, not {len(scope['headers'])}"
+    if _measure_head(scope) > MAX_HEADER_BYTES:
+        return f"address and headers may have at most {MAX_HEADER_BYTES} bytes together"
+    return None
 
 
 def _measure_head(scope: Scope) -> int:
@@ -165,11 +132,11 @@ def extend_deadline(request: Request, *, seconds: float) -> None:
 def _answer_timeout(request: Request, *, pace: _Pace) -> Response:
     # If the connection stayed open, the rest of the body would be read as the next request.
     headers = {"Connection": "close"}
-    if pace.is_complete:
+    if pace.is_complete or not has_body(request.headers):
         seconds = f"{pace.answer_seconds:g} s (LOSSLAB_REQUEST_SECONDS)"
         detail = f"the answer took longer than {seconds}"
         detail += "; try again" if request.method in SAFE_METHODS else f"; {MAY_BE_DONE}"
-        return respond(request, 503, detail, headers=headers)
+        return respond(request, 503, detail, headers=headers | RETRY_LATER)
     detail = (
         f"the request's body did not go on: fewer than {_MIN_BYTES} bytes came in "
         f"{pace.silence_seconds:g} s (LOSSLAB_REQUEST_SECONDS)"

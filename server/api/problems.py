@@ -25,7 +25,7 @@ from server.errors import LosslabError, drop_consequences
 from server.messages import redact
 
 RETRY_AFTER_SECONDS: Final = 5
-_RETRY_LATER: Final = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+RETRY_LATER: Final = {"Retry-After": str(RETRY_AFTER_SECONDS)}
 #: Methods that change nothing.
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 #: For answers to requests that change something.
@@ -139,7 +139,7 @@ def _install_refusals(app: FastAPI) -> None:
             raise error
         errors = [FieldError(field=error.field, message=str(error))] if error.field else None
         detail = _list_errors(errors) if errors else str(error)
-        headers = _RETRY_LATER if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+        headers = RETRY_LATER if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
         return respond(
             request, error.status, detail, title=error.title, errors=errors, headers=headers
         )
@@ -172,14 +172,14 @@ def _install_failures(app: FastAPI) -> None:
                 detail = f"the database file cannot be used: {refusal}"
             is_change = request.method not in SAFE_METHODS
             detail += f"; {_NOT_DONE}" if is_change else "; try again later"
-        return respond(request, 503, detail, headers=_RETRY_LATER)
+        return respond(request, 503, detail, headers=RETRY_LATER)
 
     @app.exception_handler(OSError)
     def on_disk(request: Request, error: OSError) -> Response:
         if error.errno in REFUSALS:
             _logger.error("a file may not be written: %s", explain(error))
             detail = f"the service cannot write its files: {explain(error)}; nothing was stored"
-            return respond(request, 503, detail, headers=_RETRY_LATER)
+            return respond(request, 503, detail, headers=RETRY_LATER)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return on_fault(request, error)
         _logger.error("no space is left: %s", error)

@@ -89,6 +89,13 @@ class RateCounter:
         return max(0.001, (share - covered) * self._rate.seconds)
 
 
+def find_client(request: Request) -> str:
+    """Who asks: the token, or the address where none is needed. No token is named like one."""
+    if token_name := getattr(request.state, "token_name", None):
+        return f"token {token_name}"
+    return f"address {request.client.host if request.client else ''}"
+
+
 class RateLimit:
     """Answers 429 to too many requests per token, or per address if no token is needed."""
 
@@ -102,8 +109,7 @@ class RateLimit:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        client = getattr(request.state, "token_name", None) or (scope["client"] or ("",))[0]
-        wait_seconds = self._counter.hit(client)
+        wait_seconds = self._counter.hit(find_client(request))
         if not wait_seconds:
             await self._app(scope, receive, send)
             return

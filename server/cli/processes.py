@@ -94,7 +94,8 @@ class ServerThread:
         with _without_garbage_collection():
             import uvicorn  # noqa: PLC0415
 
-            from server.api.limits import MAX_CONNECTIONS, MAX_HEADER_BYTES, make_protocol  # noqa: PLC0415
+            from server.api.connections import allow_connections, make_protocol  # noqa: PLC0415
+            from server.api.limits import MAX_HEADER_BYTES  # noqa: PLC0415
             from server.main import create_app  # noqa: PLC0415
 
         self._socket = open_listener(settings)
@@ -111,10 +112,11 @@ class ServerThread:
             log_config=None,  # keep the logging of the process
             log_level=log_level,
             access_log=False,  # our own log line has more details
-            http=make_protocol(header_seconds=settings.header_seconds),
+            http=make_protocol(settings, max_connections=allow_connections()),
             ws="none",
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            limit_concurrency=MAX_CONNECTIONS,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
             server_header=False,
             timeout_graceful_shutdown=5,
         )

@@ -1,4 +1,4 @@
-"""Host names: as settings give them, and whether a request's is one of them."""
+"""Hosts, addresses and networks: as settings give them, and whether a request's is one of them."""
 
 import ipaddress
 import re
@@ -46,6 +46,32 @@ def is_allowed(host: str, *, allowed: tuple[str, ...]) -> bool:
     names = {*allowed, *LOOPBACK_NAMES}
     parents = (host.split(".", number)[-1] for number in range(1, host.count(".") + 1))
     return not allowed or host in names or any(f"*.{parent}" in names for parent in parents)
+
+
+def parse_networks(entries: Iterable[str]) -> tuple[str, ...]:
+    """Addresses and networks in one form, each once. Raises ValueError."""
+    return tuple(dict.fromkeys(_parse_network(*entry) for entry in enumerate(entries, start=1)))
+
+
+def is_within(address: str, networks: Iterable[str]) -> bool:
+    """Whether an address is in one of the networks; a text that is no address is in none."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(found in ipaddress.ip_network(network) for network in networks)
+
+
+def _parse_network(number: int, entry: str) -> str:
+    try:
+        network = ipaddress.ip_network(strip_brackets(entry))
+    except ValueError:
+        raise ValueError(
+            "must list addresses or networks such as 127.0.0.1 or 172.16.0.0/12, separated by "
+            f"commas; entry {number} is none"
+        ) from None
+    is_single = network.num_addresses == 1
+    return str(network.network_address if is_single else network)
 
 
 def _parse_entry(number: int, entry: str) -> str:

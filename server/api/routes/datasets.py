@@ -42,8 +42,6 @@ from server.models.names import EntityName
 from server.models.tables import TERMINAL_STATUSES, Job
 from server.settings import Settings
 
-# The real limit is a setting, and is checked while the body arrives.
-_MAX_BODY_BYTES: Final = 2**40
 _UPLOAD_BODY: Final = {
     "requestBody": {
         "required": True,
@@ -93,7 +91,6 @@ def list_datasets(
     status_code=201,
     responses={200: {"description": "The same grids are there already", "model": DatasetDetails}},
     openapi_extra=_UPLOAD_BODY,
-    max_body_size=_MAX_BODY_BYTES,
 )
 async def add_dataset(
     name: NewName,

@@ -1,12 +1,9 @@
 """Routes for jobs: create, follow, control, and read their metrics and files."""
 
-import json
-from collections.abc import AsyncIterator
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
-from fastapi.sse import EventSourceResponse, format_sse_event
 from pydantic import Field
 from sqlmodel import Session
 
@@ -20,7 +17,7 @@ from server.api.dependencies import (
     SettingsDep,
     TokenNameDep,
 )
-from server.api.event_feed import EventFeed
+from server.api.event_feed import EventStream
 from server.api.idempotency import (
     Answer,
     IdempotencyKeyHeader,
@@ -36,6 +33,7 @@ from server.api.queries import (
     LabelsDep,
     refuse_unknown_parameters,
 )
+from server.api.rates import find_client
 from server.api.requests import JobChange, JobRequest, OptionName, PlainText, ResumeRequest
 from server.api.schemas import (
     CheckpointList,
@@ -48,7 +46,7 @@ from server.api.schemas import (
     describe_checkpoints,
     describe_reconstructions,
 )
-from server.errors import NotFoundError, TooManyRequestsError
+from server.errors import NotFoundError
 from server.files.artifacts import JobFiles
 from server.files.datasets import check_dataset
 from server.jobs import queue
@@ -190,17 +188,13 @@ def list_events(
     after: Annotated[EventId, Query(description="the id of the last event seen")] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_EVENTS)] = MAX_EVENTS,
     last_event_id: Annotated[EventId | None, Header()] = None,
-) -> EventList | EventSourceResponse:
+) -> EventList | EventStream:
     """Events of the job, oldest first. With `Accept: text/event-stream` the answer is a live
     stream, which closes after an event `end` when the job has ended."""
     after = after if last_event_id is None else last_event_id
     if "text/event-stream" in request.headers.get("Accept", ""):
-        if feed.num_streams >= settings.max_streams:
-            detail = f"{settings.max_streams} streams are open (LOSSLAB_MAX_STREAMS)"
-            raise TooManyRequestsError(f"{detail}; read pages instead, or try again later")
-        return EventSourceResponse(
-            _encode_events(feed, job.id, after=after),
-            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+        return EventStream(
+            feed, job.id, after=after, client=find_client(request), max_streams=settings.max_streams
         )
     events = read_events(session, job.id, after=after, limit=limit + 1)
     data = [Event.of(event) for event in events[:limit]]
@@ -275,18 +269,6 @@ def read_checkpoint(
     """Download the checkpoint of an epoch, or of `best` or `latest`, as safetensors."""
     artifact = find_artifact(session, job, kind=ArtifactKind.checkpoint, epoch=epoch, best_by=by)
     return _send_file(request, files, artifact, media_type="application/octet-stream")
-
-
-async def _encode_events(feed: EventFeed, job_id: str, *, after: int) -> AsyncIterator[bytes]:
-    """Server-sent events (WHATWG HTML, 9.2); comments keep the connection alive."""
-    async for event in feed.follow(job_id, after=after):
-        if event is None:
-            yield format_sse_event(comment="ping")
-        else:
-            data = event.model_dump_json()
-            yield format_sse_event(data_str=data, event=event.kind, id=str(event.id))
-    if not feed.is_closed:
-        yield format_sse_event(data_str=json.dumps({"job_id": job_id}), event="end")
 
 
 def _send_file(

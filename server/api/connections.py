@@ -1,0 +1,186 @@
+"""Connections: how many there may be, and how long they may say nothing."""
+
+import asyncio
+import logging
+import resource
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import ClassVar, Final, Protocol
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from server.environment.hosts import is_within
+from server.settings import Settings
+
+#: Of all clients together.
+MAX_CONNECTIONS: Final = 1000
+#: Of one address that are not being answered: silent ones, and those whose request still comes.
+MAX_WAITING_PER_ADDRESS: Final = 250
+#: Of what a process may open, the rest is for files and the database.
+_SHARE_OF_FILES: Final = 3 / 4
+
+_logger = logging.getLogger(__name__)
+
+
+class Connection(Protocol):
+    """What is looked at of a connection."""
+
+    @property
+    def address(self) -> str:
+        """Of the client, or of the proxy."""
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether the client has to send or to read something before anything goes on."""
+
+    def close(self) -> None:
+        """Close it without an answer."""
+
+
+class ConnectionLimit:
+    """The open connections of a server, of which there may be `max_total`.
+
+    If there are too many, the address that has most of them loses the connection that has waited
+    longest for its client: whoever opens many closes their own. One that is answered is never
+    closed. An address may have `max_waiting` that wait, unless it is that of a proxy, behind which
+    there are many clients.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_total: int = MAX_CONNECTIONS,
+        max_waiting: int = MAX_WAITING_PER_ADDRESS,
+        is_proxy: Callable[[str], bool],
+    ) -> None:
+        self._max_total = max_total
+        self._max_waiting = max_waiting
+        self._is_proxy = is_proxy
+        self._by_address: dict[str, OrderedDict[Connection, None]] = {}
+        self._num_open = 0
+        self._has_warned = False
+
+    def add(self, connection: Connection) -> None:
+        """Note a new connection, and close one if there are too many now."""
+        own = self._by_address.setdefault(connection.address, OrderedDict())
+        own[connection] = None
+        self._num_open += 1
+        if self._num_open > self._max_total:
+            self._warn(connection.address)
+            self._close_oldest(self._list_largest_first())
+        elif self._waits_too_often(own) and not self._is_proxy(connection.address):
+            self._close_oldest([own])
+
+    def mark_used(self, connection: Connection) -> None:
+        """Note that the client has just sent something."""
+        own = self._by_address.get(connection.address, OrderedDict())
+        if connection in own:
+            own.move_to_end(connection)
+
+    def remove(self, connection: Connection) -> None:
+        """Note that it is closed; one that is closed already is no fault."""
+        own = self._by_address.get(connection.address)
+        if own is None or connection not in own:
+            return
+        del own[connection]
+        self._num_open -= 1
+        if not own:
+            del self._by_address[connection.address]
+
+    def _waits_too_often(self, own: Iterable[Connection]) -> bool:
+        return sum(each.waits_for_client for each in own) > self._max_waiting
+
+    def _list_largest_first(self) -> list[OrderedDict[Connection, None]]:
+        return sorted(self._by_address.values(), key=lambda own: len(own), reverse=True)
+
+    def _close_oldest(self, groups: Iterable[Iterable[Connection]]) -> None:
+        """Close the first connection that waits for its client; if none does, no harm is done."""
+        waiting = (each for group in groups for each in group if each.waits_for_client)
+        if (oldest := next(waiting, None)) is not None:
+            self.remove(oldest)
+            oldest.close()
+
+    def _warn(self, address: str) -> None:
+        """Once: an attack would fill the log."""
+        if not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "more than %d connections are open, the newest from %s; those of the address with "
+                "most of them are closed as long as they wait for their client",
+                self._max_total,
+                address,
+            )
+
+
+class HttpProtocol(H11Protocol):
+    """uvicorn's protocol; it also closes a connection whose headers do not arrive in time, or that
+    is one too many."""
+
+    header_seconds: ClassVar[float]
+    connection_limit: ClassVar[ConnectionLimit]
+    _header_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def address(self) -> str:
+        return self.client[0] if self.client else ""
+
+    @property
+    def waits_for_client(self) -> bool:
+        if self.cycle is None or self.cycle.response_complete:
+            return True
+        return self.cycle.more_body or self.flow.write_paused
+
+    def close(self) -> None:
+        self.transport.abort()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_header_timer()
+        self.connection_limit.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.connection_limit.mark_used(self)
+        super().data_received(data)
+        is_between_requests = self.cycle is None or self.cycle.response_complete
+        if not is_between_requests:
+            self._stop_header_timer()
+        elif self._header_timer is None:
+            self._start_header_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connection_limit.remove(self)
+        self._stop_header_timer()
+        super().connection_lost(exc)
+
+    def _start_header_timer(self) -> None:
+        self._header_timer = self.loop.call_later(self.header_seconds, self._close_on_timeout)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _close_on_timeout(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+def make_protocol(settings: Settings, *, max_connections: int) -> type[HttpProtocol]:
+    """The protocol with its limits; uvicorn makes its instances itself."""
+    is_proxy = partial(is_within, networks=settings.trusted_proxies)
+    own = {
+        "header_seconds": settings.header_seconds,
+        "connection_limit": ConnectionLimit(max_total=max_connections, is_proxy=is_proxy),
+    }
+    return type("LimitedHttpProtocol", (HttpProtocol,), own)
+
+
+def allow_connections() -> int:
+    """Let this process open as many files as it may; returns how many connections it can have."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = int(MAX_CONNECTIONS / _SHARE_OF_FILES) + 1
+    if allowed < wanted:
+        allowed = min(wanted, most) if most != resource.RLIM_INFINITY else wanted
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    return min(MAX_CONNECTIONS, int(allowed * _SHARE_OF_FILES))

@@ -1,0 +1,149 @@
+"""Many connections: who keeps theirs when there are too many."""
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from service import Service
+
+from server.api.connections import MAX_CONNECTIONS, MAX_WAITING_PER_ADDRESS, ConnectionLimit
+
+#: The honest user is at 127.0.0.1.
+ATTACKERS = [f"127.0.0.{number}" for number in range(2, 8)]
+
+
+@dataclass(eq=False)
+class Line:
+    """A connection without a network."""
+
+    address: str
+    waits_for_client: bool = True
+    is_closed: bool = field(default=False, init=False)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def make_limit(**limits: int) -> ConnectionLimit:
+    return ConnectionLimit(is_proxy=lambda address: address == "proxy", **limits)
+
+
+def open_lines(limit: ConnectionLimit, address: str, *, num: int, waits: bool = True) -> list[Line]:
+    lines = [Line(address, waits) for _ in range(num)]
+    for line in lines:
+        limit.add(line)
+    return lines
+
+
+def test_whoever_has_most_connections_loses_the_oldest() -> None:
+    limit = make_limit(max_total=10)
+    attack = open_lines(limit, "evil", num=8)
+    honest = open_lines(limit, "good", num=4)
+    assert [line.is_closed for line in attack] == [True, True] + 6 * [False]
+    assert not any(line.is_closed for line in honest)
+
+
+def test_connection_that_was_just_used_is_the_last_to_go() -> None:
+    limit = make_limit(max_total=3)
+    used, unused, _ = open_lines(limit, "evil", num=3)
+    limit.mark_used(used)
+    open_lines(limit, "good", num=1)
+    assert (used.is_closed, unused.is_closed) == (False, True)
+
+
+def test_connection_that_is_answered_is_never_closed() -> None:
+    limit = make_limit(max_total=3)
+    busy = open_lines(limit, "evil", num=3, waits=False)
+    (late,) = open_lines(limit, "good", num=1)
+    assert not any(line.is_closed for line in busy)
+    assert late.is_closed  # none of the others waits for its client
+
+
+def test_one_address_may_not_let_more_than_its_share_wait() -> None:
+    limit = make_limit(max_total=100, max_waiting=2)
+    silent = open_lines(limit, "evil", num=4)
+    busy = open_lines(limit, "good", num=4, waits=False)
+    behind_proxy = open_lines(limit, "proxy", num=4)
+    assert [line.is_closed for line in silent] == [True, True, False, False]
+    assert not any(line.is_closed for line in [*busy, *behind_proxy])
+
+
+def test_closed_connections_make_room() -> None:
+    limit = make_limit(max_total=2)
+    first, second = open_lines(limit, "a", num=2)
+    limit.remove(first)
+    limit.remove(first)  # as a connection does that was closed for its time
+    (third,) = open_lines(limit, "b", num=1)
+    assert not second.is_closed
+    assert not third.is_closed
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("crowd")
+    service = Service(folder / "experiments", log_path=folder / "server.log")
+    service.environment = {"LOSSLAB_HEADER_SECONDS": "60"}
+    service.start("server")
+    yield service
+    service.stop("server")
+
+
+def say_nothing(_connection: socket.socket) -> None:
+    pass
+
+
+def begin_a_head(connection: socket.socket) -> None:
+    connection.sendall(b"GET /jobs HTTP/1.1\r\nHost: local")
+
+
+def begin_a_body(connection: socket.socket) -> None:
+    connection.sendall(
+        b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 99\r\n\r\n{"
+    )
+
+
+@pytest.mark.parametrize("begin", [say_nothing, begin_a_head, begin_a_body])
+def test_honest_requests_are_answered_beside_connections_that_do_not_go_on(
+    service: Service, begin: Callable[[socket.socket], None]
+) -> None:
+    num_each = MAX_CONNECTIONS // len(ATTACKERS) + 10
+    assert num_each < MAX_WAITING_PER_ADDRESS
+    with ExitStack() as stack:
+        for number in range(num_each * len(ATTACKERS)):
+            source = (ATTACKERS[number % len(ATTACKERS)], 0)
+            address = ("127.0.0.1", service.port)
+            connection = socket.create_connection(address, timeout=60, source_address=source)
+            stack.callback(connection.close)
+            with contextlib.suppress(ConnectionError):
+                begin(connection)
+        answers = [httpx.get(f"{service.url}/jobs", timeout=60).status_code for _ in range(5)]
+    assert answers == 5 * [200]
+
+
+def test_silent_connections_of_one_address_are_closed_beyond_its_share(service: Service) -> None:
+    address = ("127.0.0.1", service.port)
+    with ExitStack() as stack:
+        lines = []
+        for _ in range(MAX_WAITING_PER_ADDRESS + 20):
+            source = (ATTACKERS[0], 0)
+            line = socket.create_connection(address, timeout=60, source_address=source)
+            stack.callback(line.close)
+            lines.append(line)
+        # They are closed in the order in which they came.
+        for line in lines[:20]:
+            with contextlib.suppress(ConnectionResetError):
+                assert line.recv(1) == b""
+        lines[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert b" 200 " in lines[-1].recv(100)
+
+
+def test_warning_tells_who_opened_too_many_once(service: Service) -> None:
+    assert service.log_path is not None
+    log = Path(service.log_path).read_text()
+    assert log.count("connections are open") == 1
