@@ -21,7 +21,13 @@ from server.environment.hosts import (
 )
 from server.environment.sources import list_sources
 from server.environment.variables import expand_home
-from server.tokens import MIN_SECRET_LENGTH, ApiToken, check_secret, check_strength
+from server.tokens import (
+    MIN_LENGTH_ON_NETWORK,
+    MIN_SECRET_LENGTH,
+    ApiToken,
+    check_secret,
+    check_strength,
+)
 
 # Container engines put secrets here, one file per secret, named like the variable.
 _SECRETS_DIR = Path("/run/secrets")
@@ -75,7 +81,8 @@ class Settings(BaseSettings):
     api_token: SecretStr = Field(
         default=SecretStr(""),
         description="secret that clients must send as their bearer token, of at least "
-        f"{MIN_SECRET_LENGTH} characters; it may change everything",
+        f"{MIN_SECRET_LENGTH} characters, and {MIN_LENGTH_ON_NETWORK} if others can reach the "
+        "service; it may change everything",
     )
     api_tokens: Annotated[tuple[ApiToken, ...], NoDecode] = Field(
         default=(),
@@ -324,10 +331,19 @@ class Settings(BaseSettings):
         return (*self.api_tokens, *([ApiToken.of(secret, name="default")] if secret else []))
 
     @property
+    def is_private(self) -> bool:
+        """Whether only this machine can reach the service."""
+        return is_loopback(self.published_host or self.host)
+
+    @property
     def is_guarded(self) -> bool:
         """Whether access is restricted: by a token, or to this machine."""
-        reachable_at = self.published_host or self.host
-        return bool(self.tokens) or is_loopback(reachable_at)
+        return bool(self.tokens) or self.is_private
+
+    @property
+    def has_short_token(self) -> bool:
+        """Whether others could guess the token in time."""
+        return 0 < len(self.api_token.get_secret_value()) < MIN_LENGTH_ON_NETWORK
 
     @property
     def runs_dir(self) -> Path:

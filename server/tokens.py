@@ -14,8 +14,10 @@ from server.errors import InvalidInputError
 _NAME_PATTERN: Final = r"[A-Za-z0-9_.-]{1,64}"
 _ENTRY_PATTERN: Final = re.compile(rf"({_NAME_PATTERN}):(read|full):([0-9a-f]{{64}})")
 _NUM_BYTES: Final = 32
-#: Shorter secrets are guessed or known; they open nothing, whatever hash the settings have.
-MIN_SECRET_LENGTH: Final = 16
+#: Shorter secrets are tried out in no time; they open nothing, whatever hash the settings have.
+MIN_SECRET_LENGTH: Final = 6
+#: What a service needs that others can reach, and so can guess at all day.
+MIN_LENGTH_ON_NETWORK: Final = 16
 #: What every HTTP client and proxy passes on in a header, and fits into a cookie.
 _SECRET_PATTERN: Final = re.compile(r"[!-~]{0,2048}")
 #: What a script hashes by mistake, and what people type first; each also with a line's end.
@@ -90,8 +92,9 @@ def check_strength(secret: str) -> None:
     """Raise ValueError for a token that a server must not accept. The message does not show it."""
     if 0 < len(secret) < MIN_SECRET_LENGTH:
         raise ValueError(
-            f"must have at least {MIN_SECRET_LENGTH} characters, not {len(secret)}: shorter ones "
-            "can be guessed; `losslab token NAME` makes one"
+            f"must have at least {MIN_SECRET_LENGTH} characters, not {len(secret)}, and "
+            f"{MIN_LENGTH_ON_NETWORK} if others can reach the service; `losslab token NAME` makes "
+            "one"
         )
 
 

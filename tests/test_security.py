@@ -366,7 +366,7 @@ def test_description_tells_of_the_token_and_no_secret(guarded: TestClient) -> No
 
 # -- secrets that are none
 
-WEAK = ["", "x", "secret", "fifteen-letters"]
+WEAK = ["", "x", "guess"]
 
 
 @pytest.mark.parametrize("secret", WEAK)
@@ -400,9 +400,18 @@ def test_hash_of_nothing_or_of_a_known_secret_is_refused_at_the_start(
 @pytest.mark.parametrize("secret", WEAK[1:])
 def test_short_token_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
     monkeypatch.setenv("LOSSLAB_API_TOKEN", secret)
-    with pytest.raises(ValidationError, match="must have at least 16 characters") as refused:
+    with pytest.raises(ValidationError, match="must have at least 6 characters") as refused:
         Settings()
     assert secret not in describe_error(refused.value).replace("characters", "") or secret == "x"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_token_that_can_be_guessed_is_refused_where_others_reach_the_service(
+    settings: Settings, host: str
+) -> None:
+    short = settings.model_copy(update={"host": host, "api_token": SecretStr("fifteen-letters")})
+    with pytest.raises(StartError, match="LOSSLAB_API_TOKEN has fewer than 16 characters"):
+        ServerThread(short, log_level="warning")
 
 
 # -- cookies

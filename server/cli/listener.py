@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from server.environment.access import describe_user
 from server.errors import LosslabError
+from server.tokens import MIN_LENGTH_ON_NETWORK
 
 if TYPE_CHECKING:
     from server.settings import Settings
@@ -22,6 +23,12 @@ def open_listener(settings: "Settings") -> socket.socket:
         raise StartError(
             f"refusing to listen on {settings.published_host or host}: without a token, anyone who "
             "can reach it could use the service; set LOSSLAB_API_TOKEN, or use --host 127.0.0.1"
+        )
+    if settings.has_short_token and not settings.is_private:
+        raise StartError(
+            f"refusing to listen on {settings.published_host or host}: LOSSLAB_API_TOKEN has fewer "
+            f"than {MIN_LENGTH_ON_NETWORK} characters, and anyone who can reach the service could "
+            "guess it; `losslab token NAME` makes one"
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
