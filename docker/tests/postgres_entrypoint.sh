@@ -20,4 +20,5 @@ if [ ! -f "$data/PG_VERSION" ]; then
     printf 'CREATE DATABASE "%s";' "$POSTGRES_DB" \
         | $as_postgres postgres --single -D "$data" postgres > /dev/null
 fi
+[ "$1" = postgres ]
 exec $as_postgres postgres -D "$data" -c listen_addresses='*' -k /tmp

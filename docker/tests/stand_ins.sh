@@ -37,7 +37,7 @@ if is_missing "$2"; then
         > "$work/log" 2>&1 || { tail -20 "$work/log"; exit 1; }
     rm -rf "$root/var/lib/postgresql" "$root/etc/resolv.conf"
     mkdir -p "$root/var/lib/postgresql/data"
-    install -m 755 "$here/postgres_entrypoint.sh" "$root/usr/local/bin/"
-    import "$2" --change 'ENTRYPOINT ["postgres_entrypoint.sh"]' \
+    install -m 755 "$here/postgres_entrypoint.sh" "$root/usr/local/bin/docker-entrypoint.sh"
+    import "$2" --change 'ENTRYPOINT ["docker-entrypoint.sh"]' \
         --change 'ENV PATH=/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin'
 fi

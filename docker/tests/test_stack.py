@@ -46,6 +46,16 @@ def test_containers_can_do_no_more_than_they_must(stack: Stack, service: str) ->
     assert bool(host["Memory"]) == (service == "server")
 
 
+@pytest.mark.parametrize("password", ["losslab", "postgres", "password"])
+def test_database_takes_no_default_password(stack: Stack, password: str) -> None:
+    # Only connections from outside the database's container need one.
+    command = ["exec", "-T", "-e", f"PGPASSWORD={password}", "db"]
+    query = ["psql", "-h", "db", "-U", "losslab", "-d", "losslab", "-c", "SELECT 1"]
+    done = stack.try_to_run(*COMPOSE, *stack.options, *command, *query)
+    assert done.returncode != 0
+    assert "password authentication failed" in done.stderr
+
+
 def test_service_is_published_on_loopback_alone(stack: Stack) -> None:
     (container,) = stack.list_containers("server")
     bindings = stack.inspect(container)["HostConfig"]["PortBindings"]
