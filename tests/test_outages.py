@@ -207,7 +207,7 @@ def assert_waiting_for_room(settings: Settings, engine: Engine, jobs: list[Job])
     assert [(job.status, job.attempt) for job in others] == [(JobStatus.queued, 0)] * 2
     assert_files_verify(settings, engine, first)
     folder = JobFiles(settings.runs_dir, first.id).checkpoints_dir
-    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in folder.glob(".*")] == []
 
 
 def test_read_only_disk_costs_no_attempt(tmp_path: Path) -> None:
@@ -219,6 +219,28 @@ def test_read_only_disk_costs_no_attempt(tmp_path: Path) -> None:
             assert process.wait() == 1
             assert f"{settings.runs_dir}: it is on a read-only file system" in process.log
         assert [read(engine, job).attempt for job in jobs] == [0, 0, 0]
+
+
+def test_disk_that_becomes_read_only_under_a_worker_costs_one_attempt_of_one_job(
+    tmp_path: Path, reference: list[dict[str, object]]
+) -> None:
+    settings = Settings(data_dir=tmp_path, **QUICK)
+    disk = str(settings.runs_dir)
+    with (
+        tmpfs(settings.runs_dir, megabytes=100),
+        opened(settings) as engine,
+        WorkerProcess(settings) as process,
+    ):
+        wait_for(lambda: "waits for jobs" in process.log)
+        assert mount("-o", "remount,ro", disk).returncode == 0
+        jobs = [submit(engine) for _ in range(3)]
+        wait_for(lambda: "no job is claimed until user" in process.log)
+        time.sleep(1.0)  # in which the worker could claim and lose many
+        assert_waiting_for_room(settings, engine, jobs)
+        assert mount("-o", "remount,rw", disk).returncode == 0
+        for job in jobs:
+            wait_for(lambda job=job: read(engine, job).status is JobStatus.succeeded)  # type: ignore[misc]
+            assert_succeeded(settings, engine, job, reference=reference)
 
 
 def test_draining_worker_without_room_says_so_and_ends(tmp_path: Path) -> None:

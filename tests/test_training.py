@@ -13,14 +13,13 @@ import worker
 from server.models.configuration import TrainingConfig
 from worker.atomic import generate_atomic
 from worker.data import Dataset
-from worker.model import BetaVAE
+from worker.model import BetaVAE, choose_weight_seed
 from worker.training import (
     EpochResult,
     NonFiniteLossError,
     Trainer,
     TrainingState,
     TrainingStopped,
-    choose_weight_seed,
 )
 
 CPU = torch.device("cpu")

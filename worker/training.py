@@ -25,12 +25,10 @@ from worker.losses import (
     compute_loss,
 )
 from worker.metrics import SPIKE_RATIO, MetricSums, SplitMetrics, compute_spike_ratios
-from worker.model import BetaVAE, VAEOutput
+from worker.model import BetaVAE, VAEOutput, choose_weight_seed
 from worker.optimizer import Adam, compute_learning_rate
 
 _EVALUATION_BATCH_SIZE = 500
-#: The initial weights' stream of a job's seed.
-_INITIAL_WEIGHTS = 1
 
 
 class NonFiniteLossError(LosslabError, ArithmeticError):
@@ -390,17 +388,6 @@ class Trainer:
             return self._train_grids.draw(indices)
         symmetries = torch.randint(8, indices.shape, generator=self._generator, device=self.device)
         return self._train_grids.draw(indices, symmetries=symmetries)
-
-
-def choose_weight_seed(config: TrainingConfig) -> int:
-    """The seed of the random numbers that become the initial weights.
-
-    It is far from those of the epochs. Generator 1 took the job's own seed: for seed 0 the numbers
-    of the weights were those of the first epoch, too.
-    """
-    if config.generator == 1:
-        return config.seed
-    return int(np.random.SeedSequence([config.seed, _INITIAL_WEIGHTS]).generate_state(1)[0])
 
 
 def _select(tensors: dict[str, Tensor], *, prefix: str) -> dict[str, Tensor]:
