@@ -70,6 +70,9 @@ HOSTILE: dict[str, bytes] = {
     "huge header of version 2": zip_members(
         images=make_npy(describe() + " " * 10_000_000, version=(2, 0))
     ),
+    "header that claims a gigabyte": zip_members(
+        zipfile.ZIP_DEFLATED, images=b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**30) + bytes(2**20)
+    ),
     "nested header": zip_members(images=make_npy("(" * 9000 + ")" * 9000)),
     "header of the future": zip_members(images=make_npy(describe(), version=(9, 9))),
     "header that never ends": zip_members(images=make_npy("{'descr': (")),

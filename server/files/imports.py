@@ -27,12 +27,10 @@ from server.files.npz import (
     check_grids,
     check_header,
     open_archive,
-    read_arrays,
     read_header,
-    read_npy,
     write_npz,
 )
-from server.files.packed import PackedGrids
+from server.files.packed import PackedGrids, read_arrays, read_npy
 from server.models.names import suggest_name
 
 _HEAD_BYTES: Final = 512

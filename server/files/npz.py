@@ -3,6 +3,7 @@
 Nothing is unpickled. All sizes are checked before what they are of is read.
 """
 
+import io
 import lzma
 import math
 import struct
@@ -40,6 +41,10 @@ _END, _END_MARK = struct.Struct("<4s8x2IH"), b"PK\x05\x06"
 _END64, _END64_MARK = struct.Struct("<4s36x2Q"), b"PK\x06\x06"
 _LOCATOR, _LOCATOR_MARK = struct.Struct("<4s4xQ4x"), b"PK\x06\x07"
 _MAX_COMMENT_BYTES: Final = 2**16
+#: How long an array's header is, by the version of the format; later ones are as version 2.
+_LENGTHS: Final = {(1, 0): struct.Struct("<H"), (2, 0): struct.Struct("<I")}
+#: As numpy has it.
+_MAX_HEADER_BYTES: Final = 10_000
 
 #: Errors of zipfile and its decompressors. An encrypted member raises RuntimeError, an unknown
 #: compression method NotImplementedError (a RuntimeError), an undecodable name ValueError.
@@ -48,7 +53,7 @@ BROKEN_ARCHIVE: Final = (
 )  # fmt: skip
 #: numpy evaluates the header as a Python literal; invalid literals raise any of these errors.
 _BROKEN_HEADER: Final = (
-    ValueError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError,
+    EOFError, ValueError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError,
 )  # fmt: skip
 #: What other programs call the arrays.
 _USUAL_NAMES: Final[dict[str, frozenset[str]]] = {
@@ -100,20 +105,9 @@ def open_archive(path: Path, *, max_bytes: int) -> zipfile.ZipFile:
     return archive
 
 
-def read_arrays(archive: zipfile.ZipFile) -> Arrays:
-    """The arrays of an archive that hold grids: `train`, `val` and `test`, or `images` alone.
-
-    Raises DatasetError.
-    """
-    arrays = {}
-    for key in _choose_keys(archive):
-        with open_member(archive, key=key) as (file, header):
-            arrays[key] = read_data(file, header, key=key)
-    return arrays
-
-
 def read_headers(archive: zipfile.ZipFile) -> dict[str, Header]:
-    """The headers of these arrays. Raises DatasetError."""
+    """The headers of the arrays of an archive that hold grids: `train`, `val` and `test`, or
+    `images` alone. Raises DatasetError."""
     headers = {}
     for key in _choose_keys(archive):
         with open_member(archive, key=key) as (_, header):
@@ -128,18 +122,8 @@ def open_member(archive: zipfile.ZipFile, *, key: str) -> Iterator[tuple[IO[byte
     with archive.open(member) as file:
         header = read_header(file, key=key)
         check_header(header, key=key, minimum=MIN_IMAGES if key == "images" else 1)
-        _check_num_bytes(header, key=key, num_bytes=member.file_size)
+        check_num_bytes(header, key=key, num_bytes=member.file_size)
         yield file, header
-
-
-def read_npy(path: Path) -> npt.NDArray[Any]:
-    """The array of a bare `.npy` file. Raises DatasetError."""
-    with path.open("rb") as file:
-        header = read_header(file, key="the array")
-        check_header(header, key="the array", minimum=MIN_IMAGES)
-        size = path.stat().st_size - file.tell()
-        _check_num_bytes(header, key="the array", num_bytes=size)
-        return read_data(file, header, key="the array")
 
 
 def write_npz(file: IO[bytes], arrays: Mapping[str, Grids]) -> None:
@@ -156,12 +140,21 @@ def read_header(file: IO[bytes], *, key: str) -> Header:
     """The header of an array, whose data then follow. Raises DatasetError."""
     try:
         version = np.lib.format.read_magic(file)
+        length = _LENGTHS.get(version, _LENGTHS[2, 0])
+        # numpy would read a header of any length before it looks at the length.
+        (num_bytes,) = length.unpack(prefix := read_exactly(file, length.size))
+        if num_bytes > _MAX_HEADER_BYTES:
+            raise DatasetError(
+                f"{key} claims a header of {num_bytes} bytes; {_MAX_HEADER_BYTES} are allowed"
+            )
         read = (
             np.lib.format.read_array_header_1_0
             if version == (1, 0)
             else np.lib.format.read_array_header_2_0
         )
-        shape, is_fortran, dtype = read(file)
+        shape, is_fortran, dtype = read(io.BytesIO(prefix + read_exactly(file, num_bytes)))
+    except DatasetError:
+        raise
     except _BROKEN_HEADER as error:
         raise DatasetError(f"{key} has no valid array header: {error}") from None
     return Header(shape, dtype, is_fortran)
@@ -312,7 +305,8 @@ def _strip_folder(key: str) -> str:
     return key.rpartition("/")[2].lower()
 
 
-def _check_num_bytes(header: Header, *, key: str, num_bytes: int) -> None:
+def check_num_bytes(header: Header, *, key: str, num_bytes: int) -> None:
+    """Raises DatasetError if the data of an array would be more than what follows its header."""
     if num_bytes < header.num_bytes or header.num_bytes > MAX_DATASET_BYTES:
         raise DatasetError(f"{key} claims {header.num_bytes} bytes, which the file does not hold")
 

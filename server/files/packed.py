@@ -1,20 +1,27 @@
-"""The grids of an `.npz` file, read piece by piece: a file of any size takes little memory."""
+"""The grids of an `.npz` or `.npy` file, read piece by piece: a file of any size, and of any
+integer type, takes little memory."""
 
+import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from server.files.npz import (
+    MIN_IMAGES,
     Grids,
     Header,
     check_colours,
+    check_header,
+    check_num_bytes,
     check_sizes,
     open_member,
     read_data,
     read_exactly,
+    read_header,
     read_headers,
 )
 
@@ -46,18 +53,11 @@ class PackedGrids:
         """The grids of an array in their order, some at a time."""
         header, num_rows = self._headers[key], max(1, _PIECE_CELLS // self.grid_size**2)
         with open_member(self._archive, key=key) as (file, _):
-            for piece in _read_pieces(file, header, num_rows=num_rows, key=key):
-                check_colours(piece, key=key)
-                yield np.ascontiguousarray(piece, dtype=np.uint8)
+            yield from _read_pieces(file, header, num_rows=num_rows, key=key)
 
     def read(self, key: str) -> Grids:
         """A whole array."""
-        grids = np.empty(self._headers[key].shape, dtype=np.uint8)
-        start = 0
-        for piece in self.iterate(key):
-            grids[start : start + len(piece)] = piece
-            start += len(piece)
-        return grids
+        return _join(self.iterate(key), shape=self._headers[key].shape)
 
     def check(self) -> None:
         """Read everything."""
@@ -66,10 +66,51 @@ class PackedGrids:
                 pass
 
 
-def _read_pieces(
+def read_arrays(archive: zipfile.ZipFile) -> dict[str, Grids]:
+    """The arrays of an archive that hold grids, (N, H, W) of colours. Raises DatasetError."""
+    arrays = {}
+    for key in read_headers(archive):
+        with open_member(archive, key=key) as (file, header):
+            arrays[key] = _read_array(file, header, key=key)
+    return arrays
+
+
+def read_npy(path: Path) -> Grids:
+    """The array of a bare `.npy` file, (N, H, W) of colours. Raises DatasetError."""
+    key = "the array"
+    with path.open("rb") as file:
+        header = read_header(file, key=key)
+        check_header(header, key=key, minimum=MIN_IMAGES)
+        check_num_bytes(header, key=key, num_bytes=path.stat().st_size - file.tell())
+        return _read_array(file, header, key=key)
+
+
+def _read_array(file: IO[bytes], header: Header, *, key: str) -> Grids:
+    num_rows = max(1, _PIECE_CELLS // math.prod(header.shape[1:]))
+    pieces = _read_pieces(file, header, num_rows=num_rows, key=key)
+    return _join(pieces, shape=header.shape)
+
+
+def _join(pieces: Iterable[Grids], *, shape: tuple[int, ...]) -> Grids:
+    grids = np.empty(shape, dtype=np.uint8)
+    start = 0
+    for piece in pieces:
+        grids[start : start + len(piece)] = piece
+        start += len(piece)
+    return grids
+
+
+def _read_pieces(file: IO[bytes], header: Header, *, num_rows: int, key: str) -> Iterator[Grids]:
+    """The data behind a header, by rows. Raises DatasetError if they are no colours."""
+    for piece in _read_rows(file, header, num_rows=num_rows, key=key):
+        check_colours(piece, key=key)
+        yield np.ascontiguousarray(piece, dtype=np.uint8)
+
+
+def _read_rows(
     file: IO[bytes], header: Header, *, num_rows: int, key: str
 ) -> Iterator[npt.NDArray[Any]]:
-    """The data behind a header, by rows."""
+    """The same as it is stored."""
     num_grids, *shape = header.shape
     sizes = [min(num_rows, num_grids - start) for start in range(0, num_grids, num_rows)]
     if header.is_fortran:  # stored by columns, so that it can only be read as a whole
