@@ -31,8 +31,10 @@ from server.api.routes import (
     study_reports,
 )
 from server.api.security import Authentication, SameOrigin, ask_for_token, find_allowed_hosts
+from server.api.uploads import Uploads
 from server.dashboard.presentation import install_dashboard
 from server.database.engine import is_outage, is_refusal, make_engine, migrate
+from server.files.inspection import end_checks
 from server.jobs.ages import AgeWatch
 from server.judging.studies import ResultCache
 from server.judging.verdicts import VerdictCache
@@ -58,6 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
         engine = app.state.engine = make_engine(settings)
         app.state.is_open = _is_there(engine, settings)
         app.state.session_turns = asyncio.Semaphore(NUM_SESSIONS)
+        app.state.uploads = Uploads()
         app.state.event_feed = EventFeed(engine)
         watch: AgeWatch = app.state.worker_watch
         store = StoreCollector(engine, lease_seconds=settings.lease_seconds, watch=watch)
@@ -77,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
 
         async with running(work()):
             yield
+        end_checks()
         # A cancelled task's database query goes on in its thread and holds a connection; wait.
         await asyncio.get_running_loop().shutdown_default_executor()
         engine.dispose()

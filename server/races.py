@@ -12,7 +12,7 @@ from sqlmodel import Session
 
 from server.database.engine import database_now, write_transaction
 from server.jobs import seeds, studies
-from server.jobs.submission import QueueFullError
+from server.jobs.admission import Admission, QueueFullError
 from server.judging.statistics import load_library
 from server.judging.studies import ResultCache, StudyVerdict, judge_study
 from server.models.studies import Study
@@ -20,7 +20,7 @@ from server.models.studies import Study
 _logger = logging.getLogger(__name__)
 
 
-def advance_races(engine: Engine, *, cache: ResultCache, max_queued_jobs: int) -> int:
+def advance_races(engine: Engine, *, cache: ResultCache, admission: Admission) -> int:
     """Queue the next look of every race whose jobs have all ended; returns their number.
 
     Raises sqlalchemy.exc.SQLAlchemyError if the database does not answer.
@@ -29,7 +29,7 @@ def advance_races(engine: Engine, *, cache: ResultCache, max_queued_jobs: int) -
         due = studies.list_due_races(session)
     for study_id in due:
         try:
-            _advance(engine, study_id, cache=cache, max_queued_jobs=max_queued_jobs)
+            _advance(engine, study_id, cache=cache, admission=admission)
         except QueueFullError as error:
             _logger.warning("the next look of study %s waits: %s", study_id, error)
         except studies.StudyNotFoundError:
@@ -42,7 +42,7 @@ def advance_races(engine: Engine, *, cache: ResultCache, max_queued_jobs: int) -
     return len(due)
 
 
-def _advance(engine: Engine, study_id: str, *, cache: ResultCache, max_queued_jobs: int) -> None:
+def _advance(engine: Engine, study_id: str, *, cache: ResultCache, admission: Admission) -> None:
     load_library()
     with Session(engine) as session:
         study = studies.find_study(session, study_id)
@@ -52,18 +52,16 @@ def _advance(engine: Engine, study_id: str, *, cache: ResultCache, max_queued_jo
         study = studies.lock_study(session, study_id)
         # Another server may have been faster, or the study was stopped or resumed meanwhile.
         if len(study.seeds) == num_seeds and studies.is_due(session, study):
-            _queue_next_look(session, study, verdict, max_queued_jobs=max_queued_jobs)
+            _queue_next_look(session, study, verdict, admission=admission)
 
 
 def _queue_next_look(
-    session: Session, study: Study, verdict: StudyVerdict, *, max_queued_jobs: int
+    session: Session, study: Study, verdict: StudyVerdict, *, admission: Admission
 ) -> None:
     num_jobs = 0
     if verdict.next_look is not None:
         missing = seeds.next_seeds(study, num=max(0, verdict.next_look - len(study.seeds)))
-        num_jobs = seeds.add_seeds(
-            session, study, missing, arms=verdict.kept, max_queued_jobs=max_queued_jobs
-        )
+        num_jobs = seeds.add_seeds(session, study, missing, arms=verdict.kept, admission=admission)
     if num_jobs:
         _logger.info("study %s queues %d jobs of its next look", study.id, num_jobs)
     else:

@@ -69,6 +69,11 @@ class Settings(BaseSettings):
         default=Path("experiments"),
         description="folder of all files: `runs/`, `datasets/`, `cache/` and the SQLite database",
     )
+    shared_with_group: bool = Field(
+        default=False,
+        description="let the group of the data directory read and write all files in it, as server "
+        "and workers of several users need; otherwise they are for their own user alone",
+    )
     database_url: str = Field(
         default="",
         repr=False,

@@ -12,6 +12,7 @@ from sqlmodel import Session
 
 from server.database.engine import migrate
 from server.jobs import retention
+from server.jobs.admission import Admission
 from server.jobs.ages import AgeWatch
 from server.jobs.orphans import OrphanSweep
 from server.jobs.reaper import Reaper
@@ -69,7 +70,7 @@ async def keep_up(
             watch_times(session, watch)
 
     def race() -> None:
-        advance_races(engine, cache=results, max_queued_jobs=settings.max_queued_jobs)
+        advance_races(engine, cache=results, admission=Admission.of(settings))
 
     def free_space() -> None:
         if settings.max_storage_bytes:

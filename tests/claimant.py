@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from server.database.engine import open_database
-from server.jobs import queue
+from server.jobs import admission, queue
 from server.jobs.leases import Lease
 from server.models.tables import Job
 from server.settings import Settings
@@ -33,7 +33,7 @@ def main() -> None:
 
 def is_any_queued(engine: Engine) -> bool:
     with Session(engine) as session:
-        return queue.count_queued(session) > 0
+        return admission.count_queued(session) > 0
 
 
 def finish(engine: Engine, job: Job, *, worker_id: str) -> None:

@@ -21,6 +21,7 @@ from sqlmodel import Session, col, select
 from xdist.remote import Producer
 
 from server.database.engine import open_database, write_transaction
+from server.jobs.admission import Admission
 from server.jobs.submission import new_job
 from server.jobs.submission import submit_job as submit_job_in
 from server.main import create_app
@@ -154,7 +155,7 @@ def queue_job(
         return submit_job_in(
             session,
             new_job(config, **values),
-            max_queued_jobs=max_queued_jobs,
+            admission=None if max_queued_jobs is None else Admission(Path(), max_queued_jobs),
             reserved_seconds=reserved_seconds,
         )
 

@@ -12,7 +12,9 @@ from npz_files import GRIDS, make_npz
 
 from server.database.engine import open_database, write_transaction
 from server.files.artifacts import JobFiles
-from server.files.datasets import DatasetExistsError, admit_upload, open_upload
+from server.files.datasets import DatasetExistsError, open_upload
+from server.files.imports import Fit
+from server.files.inspection import admit_upload, check_upload
 from server.jobs.workers import register
 from server.models.tables import ArtifactKind, Worker, WorkerState
 from server.settings import Settings
@@ -69,7 +71,8 @@ def upload(content: bytes, *, datasets_dir: Path) -> bool | None:
     with open_upload(datasets_dir) as file:
         file.write(content)
         try:
-            return admit_upload(file, name="mine", datasets_dir=datasets_dir)
+            checked = check_upload(file, fit=Fit(), shown_name="mine.npz")
+            return admit_upload(file, checked, name="mine", datasets_dir=datasets_dir)
         except DatasetExistsError:
             return None
 

@@ -78,7 +78,7 @@ def test_file_that_others_touch_while_it_is_synced_is_lost(
             path.unlink()
 
     # The moment cannot be met from outside.
-    monkeypatch.setattr(artifacts, "make_readable", touch)
+    monkeypatch.setattr(artifacts, "set_mode", touch)
     with pytest.raises(LostFileError):
         write_picture(files, "whole")
     assert list(files.checkpoints_dir.iterdir()) == []

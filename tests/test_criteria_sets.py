@@ -2,6 +2,7 @@
 
 import csv
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from sqlalchemy import Engine, update
 from sqlmodel import Session, col
 from study_results import PASSING, end_seeds, post, read, read_job_ids
 
+from server.jobs.admission import Admission
 from server.judging.criteria import CriteriaSet, list_criteria
 from server.judging.studies import ResultCache, judge_study
 from server.judging.verdicts import VerdictCache
@@ -167,7 +169,7 @@ def test_race_ends_by_the_criteria_of_its_request(
     study = post(client, until_decided=True, max_seeds=10, criteria=criteria_set)
     end_seeds(engine, study["id"], {"a": "ppppp", "b": "ppppp"})
     change_epochs(engine, study["id"], 0, {"val_colour_ap": 0.001})
-    advance_races(engine, cache=ResultCache(), max_queued_jobs=100)
+    advance_races(engine, cache=ResultCache(), admission=Admission(Path(), 100))
     found = read(client, study)
     is_decided = criteria_set == EVIDENCE
     assert (found["recommendation"]["state"] == "decided") == is_decided

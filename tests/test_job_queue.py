@@ -11,9 +11,9 @@ from sqlmodel import Session, col, select
 
 from server.database.engine import write_transaction
 from server.jobs import leases, queue, records
+from server.jobs.admission import QueueFullError
 from server.jobs.leases import Lease, LeaseLostError, SeenLease, StopRequest
 from server.jobs.queue import JobStateError
-from server.jobs.submission import QueueFullError
 from server.models.columns import utc_now
 from server.models.configuration import TrainingConfig
 from server.models.options import BuiltInOption

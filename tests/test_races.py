@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from conftest import BOTH_DATABASES
@@ -18,6 +19,7 @@ from study_results import (
 
 from server.database.engine import open_database, write_transaction
 from server.jobs import queue, seeds, studies
+from server.jobs.admission import Admission
 from server.judging.studies import ResultCache
 from server.models.studies import Study, StudyJob
 from server.models.tables import Job, JobStatus
@@ -36,7 +38,7 @@ def race(engine: Engine, settings: Settings) -> str:
 
 
 def advance(engine: Engine, *, max_queued_jobs: int = NO_LIMIT) -> int:
-    return advance_races(engine, cache=ResultCache(), max_queued_jobs=max_queued_jobs)
+    return advance_races(engine, cache=ResultCache(), admission=Admission(Path(), max_queued_jobs))
 
 
 def count_seeds(engine: Engine, study_id: str) -> list[int]:

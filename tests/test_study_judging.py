@@ -1,5 +1,7 @@
 """What a study answers: its looks, its arms seed by seed, and by which thresholds."""
 
+from pathlib import Path
+
 import pytest
 from conftest import BOTH_DATABASES, problem
 from fastapi.testclient import TestClient
@@ -20,6 +22,7 @@ from study_results import (
 )
 
 from server.jobs import queue, studies
+from server.jobs.admission import Admission
 from server.judging.studies import ResultCache
 from server.models.tables import JobStatus
 from server.races import advance_races
@@ -137,7 +140,7 @@ def test_job_that_vanishes_while_a_study_is_judged_is_missing(
 def test_race_is_looked_at_by_the_server(client: TestClient, engine: Engine) -> None:
     study = post(client, until_decided=True, max_seeds=5)
     end_seeds(engine, study["id"], PASSING)
-    advance_races(engine, cache=ResultCache(), max_queued_jobs=100)
+    advance_races(engine, cache=ResultCache(), admission=Admission(Path(), 100))
     found = read(client, study)
     assert (found["status"], found["recommendation"]["arm"]) == (JobStatus.succeeded, "b")
     assert found["looks"][0]["at"].startswith(f"{FIRST_END:%Y-%m-%d}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from server.files.datasets import count_colours, measure_overlap, read_npz
-from server.files.filesystem import sync_file
+from server.files.filesystem import hold, set_mode, sync_file
 from server.files.npz import SPLITS, Grids
 from server.files.orbits import (
     Overlap,
@@ -172,7 +172,9 @@ def _cache(grids: Grids, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
         try:
+            hold(Path(file.name), file.fileno())
             np.save(file, grids)
+            set_mode(Path(file.name))
             file.flush()
             sync_file(Path(file.name), file.fileno())
             # Renamed into place, so that another worker never maps half a file.

@@ -20,10 +20,11 @@ from sqlmodel import Session
 from server.database.engine import is_outage, open_database
 from server.database.notifications import JobListener
 from server.database.schema import SchemaError, check_schema
-from server.environment.access import prepare_folder
+from server.environment.modes import keep_private, prepare_data_dir
 from server.environment.variables import read_foreign_secrets
 from server.errors import LosslabError, StorageFullError
 from server.jobs import queue, workers
+from server.jobs.admission import count_queued
 from server.jobs.reaper import Reaper
 from server.logs import configure_logging, mark_job
 from server.messages import describe_error, hide_secrets, redact_tracebacks
@@ -51,8 +52,11 @@ def main() -> None:
     try:
         settings = WorkerSettings()
         hide_secrets([*settings.secrets, *read_foreign_secrets()])
+        keep_private(with_group=settings.shared_with_group)
         configure_logging(as_json=settings.json_logs, log_path=arguments.log)
-        prepare_folder(settings.data_dir, parts=settings.file_dirs)
+        prepare_data_dir(
+            settings.data_dir, parts=settings.file_dirs, with_group=settings.shared_with_group
+        )
     except (LosslabError, OSError, ValueError) as error:
         sys.exit(describe_error(error))
     shutdown = threading.Event()
@@ -181,7 +185,7 @@ class _ClaimLoop:
     def may_find_work(self) -> bool:
         """Whether a job waits, or may be requeued soon since its worker seems to be dead."""
         with Session(self._engine) as session:
-            if queue.count_queued(session, job_id=self._job_id):
+            if count_queued(session, job_id=self._job_id):
                 return True
         return self._job_id is None and self._reaper.is_in_doubt()
 

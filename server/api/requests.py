@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, get_args
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
 from sqlmodel import Session
 
-from server.files.datasets import check_dataset
+from server.files.inspection import check_dataset
 from server.jobs.options import choose_option
 from server.jobs.submission import new_job
 from server.models.configuration import TrainingConfig, resolve_config

@@ -23,7 +23,7 @@ from sqlmodel import Session
 
 from server.api.requests import JsonBody, Labels, Name, OptionConfig, OptionName
 from server.errors import ConflictError, InvalidInputError
-from server.files.datasets import check_dataset
+from server.files.inspection import check_dataset
 from server.files.npz import DatasetError
 from server.jobs.options import Option, choose_option, read_options
 from server.jobs.studies import MAX_ARMS, MAX_SEEDS

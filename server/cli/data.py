@@ -94,20 +94,21 @@ def _import_here(
     """Store the data set in the data directory. Raises DatasetError and DatasetExistsError."""
     import shutil  # noqa: PLC0415
 
-    from server.files.datasets import (  # noqa: PLC0415
-        admit_upload,
-        check_free,
-        open_upload,
-        read_contents,
-    )
-    from server.files.imports import Fit, convert_upload  # noqa: PLC0415
+    from server.environment.modes import prepare_data_dir  # noqa: PLC0415
+    from server.files.datasets import check_free, open_upload  # noqa: PLC0415
+    from server.files.imports import Fit, check_fit  # noqa: PLC0415
+    from server.files.inspection import admit_upload, check_upload  # noqa: PLC0415
 
     check_free(name)
+    check_fit(Fit(pad, crop))
+    prepare_data_dir(
+        settings.data_dir, parts=settings.file_dirs, with_group=settings.shared_with_group
+    )
     with path.open("rb") as source, open_upload(settings.datasets_dir) as file:
         shutil.copyfileobj(source, file)
-        note = convert_upload(file, fit=Fit(pad, crop), shown_name=path.name)
-        admit_upload(file, name=name, datasets_dir=settings.datasets_dir)
-    contents = read_contents(name, datasets_dir=settings.datasets_dir)
+        checked = check_upload(file, fit=Fit(pad, crop), shown_name=path.name)
+        admit_upload(file, checked, name=name, datasets_dir=settings.datasets_dir)
+    contents = checked.contents
     counts = contents.colour_counts
     return {
         "name": name,
@@ -115,5 +116,5 @@ def _import_here(
         "grid_size": contents.grid_size,
         "colour_counts": counts,
         "background_share": counts[0] / sum(counts),
-        "note": note,
+        "note": checked.note,
     }

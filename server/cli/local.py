@@ -24,8 +24,8 @@ from server.cli.processes import (
     stop_processes,
 )
 from server.cli.reporting import check_target
-from server.environment.access import prepare_folder
 from server.environment.cores import count_cores
+from server.environment.modes import prepare_data_dir
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ def train(settings: "Settings", request: Json, *, log: Path | None, on_update: O
         check_target(log, what="log")
     if settings.wandb_project and find_spec("wandb") is None:
         raise InvalidInputError("wandb is not installed: pip install -e '.[wandb]', or --no-wandb")
-    prepare_folder(settings.data_dir, parts=settings.file_dirs)
+    prepare_data_dir(
+        settings.data_dir, parts=settings.file_dirs, with_group=settings.shared_with_group
+    )
     engine = open_database(settings)
     try:
         with StopSignal() as stop:
@@ -85,7 +87,11 @@ def local_service(
     settings: "Settings", *, num_workers: int, stop: StopSignal, log_name: str
 ) -> Iterator[Service]:
     """A service on a free port, whose workers write to a log in the data directory."""
-    prepare_folder(settings.data_dir, parts=[*settings.file_dirs, settings.data_dir / log_name])
+    prepare_data_dir(
+        settings.data_dir,
+        parts=[*settings.file_dirs, settings.data_dir / log_name],
+        with_group=settings.shared_with_group,
+    )
     with (
         (settings.data_dir / log_name).open("ab") as output,
         Service(
@@ -142,12 +148,14 @@ def _run_job(
     from sqlmodel import Session  # noqa: PLC0415
 
     from server.database.engine import write_transaction  # noqa: PLC0415
+    from server.jobs.admission import Admission  # noqa: PLC0415
     from server.jobs.submission import submit_job  # noqa: PLC0415
 
     with Session(engine) as session:
         job = wanted.make_job(session, datasets_dir=settings.datasets_dir)
     with write_transaction(engine) as session:
-        submit_job(session, job, reserved_seconds=_RESERVED_SECONDS)
+        admission = Admission(settings.datasets_dir)
+        submit_job(session, job, admission=admission, reserved_seconds=_RESERVED_SECONDS)
     arguments = ["--job", job.id, *(["--log", str(log)] if log else [])]
     with tempfile.TemporaryFile() as output:
         process = start_worker(settings, *arguments, output=output)

@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import IO, TYPE_CHECKING, Final, Self
 
 from server.cli.listener import StartError, open_listener
-from server.environment.access import prepare_folder
+from server.environment.modes import prepare_data_dir
 
 # Importing fastapi and uvicorn takes a second, so functions import them: `--help` must be fast.
 if TYPE_CHECKING:
@@ -223,7 +223,11 @@ class Service:
             if self._num_workers:
                 check_worker_extra()
             # Errors here are reported in one line; the server's thread would log a traceback.
-            prepare_folder(self._settings.data_dir, parts=self._settings.file_dirs)
+            prepare_data_dir(
+                self._settings.data_dir,
+                parts=self._settings.file_dirs,
+                with_group=self._settings.shared_with_group,
+            )
             _check_database(self._settings)
             self._server.start()
             for _ in range(self._num_workers):

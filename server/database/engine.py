@@ -28,6 +28,7 @@ from sqlmodel import Session, create_engine, select
 
 from server.database.schema import migrate_schema
 from server.environment.access import AccessError, prepare_folder
+from server.environment.modes import close_to_others, file_mode
 from server.models.columns import utc_now
 from server.settings import Settings
 
@@ -42,6 +43,8 @@ _CONNECTION = {
     "keepalives_count": 3,
 }
 
+#: Any number, the same in all servers; see `take_turn`.
+_ADMISSION_LOCK = 7_316_492
 #: Readers do not wait for writers, and an accepted job survives a power failure.
 _BEST_MODES = ("WAL", "FULL")
 #: Why SQLite refuses a statement for a while.
@@ -125,12 +128,21 @@ def find_refusal(error: DatabaseError) -> str | None:
 
 
 def _check_file(url: str) -> None:
-    """Make the folder of an SQLite file, and see that both can be written to. Raises AccessError.
+    """Make an SQLite file and its folder, see that both can be written to, and close the file to
+    others. Raises AccessError.
 
-    SQLite's own messages name no path.
+    SQLite's own messages name no path. Its other files, `-wal` and `-shm`, get this one's mode.
     """
-    if (path := make_url(url).database) and not path.startswith("file:"):
-        prepare_folder(Path(path).parent, parts=[Path(path)])
+    if (name := make_url(url).database) and not name.startswith((":memory:", "file:")):
+        path = Path(name)
+        prepare_folder(path.parent, parts=[path])
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, file_mode()))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise AccessError.of(error, path=path) from None
+        close_to_others([path])
 
 
 @contextmanager
@@ -146,6 +158,21 @@ def write_transaction(engine: Engine) -> Iterator[Session]:
         session.commit()
         if (watch := _watch.get()) is not None:
             watch.has_committed = True
+
+
+def take_turn(session: Session) -> None:
+    """Let transactions that admit something (a job, a data set, the end of a data set) follow one
+    another: wait for the one before, also of another server, and keep the turn until the end.
+
+    Rows are locked before this is called, and afterwards none that others may hold: two
+    transactions that each have what the other one wants would wait forever.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(_ADMISSION_LOCK)))
+        return
+    # On SQLite a `write_transaction` has the only lock for writing since it began.
+    options = session.connection().get_execution_options()
+    assert options.get("sqlite_begin") == "IMMEDIATE", "not in a write_transaction"
 
 
 @dataclass(slots=True)

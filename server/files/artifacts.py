@@ -23,8 +23,8 @@ from server.files.filesystem import (
     find_identity,
     identify,
     link_or_copy,
-    make_readable,
     remove_if_unchanged,
+    set_mode,
     sync_file,
     sync_folder,
 )
@@ -247,7 +247,7 @@ def _finish(path: Path) -> tuple[int, str]:
     """Sync a file that is complete; returns its size and its hash. Raises LostFileError."""
     try:
         size_bytes = path.stat().st_size
-        make_readable(path)
+        set_mode(path)
         with path.open("rb+") as file:
             sync_file(path, file.fileno())
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

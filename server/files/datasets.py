@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO, Any, Final, NamedTuple, Self
@@ -15,10 +14,9 @@ import numpy as np
 from PIL import Image
 
 from server.errors import ConflictError
-from server.files.filesystem import add_file, make_readable, sync_file
-from server.files.hashes import FileVersion, find_sha256, read_version
+from server.files.filesystem import add_file, hold, set_mode, sync_file
 from server.files.imports import describe_file, open_grids, read_file
-from server.files.npz import MAX_UNPACKED_BYTES, DatasetError, Grids
+from server.files.npz import DatasetError, Grids
 from server.files.orbits import (
     GridKeys,
     Overlap,
@@ -78,18 +76,6 @@ def describe_use(summary: Mapping[str, Any] | None) -> str | None:
     return f"{summary['num_train']:,} of {summary['num_available']['train']:,} used"
 
 
-def check_dataset(name: str, *, datasets_dir: Path) -> str | None:
-    """The SHA-256 of an uploaded data set's file; None for a built-in one.
-
-    Raises DatasetError unless `name` is built in or a valid file.
-    """
-    if name in set(BuiltInDataset):
-        return None
-    path = find_npz(name, datasets_dir=datasets_dir)
-    _read_contents(path, read_version(path))
-    return find_sha256(path)
-
-
 def read_npz(name: str, *, datasets_dir: Path) -> dict[str, Grids]:
     """Read `datasets_dir/name.npz`. Raises DatasetError."""
     return read_file(find_npz(name, datasets_dir=datasets_dir))
@@ -100,7 +86,7 @@ def list_npz(datasets_dir: Path) -> list[Path]:
     return [path for path in _list_folder(datasets_dir) if _find_fault(path) is None]
 
 
-def _have_same_grids(upload_path: Path, path: Path) -> bool:
+def have_same_content(upload_path: Path, path: Path) -> bool:
     """Whether two files are the same, or only packed in another way."""
     if filecmp.cmp(upload_path, path, shallow=False):
         return True
@@ -149,6 +135,12 @@ def _show(path: Path) -> str:
     return os.fsencode(path.name).decode(errors="replace")
 
 
+def check_present(name: str, *, datasets_dir: Path) -> None:
+    """Raises DatasetError unless a data set has the name."""
+    if name not in set(BuiltInDataset):
+        find_npz(name, datasets_dir=datasets_dir)
+
+
 def check_free(name: str) -> None:
     """Raises DatasetExistsError for the name of a built-in data set."""
     if name in set(BuiltInDataset):
@@ -157,36 +149,28 @@ def check_free(name: str) -> None:
 
 @contextmanager
 def open_upload(datasets_dir: Path) -> Iterator[IO[bytes]]:
-    """A temporary file for an upload, to be passed to `admit_upload`."""
+    """A temporary file for an upload, which others leave alone as long as it is open."""
     datasets_dir.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(
         dir=datasets_dir, prefix=".", suffix=UPLOAD_SUFFIX, delete=False
     ) as file:
         try:
+            hold(Path(file.name), file.fileno())
             yield file
         finally:
             Path(file.name).unlink(missing_ok=True)
 
 
-def admit_upload(file: IO[bytes], *, name: str, datasets_dir: Path) -> bool:
-    """Store a valid upload as `name.npz`; returns False if the same grids are already stored.
-
-    Raises DatasetError, and DatasetExistsError if another data set has the name.
-    """
+def seal_upload(file: IO[bytes]) -> None:
+    """Put a complete upload on disk, with the mode of the files that are kept."""
     file.flush()
-    upload_path, path = Path(file.name), datasets_dir / f"{name}.npz"
-    sync_file(upload_path, file.fileno())
-    with open_grids(upload_path, shown_name=path.name, max_bytes=MAX_UNPACKED_BYTES) as packed:
-        packed.check()
-    make_readable(upload_path)
-    try:
-        add_file(upload_path, path)
-    except FileExistsError:
-        if path.is_file() and _have_same_grids(upload_path, path):
-            return False
-        message = f"there is another data set {name!r}; delete it first, or use another name"
-        raise DatasetExistsError(message) from None
-    return True
+    sync_file(Path(file.name), file.fileno())
+    set_mode(Path(file.name))
+
+
+def add_upload(file: IO[bytes], path: Path) -> None:
+    """Give a sealed upload its name. Raises FileExistsError."""
+    add_file(Path(file.name), path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,12 +237,6 @@ def find_overlap(keys: Mapping[str, GridKeys]) -> dict[str, Overlap]:
     }
 
 
-def read_contents(name: str, *, datasets_dir: Path) -> DatasetContents:
-    """The contents of an uploaded data set. Raises DatasetError."""
-    path = find_npz(name, datasets_dir=datasets_dir)
-    return _read_contents(path, read_version(path))
-
-
 def find_npz(name: str, *, datasets_dir: Path) -> Path:
     """The file of an uploaded data set. Raises DatasetError if there is none."""
     available = {path.stem: path for path in list_npz(datasets_dir)}
@@ -283,13 +261,6 @@ def _describe_missing(name: str, available: Iterable[str], *, datasets_dir: Path
 
 def _join(names: list[str]) -> str:
     return ", ".join(names[:_MAX_NAMES_SHOWN]) + ", …" * (len(names) > _MAX_NAMES_SHOWN)
-
-
-@lru_cache(maxsize=128)
-def _read_contents(path: Path, _version: FileVersion) -> DatasetContents:
-    """Cached, so that an unchanged file is read only once."""
-    with open_grids(path) as packed:
-        return DatasetContents.of(packed)
 
 
 def draw_preview(contents: DatasetContents) -> bytes:

@@ -6,6 +6,7 @@ raised: it is about the data.
 """
 
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from server.environment.modes import file_mode
+
 #: How a file system says that it cannot do something, or that nobody may have it done.
 _UNABLE: Final = frozenset(
     {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP,
@@ -22,6 +25,8 @@ _UNABLE: Final = frozenset(
 )  # fmt: skip
 #: Opening or syncing a folder.
 _UNABLE_FOLDER: Final = _UNABLE | {errno.EISDIR, errno.EBADF}
+#: Locks of a network file system without its lock service.
+_UNABLE_LOCK: Final = _UNABLE | {errno.ENOLCK, errno.EBADF}
 #: Links to another device, or more of them than there may be.
 _UNABLE_LINK: Final = _UNABLE | {errno.EXDEV, errno.EMLINK}
 
@@ -57,9 +62,10 @@ def sync_folder(folder: Path) -> None:
     _try(step, folder, sync, unable=_UNABLE_FOLDER)
 
 
-def make_readable(path: Path) -> None:
-    """Let other users read a file: the server's may be another than the worker's."""
-    _try("set the mode of a file", path, lambda: path.chmod(0o644))
+def set_mode(path: Path) -> None:
+    """Let those read a file who may read all files in the data directory. A temporary file has a
+    mode of its own."""
+    _try("set the mode of a file", path, lambda: path.chmod(file_mode()))
 
 
 def drop_from_page_cache(path: Path, descriptor: int) -> None:
@@ -86,13 +92,39 @@ def add_file(source: Path, target: Path) -> None:
     is then replaced.
     """
     if not _link(source, target):
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, file_mode()))
         try:
             os.replace(source, target)
         except BaseException:
             target.unlink(missing_ok=True)
             raise
     sync_folder(target.parent)
+
+
+def hold(path: Path, descriptor: int) -> None:
+    """Mark a temporary file as being written, as long as it is open here; the mark ends with this
+    process, however it ends."""
+
+    def lock() -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    _try("lock a file", path, lock, unable=_UNABLE_LOCK)
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a process is writing the file; None where the file system cannot tell."""
+    is_free = False
+
+    def try_lock() -> None:
+        nonlocal is_free
+        with path.open("rb+") as file:
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_free = True
+            except BlockingIOError:
+                is_free = False
+
+    return not is_free if _try("lock a file", path, try_lock, unable=_UNABLE_LOCK) else None
 
 
 def identify(path: Path) -> FileIdentity:

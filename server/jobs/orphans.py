@@ -15,7 +15,7 @@ from sqlmodel import Session, col, select
 
 from server.files.artifacts import JobFiles, list_job_ids
 from server.files.datasets import UPLOAD_SUFFIX
-from server.files.filesystem import FileIdentity, identify, remove_if_unchanged
+from server.files.filesystem import FileIdentity, identify, is_held, remove_if_unchanged
 from server.jobs.records import list_resume_point
 from server.models.tables import Artifact, Job, JobStatus
 from server.settings import Settings
@@ -30,9 +30,11 @@ Orphans = dict[Path, FileIdentity]
 
 
 class OrphanSweep:
-    """Removes the orphans that it finds twice, each time old and unchanged.
+    """Removes the orphans that are old, and that nobody writes any more.
 
-    Once would not be enough: the clock may just have been set ahead, which makes all files old.
+    A file that is marked while it is written tells whether it is. Any other one must be found
+    twice, each time old and unchanged. Once would not be enough: the clock may just have been set
+    ahead, which makes all files old.
     """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
@@ -41,24 +43,34 @@ class OrphanSweep:
         self._seen: Orphans = {}
 
     def run(self) -> int:
-        """Look for orphans; returns how many were removed. Call this every half hour."""
-        found = dict(self._find_all())
-        known = {path for path, identity in found.items() if self._seen.get(path) == identity}
-        self._seen = {path: found[path] for path in found.keys() - known}
+        """Look for orphans; returns how many were removed. Call this at the start of a server, and
+        every half hour."""
+        found, left = dict(self._find_of_all_jobs()), {}
+        for path, identity in self._find_marked():
+            match _is_held(path):
+                case False:
+                    left[path] = identity
+                case None:
+                    found[path] = identity
+        left |= {path: each for path, each in found.items() if self._seen.get(path) == each}
+        self._seen = {path: found[path] for path in found.keys() - left.keys()}
         num_removed = 0
-        for path in known:
+        for path, identity in left.items():
             try:
-                num_removed += remove_if_unchanged(path, found[path])
+                num_removed += remove_if_unchanged(path, identity)
             except OSError as error:
                 _logger.warning("%s, which nothing names, cannot be removed: %s", path, error)
         if num_removed:
             _logger.info("%d files of killed processes were removed", num_removed)
         return num_removed
 
-    def _find_all(self) -> Iterator[tuple[Path, FileIdentity]]:
+    def _find_of_all_jobs(self) -> Iterator[tuple[Path, FileIdentity]]:
         job_ids = list_job_ids(self._settings.runs_dir)
         for first in range(0, len(job_ids), _BATCH_SIZE):
             yield from self._find_of_jobs(job_ids[first : first + _BATCH_SIZE])
+
+    def _find_marked(self) -> Iterator[tuple[Path, FileIdentity]]:
+        """The old ones of those that are marked while they are written."""
         yield from _find_old(self._settings.datasets_dir, f".*{UPLOAD_SUFFIX}")
         yield from _find_old(self._settings.cache_dir, "*.tmp")
 
@@ -93,6 +105,14 @@ def _find_old(folder: Path, pattern: str) -> Iterator[tuple[Path, FileIdentity]]
             continue
         if _is_old(identity):
             yield path, identity
+
+
+def _is_held(path: Path) -> bool | None:
+    """Whether a process is writing the file, or has just removed it; None if that is not known."""
+    try:
+        return is_held(path)
+    except FileNotFoundError:
+        return True
 
 
 def _is_old(identity: FileIdentity) -> bool:

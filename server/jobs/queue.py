@@ -23,6 +23,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from server.database.engine import database_now, write_transaction
 from server.database.notifications import notify_workers
 from server.errors import ConflictError
+from server.jobs.admission import Admission
 from server.jobs.events import add_event
 from server.jobs.leases import Lease, SeenLease, holding
 from server.jobs.listing import JobNotFoundError
@@ -44,14 +45,6 @@ def enqueue(
     job.available_at = available_at
     add_event(session, job, EventKind.queued, message=message)
     notify_workers(session)
-
-
-def count_queued(session: Session, *, job_id: str | None = None) -> int:
-    """The number of queued jobs, including those whose retry is not due yet."""
-    waiting = select(func.count()).select_from(Job).where(Job.status == JobStatus.queued)
-    if job_id is not None:
-        waiting = waiting.where(Job.id == job_id)
-    return session.exec(waiting).one()
 
 
 def claim(
@@ -226,12 +219,13 @@ def resume(
     *,
     num_epochs: int | None = None,
     dataset_sha256: str | None = None,
+    admission: Admission | None = None,
 ) -> Job:
     """Queue a paused, failed or cancelled job to go on from its last valid checkpoint, or a
     succeeded one to train up to `num_epochs`.
 
     A queued or running job is not changed, except that a pause request is withdrawn. Raises
-    JobStateError.
+    JobStateError, and what `admission` raises.
     """
     with write_transaction(engine) as session:
         job = _lock(session, job_id)
@@ -240,17 +234,19 @@ def resume(
             raise JobStateError(f"job {job.id} is {job.status}; wait until it has stopped")
         if num_epochs is not None or job.status == JobStatus.succeeded:
             _extend(session, job, num_epochs=num_epochs, dataset_sha256=dataset_sha256)
-        _resume(session, job)
+        _resume(session, job, admission=admission)
     return job
 
 
-def _resume(session: Session, job: Job) -> None:
+def _resume(session: Session, job: Job, *, admission: Admission | None) -> None:
     if job.status in (JobStatus.queued, JobStatus.running):
         if job.cancel_requested_at is not None:
             raise JobStateError(f"job {job.id} is {job.status}; wait until it has stopped")
         job.pause_requested_at = None
         return
-    check_config(job.config)
+    config = check_config(job.config)
+    if admission is not None:
+        admission.check(session, num_jobs=1, datasets=[config.dataset])
     job.cancel_requested_at = job.pause_requested_at = job.ended_at = None
     job.error_code = job.error_message = job.failure_kind = None
     job.num_lost_attempts = 0

@@ -2,29 +2,37 @@
 oldest checkpoints that no resume needs."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from sqlalchemy import Engine, func
 from sqlmodel import Session, col, select
 
-from server.database.engine import write_transaction
+from server.database.engine import take_turn, write_transaction
 from server.errors import StorageFullError
 from server.files.artifacts import JobFiles
+from server.files.datasets import UPLOAD_SUFFIX
 from server.models.tables import TERMINAL_STATUSES, Artifact, ArtifactKind, Job
 from server.settings import Settings
+
+#: Of files that are being written.
+_INCOMPLETE: Final = (UPLOAD_SUFFIX, ".tmp")
 
 _logger = logging.getLogger(__name__)
 
 
-def free_space(engine: Engine, settings: Settings) -> int:
-    """Remove generated data, then checkpoints, oldest first, down to `max_storage_bytes`.
+def free_space(engine: Engine, settings: Settings, *, num_bytes: int = 0) -> int:
+    """Remove generated data, then checkpoints, oldest first, until `num_bytes` more would be within
+    `max_storage_bytes`.
 
     Pictures stay, and all files of jobs that are pinned or have not ended. Of other jobs, the best
     checkpoints by loss and by likelihood and the newest one stay, since a resume needs them.
     Returns the number of removed checkpoints.
     """
     num_removed = 0
-    excess = measure_storage(engine, settings) - settings.max_storage_bytes
+    excess = measure_storage(engine, settings) + num_bytes - settings.max_storage_bytes
     excess -= _remove_generated(settings.cache_dir, num_bytes=excess)
     for artifact in _list_removable(engine) if excess > 0 else []:
         if excess <= 0:
@@ -37,25 +45,62 @@ def free_space(engine: Engine, settings: Settings) -> int:
     return num_removed
 
 
-def ensure_space(engine: Engine, settings: Settings) -> None:
-    """Free space if the limit is reached. Raises StorageFullError if nothing can be freed."""
+def ensure_space(engine: Engine, settings: Settings) -> int:
+    """Free space for an upload whose size is not known yet, and return the bytes that stay in use,
+    which are 0 without a limit. Raises StorageFullError if nothing can be freed."""
     limit = settings.max_storage_bytes
-    if not limit or measure_storage(engine, settings) < limit:
+    if not limit:
+        return 0
+    if (in_use := measure_storage(engine, settings)) < limit:
+        return in_use
+    free_space(engine, settings, num_bytes=1)
+    if (in_use := measure_storage(engine, settings)) >= limit:
+        raise StorageFullError(describe_full(settings))
+    return in_use
+
+
+@contextmanager
+def reserve_space(engine: Engine, settings: Settings, *, num_bytes: int) -> Iterator[None]:
+    """While entered, so many bytes more are within the limit, and no server stores another upload.
+
+    Raises StorageFullError if they do not fit and nothing can be freed.
+    """
+    limit = settings.max_storage_bytes
+    if not limit:
+        yield
         return
-    free_space(engine, settings)
-    if measure_storage(engine, settings) >= limit:
-        raise StorageFullError(
-            f"the {limit} bytes that may be stored (LOSSLAB_MAX_STORAGE_BYTES) are in use; "
-            "delete jobs or data sets first"
-        )
+    if measure_storage(engine, settings) + num_bytes > limit:
+        free_space(engine, settings, num_bytes=num_bytes)
+    with write_transaction(engine) as session:
+        take_turn(session)
+        # Another upload, or a checkpoint, may have come first.
+        if _measure_all(session, settings) + num_bytes > limit:
+            raise StorageFullError(describe_full(settings))
+        yield
+
+
+def describe_full(settings: Settings) -> str:
+    """Why an upload cannot be stored."""
+    return (
+        f"the {settings.max_storage_bytes} bytes that may be stored (LOSSLAB_MAX_STORAGE_BYTES) "
+        "are in use, or would be; delete jobs or data sets first"
+    )
 
 
 def measure_storage(engine: Engine, settings: Settings) -> int:
-    """Bytes of all checkpoints, pictures and data sets, and of generated data in the cache."""
+    """Bytes of all checkpoints, pictures and data sets, and of generated data in the cache.
+
+    Files that are not complete do not count: a killed process may have left them.
+    """
     with Session(engine) as session:
-        artifacts = session.exec(select(func.coalesce(func.sum(Artifact.size_bytes), 0))).one()
+        return _measure_all(session, settings)
+
+
+def _measure_all(session: Session, settings: Settings) -> int:
+    artifacts = session.exec(select(func.coalesce(func.sum(Artifact.size_bytes), 0))).one()
     folders = (settings.datasets_dir, settings.cache_dir)
-    return artifacts + sum(_measure(path) for folder in folders for path in folder.glob("*"))
+    paths = (path for folder in folders for path in folder.glob("*"))
+    return artifacts + sum(_measure(path) for path in paths if path.suffix not in _INCOMPLETE)
 
 
 def _remove_generated(cache_dir: Path, *, num_bytes: int) -> int:

@@ -11,10 +11,11 @@ from sqlalchemy import insert, select
 from sqlmodel import Session, col
 
 from server.database.engine import database_now
+from server.jobs.admission import Admission
 from server.jobs.batches import enqueue_all
 from server.jobs.options import BUILT_IN_OPTIONS, UnknownOptionError, read_options
 from server.jobs.studies import MAX_SEEDS, StudyStateError, count_jobs, derive_status, lock_study
-from server.jobs.submission import check_queue, new_job
+from server.jobs.submission import new_job
 from server.models.configuration import check_config
 from server.models.studies import Arm, Study, StudyJob
 from server.models.tables import IS_JUDGED, Job, JobStatus, OwnOption, new_id
@@ -45,18 +46,19 @@ class _Place:
 
 
 def submit_study(
-    session: Session, study: Study, *, seeds: Sequence[int], max_queued_jobs: int | None = None
+    session: Session, study: Study, *, seeds: Sequence[int], admission: Admission | None = None
 ) -> Study:
     """Store a study and queue its jobs, in the caller's transaction.
 
-    Raises QueueFullError, and UnknownOptionError if one of its options was deleted meanwhile.
+    Raises what `admission` raises, and UnknownOptionError if one of its options was deleted
+    meanwhile.
     """
     _hold_options(session, study)
     study.created_at = database_now(session)
     study.seeds, study.rounds = [], []
     session.add(study)
     session.flush()
-    add_seeds(session, study, seeds, max_queued_jobs=max_queued_jobs)
+    add_seeds(session, study, seeds, admission=admission)
     return study
 
 
@@ -66,21 +68,22 @@ def add_seeds(
     seeds: Sequence[int],
     *,
     arms: Iterable[str] | None = None,
-    max_queued_jobs: int | None = None,
+    admission: Admission | None = None,
 ) -> int:
     """Queue further seeds of the named arms, of all without names; returns the number of jobs.
 
     Seed by seed with the arms in turn, so that an early look is balanced. An arm that lacks earlier
     seeds of the study gets those as well. A finished job of the same identity and seed is taken
-    instead if the study asked for that. Raises QueueFullError.
+    instead if the study asked for that. Raises what `admission` raises.
     """
     study.seeds = [*study.seeds, *seeds]
     study.rounds = [*study.rounds, len(study.seeds)] if seeds else study.rounds
     places = _find_open_places(session, study, arms=None if arms is None else set(arms))
     reused = _hold_reusable(session, study, places)
     fresh = [place for place in places if place not in reused]
-    if fresh and max_queued_jobs is not None:
-        check_queue(session, num_jobs=len(fresh), max_queued_jobs=max_queued_jobs)
+    if fresh and admission is not None:
+        datasets = [place.arm.config["dataset"] for place in fresh]
+        admission.check(session, num_jobs=len(fresh), datasets=datasets)
     jobs = _make_jobs(study, fresh)
     session.flush()
     enqueue_all(session, list(jobs.values()))
@@ -108,11 +111,12 @@ def extend_study(
     num_seeds: int,
     arms: Iterable[str] | None,
     looks: Sequence[int],
-    max_queued_jobs: int | None = None,
+    admission: Admission | None = None,
 ) -> Study:
     """Queue further seeds and plan `looks` at them; a study that was cancelled goes on with them.
 
-    Raises StudyStateError above the limits and while the study is paused, and QueueFullError.
+    Raises StudyStateError above the limits and while the study is paused, and what
+    `admission` raises.
     """
     study = lock_study(session, study_id)
     total = len(study.seeds) + num_seeds
@@ -128,7 +132,7 @@ def extend_study(
     study.max_seeds = max(study.max_seeds, total)
     study.looks = list(looks)
     seeds = next_seeds(study, num=num_seeds)
-    add_seeds(session, study, seeds, arms=arms, max_queued_jobs=max_queued_jobs)
+    add_seeds(session, study, seeds, arms=arms, admission=admission)
     return study
 
 

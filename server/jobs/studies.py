@@ -13,6 +13,7 @@ from sqlmodel import Session, col
 
 from server.database.engine import database_now
 from server.errors import ConflictError, NotFoundError
+from server.jobs.admission import Admission
 from server.jobs.batches import (
     LockedJob,
     cancel_all,
@@ -208,12 +209,12 @@ def pause_study(session: Session, study_id: str) -> Study:
     return study
 
 
-def resume_study(session: Session, study_id: str) -> Study:
+def resume_study(session: Session, study_id: str, *, admission: Admission | None = None) -> Study:
     """Continue all jobs of a study that are paused, were cancelled, or failed for another reason
     than their loss; a race goes on.
 
     Raises StudyStateError if all jobs are judged, and JobStateError if one that is being cancelled
-    has not stopped yet.
+    has not stopped yet, and what `admission` raises.
     """
     study, jobs = _lock_with_jobs(session, study_id)
     study.cancel_requested_at = study.pause_requested_at = None
@@ -225,6 +226,11 @@ def resume_study(session: Session, study_id: str) -> Study:
         )
     if open_jobs:
         study.decided_at = None  # their results may open the race again
+    if admission is not None:
+        live = (JobStatus.queued, JobStatus.running)
+        num_jobs = sum(job.status not in live for job in open_jobs)
+        datasets = [arm.config["dataset"] for arm in study.arm_list]
+        admission.check(session, num_jobs=num_jobs, datasets=datasets)
     resume_all(session, open_jobs)
     return study
 

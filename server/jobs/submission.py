@@ -1,18 +1,14 @@
-"""Submitting a job: the limit of the queue, the job's row and its labels."""
+"""Submitting a job: the job's row and its labels."""
 
 from datetime import timedelta
 
 from sqlmodel import Session
 
 from server.database.engine import database_now
-from server.errors import TooManyRequestsError
-from server.jobs.queue import count_queued, enqueue
+from server.jobs.admission import Admission
+from server.jobs.queue import enqueue
 from server.models.configuration import TrainingConfig, compute_config_sha256
 from server.models.tables import Job, JobLabel
-
-
-class QueueFullError(TooManyRequestsError):
-    """The maximum number of jobs is queued."""
 
 
 def new_job(
@@ -41,15 +37,16 @@ def submit_job(
     session: Session,
     job: Job,
     *,
-    max_queued_jobs: int | None = None,
+    admission: Admission | None = None,
     reserved_seconds: float = 0.0,
 ) -> Job:
     """Queue a new job in the caller's transaction; the job is accepted once this has committed.
 
-    For `reserved_seconds`, only a worker that names this job can claim it. Raises QueueFullError.
+    For `reserved_seconds`, only a worker that names this job can claim it. Raises what `admission`
+    raises.
     """
-    if max_queued_jobs is not None:
-        check_queue(session, num_jobs=1, max_queued_jobs=max_queued_jobs)
+    if admission is not None:
+        admission.check(session, num_jobs=1, datasets=[job.config["dataset"]])
     job.created_at = database_now(session)
     session.add(job)
     session.flush()
@@ -65,16 +62,3 @@ def submit_job(
         available_at=reserved_until if reserved_seconds else None,
     )
     return job
-
-
-def check_queue(session: Session, *, num_jobs: int, max_queued_jobs: int) -> None:
-    """Raises QueueFullError if so many further jobs would be too many."""
-    num_queued = count_queued(session)
-    if num_queued + num_jobs <= max_queued_jobs:
-        return
-    if num_jobs == 1:
-        raise QueueFullError(f"{max_queued_jobs} jobs wait already; try again later")
-    raise QueueFullError(
-        f"{num_queued} jobs wait already, and with {num_jobs} more they would be above "
-        f"{max_queued_jobs} (LOSSLAB_MAX_QUEUED_JOBS); try again later"
-    )

@@ -1,10 +1,12 @@
 """Routes for data sets: upload, list, inspect, delete."""
 
-import asyncio
 import hashlib
-from typing import Annotated, Final
+import os
+from typing import IO, Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from server.api.addresses import locate
@@ -20,23 +22,28 @@ from server.api.schemas import (
     LeftOutFile,
     OverlapPublic,
 )
-from server.database.engine import write_transaction
-from server.errors import ConflictError, NotFoundError, TooLargeError
+from server.api.uploads import UploadsDep, name_client
+from server.database.engine import take_turn, write_transaction
+from server.errors import ConflictError, NotFoundError
 from server.files.datasets import (
     DatasetContents,
-    admit_upload,
     check_free,
     draw_preview,
     find_npz,
     list_left_out,
     list_npz,
     open_upload,
+)
+from server.files.imports import Fit, check_fit
+from server.files.inspection import (
+    CheckedUpload,
+    CheckLimitError,
+    admit_upload,
     read_contents,
 )
-from server.files.imports import Fit, check_fit, convert_upload
 from server.files.npz import DatasetError
 from server.jobs import studies
-from server.jobs.retention import ensure_space
+from server.jobs.retention import ensure_space, reserve_space
 from server.models.configuration import BuiltInDataset
 from server.models.names import EntityName
 from server.models.tables import TERMINAL_STATUSES, Job
@@ -99,6 +106,7 @@ async def add_dataset(
     response: Response,
     engine: EngineDep,
     settings: SettingsDep,
+    uploads: UploadsDep,
     pad: Pad = None,
     crop: Crop = None,
 ) -> DatasetDetails:
@@ -110,23 +118,37 @@ async def add_dataset(
     fit = Fit(pad=pad, crop=crop)
     check_fit(fit)
     extend_deadline(request, seconds=_UPLOAD_TIME_FACTOR * settings.request_seconds)
-    await asyncio.to_thread(ensure_space, engine, settings)
-    with open_upload(settings.datasets_dir) as file:
-        num_bytes = 0
-        async for chunk in request.stream():
-            num_bytes += len(chunk)
-            if num_bytes > settings.max_upload_bytes:
-                limit = f"{settings.max_upload_bytes} bytes are allowed (LOSSLAB_MAX_UPLOAD_BYTES)"
-                raise TooLargeError(f"the data set is too large; {limit}")
-            file.write(chunk)
-        note = await asyncio.to_thread(convert_upload, file, fit=fit, shown_name=f"{name}.npz")
-        is_new = await asyncio.to_thread(
-            admit_upload, file, name=name, datasets_dir=settings.datasets_dir
-        )
+    with uploads.enter(name_client(request)):
+        num_stored_bytes = await run_in_threadpool(ensure_space, engine, settings)
+        with (
+            open_upload(settings.datasets_dir) as file,
+            uploads.receive(file, settings=settings, num_stored_bytes=num_stored_bytes) as upload,
+        ):
+            upload.check_size(int(request.headers.get("content-length") or 0))
+            async for chunk in request.stream():
+                upload.write(chunk)
+            checked = await uploads.check(file, fit=fit, shown_name=f"{name}.npz")
+            is_new = await run_in_threadpool(
+                _admit, file, checked, name=name, engine=engine, settings=settings
+            )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/datasets/{name}"
-    details = await asyncio.to_thread(read_dataset, name, settings=settings)
-    return details.model_copy(update={"note": note})
+    details = await run_in_threadpool(read_dataset, name, settings=settings)
+    return details.model_copy(update={"note": checked.note})
+
+
+def _admit(
+    file: IO[bytes], checked: CheckedUpload, *, name: str, engine: Engine, settings: Settings
+) -> bool:
+    """Whether the upload was new. Raises DatasetExistsError and StorageFullError."""
+    num_bytes = os.fstat(file.fileno()).st_size
+    return admit_upload(
+        file,
+        checked,
+        name=name,
+        datasets_dir=settings.datasets_dir,
+        turn=reserve_space(engine, settings, num_bytes=num_bytes),
+    )
 
 
 @router.get("/{name}")
@@ -170,6 +192,7 @@ def delete_dataset(name: Name, *, engine: EngineDep, settings: SettingsDep) -> N
     if name in set(BuiltInDataset):
         raise ConflictError(f"{name} is built in")
     with write_transaction(engine) as session:
+        take_turn(session)  # so that no job is queued meanwhile that needs it
         if user := _find_user(session, name):
             raise ConflictError(f"{user} needs the data set {name!r}; cancel it first")
         try:
@@ -192,9 +215,11 @@ def _describe_built_in(name: str) -> DatasetPublic:
 
 
 def _read_contents(name: str, *, settings: Settings) -> DatasetContents:
-    """Raises NotFoundError."""
+    """Raises NotFoundError, and CheckLimitError and UnavailableError if it cannot be read."""
     try:
         return read_contents(name, datasets_dir=settings.datasets_dir)
+    except CheckLimitError:
+        raise
     except (DatasetError, FileNotFoundError) as error:
         raise NotFoundError(str(error)) from None
 

@@ -48,8 +48,9 @@ from server.api.schemas import (
 )
 from server.errors import NotFoundError
 from server.files.artifacts import JobFiles
-from server.files.datasets import check_dataset
+from server.files.inspection import check_dataset
 from server.jobs import queue
+from server.jobs.admission import Admission
 from server.jobs.events import read_events
 from server.jobs.listing import JobFilter, find_job, read_page
 from server.jobs.options import check_known
@@ -97,7 +98,7 @@ def create_job(
         job = request.make_job(session, datasets_dir=settings.datasets_dir)
 
     def submit(session: Session) -> Answer:
-        submit_job(session, job, max_queued_jobs=settings.max_queued_jobs)
+        submit_job(session, job, admission=Admission.of(settings))
         return Answer(JobPublic.of(job).model_dump_json(), location=f"/jobs/{job.id}")
 
     return answer_once(engine, keyed, execute=submit)
@@ -168,7 +169,14 @@ def resume_job(
     # Without its data set the job would fail later.
     sha256 = check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
     num_epochs = request.epochs if request is not None else None
-    return JobPublic.of(queue.resume(engine, job.id, num_epochs=num_epochs, dataset_sha256=sha256))
+    resumed = queue.resume(
+        engine,
+        job.id,
+        num_epochs=num_epochs,
+        dataset_sha256=sha256,
+        admission=Admission.of(settings),
+    )
+    return JobPublic.of(resumed)
 
 
 @router.get("/{job_id}/metrics")

@@ -37,6 +37,7 @@ from server.api.study_schemas import (
 from server.database.engine import write_transaction
 from server.files.artifacts import JobFiles
 from server.jobs import seeds, studies
+from server.jobs.admission import Admission
 from server.jobs.ages import AgeWatch
 from server.jobs.estimates import estimate_seconds
 from server.jobs.workers import count_live
@@ -125,8 +126,8 @@ def create_study(
             return Response(plan.model_dump_json(), media_type="application/json")
 
     def submit(session: Session) -> Answer:
-        limit = settings.max_queued_jobs
-        seeds.submit_study(session, study, seeds=request.list_seeds(), max_queued_jobs=limit)
+        admission = Admission.of(settings)
+        seeds.submit_study(session, study, seeds=request.list_seeds(), admission=admission)
         body = describe_study(session, study, cache=cache).model_dump_json()
         return Answer(body, location=f"/studies/{study.id}")
 
@@ -220,7 +221,11 @@ def resume_study(
     """Let the paused, cancelled and lost jobs of the study go on. Judged seeds are not trained
     again, also those whose loss diverged."""
     check_datasets(study, datasets_dir=settings.datasets_dir)
-    return _change(engine, study, studies.resume_study, cache=cache)
+
+    def resume(session: Session, study_id: str) -> Study:
+        return studies.resume_study(session, study_id, admission=Admission.of(settings))
+
+    return _change(engine, study, resume, cache=cache)
 
 
 @router.post("/{study_id}/seeds")
@@ -246,7 +251,7 @@ def add_seeds(
             num_seeds=request.num,
             arms=kept,
             looks=_extend_looks(locked, num_seeds=len(locked.seeds) + request.num),
-            max_queued_jobs=settings.max_queued_jobs,
+            admission=Admission.of(settings),
         )
 
     return _change(engine, study, extend, cache=cache)

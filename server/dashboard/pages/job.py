@@ -15,8 +15,10 @@ from server.dashboard.curves import draw_job
 from server.dashboard.pages.login import FormDep, make_local_path
 from server.dashboard.rendering import is_refresh, render_page
 from server.errors import InvalidInputError, NotFoundError
-from server.files.datasets import check_dataset, describe_use
+from server.files.datasets import describe_use
+from server.files.inspection import check_dataset
 from server.jobs import queue
+from server.jobs.admission import Admission
 from server.jobs.events import read_newest_events
 from server.jobs.records import read_artifacts
 from server.judging.criteria import Thresholds
@@ -89,7 +91,13 @@ def change_job(
         case "resume":
             sha256 = check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
             num_epochs = _read_num_epochs(form)
-            queue.resume(engine, job.id, num_epochs=num_epochs, dataset_sha256=sha256)
+            queue.resume(
+                engine,
+                job.id,
+                num_epochs=num_epochs,
+                dataset_sha256=sha256,
+                admission=Admission.of(settings),
+            )
         case _:
             raise NotFoundError(f"a job has no action {action!r}")
     target = make_local_path(form.get("next", f"/ui/jobs/{job.id}"))

@@ -16,6 +16,7 @@ from server.dashboard.pages.login import FormDep
 from server.dashboard.rendering import render_page
 from server.database.engine import write_transaction
 from server.files.npz import DatasetError
+from server.jobs.admission import Admission
 from server.jobs.listing import JobFilter, count_by_status, find_job, read_page
 from server.jobs.options import Option, is_known, read_options
 from server.jobs.submission import submit_job
@@ -95,7 +96,7 @@ def post_job(
             with Session(engine) as session:
                 job = form.request.make_job(session, datasets_dir=settings.datasets_dir)
             with write_transaction(engine) as session:
-                submit_job(session, job, max_queued_jobs=settings.max_queued_jobs)
+                submit_job(session, job, admission=Admission.of(settings))
             return RedirectResponse(f"/ui/jobs/{job.id}", status_code=303)
         except DatasetError as error:
             form.errors["dataset"] = str(error)

@@ -30,6 +30,7 @@ from server.dashboard.study_form import (
 from server.dashboard.study_view import write_sentence
 from server.database.engine import write_transaction
 from server.jobs import studies
+from server.jobs.admission import Admission
 from server.jobs.ages import AgeWatch
 from server.jobs.options import read_options
 from server.jobs.seeds import submit_study
@@ -110,12 +111,12 @@ def post_study(
 
 
 def _submit(engine: Engine, form: StudyForm, *, settings: Settings) -> str:
-    """Raises QueueFullError."""
+    """Raises QueueFullError and DatasetError."""
     assert form.request is not None and form.study is not None
     with write_transaction(engine) as session:
         wanted = form.request.list_seeds()
-        limit = settings.max_queued_jobs
-        study = submit_study(session, form.study, seeds=wanted, max_queued_jobs=limit)
+        admission = Admission.of(settings)
+        study = submit_study(session, form.study, seeds=wanted, admission=admission)
         return study.id
 
 

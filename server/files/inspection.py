@@ -1,0 +1,253 @@
+"""Reading files of users from a server: by a process of its own with little memory, one at a time.
+
+What was found is kept, so that an unchanged file is read only once.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple
+
+from server.errors import UnavailableError
+from server.files.checking import unpack_contents
+from server.files.datasets import (
+    DatasetContents,
+    DatasetExistsError,
+    add_upload,
+    find_npz,
+    seal_upload,
+)
+from server.files.hashes import FileVersion, find_sha256, read_version
+from server.files.imports import Fit
+from server.files.npz import DatasetError
+from server.models.configuration import BuiltInDataset
+
+#: Memory that the check of a file may take: enough for JSON of ARC tasks of the allowed size.
+MAX_CHECK_BYTES: Final = 384 * 2**20
+#: Seconds that it may take, and that another one may wait for its turn.
+MAX_CHECK_SECONDS, MAX_WAIT_SECONDS = 180.0, 20.0
+#: Requests that may wait. Each has one of the server's threads, of which there are forty.
+MAX_WAITING: Final = 8
+
+#: -P keeps the working directory out of the search path, as for a worker.
+_COMMAND: Final = (sys.executable, "-P", "-m", "server.files.checking")
+#: Threads and arenas reserve memory that they do not use.
+_FRUGAL: Final = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+}
+_MAX_KNOWN: Final = 128
+
+Json = dict[str, Any]
+_logger = logging.getLogger(__name__)
+
+
+class CheckLimitError(DatasetError):
+    """To read a file takes more memory or time than it may."""
+
+
+class CheckedUpload(NamedTuple):
+    """An upload that is a valid `.npz` now."""
+
+    contents: DatasetContents
+    note: str | None  #: what was done to it, if anything was
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was found in a file, as it was then."""
+
+    version: FileVersion
+    contents: DatasetContents | None = None
+
+
+class _Checks:
+    """The turn to check a file, and what was found."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._places = threading.BoundedSemaphore(MAX_WAITING + 1)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._known: dict[Path, _Known] = {}
+
+    @contextmanager
+    def take_turn(self) -> Iterator[None]:
+        """Raises UnavailableError if too many wait, or for too long."""
+        message = "other files are being checked; try again later"
+        if not self._places.acquire(blocking=False):
+            raise UnavailableError(f"{MAX_WAITING} requests wait while {message}")
+        try:
+            if not self._turn.acquire(timeout=MAX_WAIT_SECONDS):
+                raise UnavailableError(f"after {MAX_WAIT_SECONDS:g} s {message}")
+            try:
+                yield
+            finally:
+                self._turn.release()
+        finally:
+            self._places.release()
+
+    def run(self, task: Json, *, name: str) -> Json:
+        """The answer of `server.files.checking`. Raises DatasetError."""
+        # The child ends once nobody holds the other end of its standard input.
+        child_end, own_end = os.pipe()
+        try:
+            given = json.dumps({**task, "max_bytes": MAX_CHECK_BYTES})
+            self._process = subprocess.Popen(
+                [*_COMMAND, given],
+                env=os.environ | _FRUGAL,
+                stdin=child_end,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            with self._process as process:
+                try:
+                    output, errors = process.communicate(timeout=MAX_CHECK_SECONDS)
+                except BaseException as error:
+                    process.kill()
+                    if isinstance(error, subprocess.TimeoutExpired):
+                        raise CheckLimitError(
+                            f"{name}: to check it takes longer than {MAX_CHECK_SECONDS:g} s"
+                        ) from None
+                    raise
+        finally:
+            self._process = None
+            os.close(child_end)
+            os.close(own_end)
+        return _read_answer(output, errors, code=process.returncode, name=name)
+
+    def end(self) -> None:
+        """End the check that runs, if one does."""
+        process = self._process
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.kill()
+
+    def find(self, path: Path) -> _Known | None:
+        """What is known of a file as it is now. Raises FileNotFoundError."""
+        known = self._known.get(path)
+        return known if known is not None and known.version == read_version(path) else None
+
+    def keep(self, path: Path, known: _Known) -> None:
+        self._known.pop(path, None)
+        self._known[path] = known
+        for oldest in list(self._known)[:-_MAX_KNOWN]:
+            self._known.pop(oldest, None)
+
+
+_checks = _Checks()
+
+
+def check_dataset(name: str, *, datasets_dir: Path) -> str | None:
+    """The SHA-256 of an uploaded data set's file; None for a built-in one.
+
+    Raises DatasetError unless `name` is built in or a valid file, and UnavailableError.
+    """
+    if name in set(BuiltInDataset):
+        return None
+    path = find_npz(name, datasets_dir=datasets_dir)
+    if _checks.find(path) is None:
+        with _checks.take_turn():
+            if _checks.find(path) is None:
+                version = read_version(path)
+                _checks.run({"do": "check", "path": str(path)}, name=path.name)
+                _checks.keep(path, _Known(version))
+    return find_sha256(path)
+
+
+def read_contents(name: str, *, datasets_dir: Path) -> DatasetContents:
+    """The contents of an uploaded data set. Raises DatasetError and UnavailableError."""
+    path = find_npz(name, datasets_dir=datasets_dir)
+    if contents := _find_contents(path):
+        return contents
+    with _checks.take_turn():
+        if contents := _find_contents(path):
+            return contents
+        version = read_version(path)
+        answer = _checks.run({"do": "describe", "path": str(path)}, name=path.name)
+        contents = unpack_contents(answer["contents"])
+        _checks.keep(path, _Known(version, contents))
+        return contents
+
+
+def check_upload(file: IO[bytes], *, fit: Fit, shown_name: str) -> CheckedUpload:
+    """Read a temporary file, and rewrite it as an `.npz` unless it is one already and stays as it
+    is. Raises DatasetError and UnavailableError."""
+    file.flush()
+    task = {"do": "convert", "path": file.name, "shown_name": shown_name}
+    with _checks.take_turn():
+        answer = _checks.run({**task, "pad": fit.pad, "crop": fit.crop}, name=shown_name)
+    return CheckedUpload(unpack_contents(answer["contents"]), answer["note"])
+
+
+def admit_upload(
+    file: IO[bytes],
+    checked: CheckedUpload,
+    *,
+    name: str,
+    datasets_dir: Path,
+    turn: AbstractContextManager[None] | None = None,
+) -> bool:
+    """Store a checked upload as `name.npz`, while `turn` is entered, which may refuse it; returns
+    False if the same grids are already stored.
+
+    Raises DatasetExistsError if another data set has the name, and what `turn` raises.
+    """
+    seal_upload(file)
+    path = datasets_dir / f"{name}.npz"
+    try:
+        if os.path.lexists(path):
+            raise FileExistsError(path)
+        with turn or nullcontext():
+            add_upload(file, path)
+    except FileExistsError:
+        if path.is_file() and _have_same_content(Path(file.name), path):
+            return False
+        message = f"there is another data set {name!r}; delete it first, or use another name"
+        raise DatasetExistsError(message) from None
+    # Its other name would go soon, and a change of a file's names is a change of the file.
+    Path(file.name).unlink(missing_ok=True)
+    _checks.keep(path, _Known(read_version(path), checked.contents))
+    return True
+
+
+def end_checks() -> None:
+    """End what still runs when the server stops."""
+    _checks.end()
+
+
+def _find_contents(path: Path) -> DatasetContents | None:
+    known = _checks.find(path)
+    return None if known is None else known.contents
+
+
+def _have_same_content(upload_path: Path, path: Path) -> bool:
+    task = {"do": "compare", "path": str(upload_path), "other": str(path)}
+    with _checks.take_turn():
+        is_same: bool = _checks.run(task, name=path.name)["is_same"]
+    return is_same
+
+
+def _read_answer(output: bytes, errors: bytes, *, code: int, name: str) -> Json:
+    if code == 0:
+        answer: Json = json.loads(output)
+        if message := answer.get("error"):
+            raise DatasetError(message)
+        if not answer.get("is_out_of_memory"):
+            return answer
+    elif code > 0:
+        raise RuntimeError(f"the check of {name} failed: {errors.decode(errors='replace')[-2000:]}")
+    # By a signal: the system ends what takes too much memory as well.
+    _logger.warning("the check of %s ended for its memory (exit code %d)", name, code)
+    raise CheckLimitError(
+        f"{name}: to check it takes more than {MAX_CHECK_BYTES // 2**20} MiB of memory; send fewer "
+        "grids, or send them as an .npz of uint8"
+    )
