@@ -115,10 +115,3 @@ def get_uploads(request: Request) -> Uploads:
 
 
 UploadsDep = Annotated[Uploads, Depends(get_uploads)]
-
-
-def name_client(request: Request) -> str:
-    """Whose upload it is: that of a token, or of an address."""
-    if token_name := getattr(request.state, "token_name", ""):
-        return f"token {token_name}"
-    return f"address {request.client.host if request.client else ''}"

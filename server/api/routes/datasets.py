@@ -15,6 +15,7 @@ from server.api.dependencies import EngineDep, SettingsDep
 from server.api.limits import extend_deadline
 from server.api.problems import PROBLEM_RESPONSES
 from server.api.queries import MAX_PAGE_SIZE
+from server.api.rates import find_client
 from server.api.schemas import (
     DatasetDetails,
     DatasetList,
@@ -22,7 +23,7 @@ from server.api.schemas import (
     LeftOutFile,
     OverlapPublic,
 )
-from server.api.uploads import UploadsDep, name_client
+from server.api.uploads import UploadsDep
 from server.database.engine import take_turn, write_transaction
 from server.errors import ConflictError, NotFoundError
 from server.files.datasets import (
@@ -118,7 +119,7 @@ async def add_dataset(
     fit = Fit(pad=pad, crop=crop)
     check_fit(fit)
     extend_deadline(request, seconds=_UPLOAD_TIME_FACTOR * settings.request_seconds)
-    with uploads.enter(name_client(request)):
+    with uploads.enter(find_client(request)):
         num_stored_bytes = await run_in_threadpool(ensure_space, engine, settings)
         with (
             open_upload(settings.datasets_dir) as file,
