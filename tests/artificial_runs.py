@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from server.judging.criteria import CriteriaSet, Criterion, Thresholds
+from server.judging.histories import EpochSummary, KlSummary
 from server.judging.verdicts import judge
 from server.models.options import BuiltInOption
 from server.models.tables import EpochMetrics, Job, JobStatus
@@ -66,6 +67,14 @@ def make_epoch(epoch: int = 1, **values: Any) -> EpochMetrics:
 
 def make_measured_epoch(epoch: int = 1, **values: Any) -> EpochMetrics:
     return make_epoch(epoch, **MEASURED | values)
+
+
+def summarise(row: EpochMetrics, *, is_last: bool = True) -> EpochSummary:
+    """The epoch as it is read for verdicts and curves."""
+    kl = KlSummary.of(row.val_kl_per_dimension)
+    values = {name: getattr(row, name, None) for name in EpochSummary._fields}
+    lists = {"val_kl_per_dimension": row.val_kl_per_dimension if is_last else ()}
+    return EpochSummary(**values | lists | {"val_kl_total": kl.total, "val_kl_min": kl.min})
 
 
 def history(*, is_measured: bool = False, **series: list[Any]) -> list[EpochMetrics]:

@@ -41,7 +41,10 @@ def make_result(
     )
     rows = make_epochs(job.id, is_healthy=letter != "f")
     rows[-1] |= final
-    epochs = [EpochSummary(*(row[name] for name in EpochSummary._fields)) for row in rows]
+    epochs = [
+        EpochSummary(**{name: row[name] for name in EpochSummary._fields if name in row})
+        for row in rows
+    ]
     return SeedResult.of(job, epochs, seed=seed, thresholds=Thresholds(), criteria_set=criteria_set)
 
 

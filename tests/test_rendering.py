@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from server.dashboard.curves import thin
 from server.dashboard.rendering import encode_data, format_epochs
+from server.judging.thinning import thin
 
 
 def test_data_for_scripts_cannot_leave_its_element() -> None:

@@ -4,13 +4,14 @@ import io
 from typing import Any
 
 import pytest
-from artificial_runs import make_epoch, make_job, make_measured_epoch
+from artificial_runs import make_epoch, make_job, make_measured_epoch, summarise
 from conftest import TINY
 from PIL import Image
 
 from server.judging.charts import render_curves, shorten_label
 from server.judging.comparisons import ComparedJob, Comparison, group_jobs, judge_groups
 from server.judging.criteria import CriteriaSet, Thresholds
+from server.judging.groups import SeedResult
 from server.judging.ranking import JudgedJob, find_differences, rank
 from server.judging.reports import escape_markdown, render_html, render_markdown
 from server.judging.verdicts import judge
@@ -29,17 +30,24 @@ def make_entry(
     config = TINY | {"seed": seed}
     job = make_job(dataset_summary={"background_share": 0.93}, config=config, **values)
     make = make_measured_epoch if is_measured else make_epoch
-    epochs = [make(epoch) for epoch in range(1, num_epochs + 1)]
+    epochs = [summarise(make(epoch)) for epoch in range(1, num_epochs + 1)]
     return ComparedJob(job, judge(job, epochs), epochs, has_namesake=has_namesake)
 
 
 def make_comparison(*entries: ComparedJob) -> Comparison:
     jobs = [entry.job for entry in entries]
+    results = {
+        entry.job.id: SeedResult.of(
+            entry.job,
+            entry.epochs,
+            seed=entry.job.config["seed"],
+            thresholds=Thresholds(),
+            criteria_set=CriteriaSet.spec,
+        )
+        for entry in entries
+    }
     groups, decision = judge_groups(
-        group_jobs(jobs),
-        histories={entry.job.id: entry.epochs for entry in entries},
-        thresholds=Thresholds(),
-        criteria_set=CriteriaSet.spec,
+        group_jobs(jobs), results=results, criteria_set=CriteriaSet.spec
     )
     return Comparison(
         entries=list(entries),

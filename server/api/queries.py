@@ -101,9 +101,14 @@ class ComparisonQuery(JudgingQuery):
         json_schema_extra={"pattern": _OPTIONS_PATTERN},
     )
 
-    def compare(self, session: Session) -> Comparison:
+    def compare(self, session: Session, *, has_curves: bool = False) -> Comparison:
         """The requested comparison. Raises RequestValidationError and NotFoundError."""
-        compare_by = partial(compare, thresholds=self.thresholds(), criteria_set=self.criteria)
+        compare_by = partial(
+            compare,
+            thresholds=self.thresholds(),
+            criteria_set=self.criteria,
+            has_curves=has_curves,
+        )
         if bool(self.job_id) == bool(self.options):
             refuse_query("job_id", "name jobs by job_id, or presets by options=a,b,c, but not both")
         if self.job_id:

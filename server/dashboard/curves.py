@@ -5,15 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from server.judging.histories import History
+from server.judging.histories import EpochSummary
+from server.judging.thinning import MAX_POINTS, Values, find_num_points, thin
 from server.models.tables import EpochMetrics
 
-MAX_POINTS = 500
-MIN_POINTS = 120
-#: Points of one panel of a comparison, all jobs together.
-MAX_PANEL_POINTS = 12_000
 MAX_HEAT_CELLS = 20_000
 
 #: The curves on a job's page, named as in its epoch events.
@@ -42,27 +38,6 @@ JOB_CURVES = (
     "learning_rate",
 )
 
-Values = npt.NDArray[np.float64]
-
-
-def thin(values: Values, *, limit: int) -> npt.NDArray[np.intp]:
-    """Indices of at most `limit` points of a curve: the first, the last, and the lowest and highest
-    point of each segment between them. A longer curve may lose points that are NaN."""
-    if len(values) <= limit:
-        return np.arange(len(values))
-    if limit == 2:
-        return np.array([0, len(values) - 1])
-    num_segments = (limit - 2) // 2
-    width = -(-(len(values) - 2) // num_segments)
-    inner = np.full(num_segments * width, np.nan)
-    inner[: len(values) - 2] = values[1:-1]
-    segments = inner.reshape(num_segments, width)
-    starts = 1 + width * np.arange(num_segments)
-    lowest = starts + np.where(np.isnan(segments), np.inf, segments).argmin(axis=1)
-    highest = starts + np.where(np.isnan(segments), -np.inf, segments).argmax(axis=1)
-    has_any = ~np.isnan(segments).all(axis=1)
-    return np.unique(np.concatenate([[0], lowest[has_any], highest[has_any], [len(values) - 1]]))
-
 
 def draw_job(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
     """All curves of a job, and its KL per dimension for the heat map."""
@@ -74,10 +49,9 @@ def draw_job(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
     return {"curves": curves, "kl": _draw_heat(epochs)}
 
 
-def draw_history(epochs: History, *, num_jobs: int) -> dict[str, Any]:
+def draw_history(epochs: Sequence[EpochSummary], *, num_jobs: int) -> dict[str, Any]:
     """The curves of one job in a comparison."""
-    limit = min(MAX_POINTS, max(MIN_POINTS, MAX_PANEL_POINTS // num_jobs))
-    kl = np.array([row.val_kl_per_dimension for row in epochs] or np.empty((0, 1)))
+    limit = find_num_points(num_jobs)
     columns = {
         "train_loss": _as_array([row.train_loss for row in epochs]),
         "train_pixel_accuracy": _as_array([row.train_pixel_accuracy for row in epochs]),
@@ -87,11 +61,23 @@ def draw_history(epochs: History, *, num_jobs: int) -> dict[str, Any]:
         "val_foreground_ap": _as_array([row.val_foreground_ap for row in epochs]),
         "val_colour_ap": _as_array([row.val_colour_ap for row in epochs]),
         "val_mutual_information": _as_array([row.val_mutual_information for row in epochs]),
-        "mean_kl": kl.mean(axis=1),
-        "min_kl": kl.min(axis=1),
     }
     numbers = [row.epoch for row in epochs]
-    return {name: _make_curve(numbers, values, limit=limit) for name, values in columns.items()}
+    curves = {name: _make_curve(numbers, values, limit=limit) for name, values in columns.items()}
+    return curves | _draw_kl(epochs, limit=limit)
+
+
+def _draw_kl(epochs: Sequence[EpochSummary], *, limit: int) -> dict[str, Any]:
+    """The mean KL of the dimensions and that of the weakest, at the epochs of which it was read."""
+    known = [row for row in epochs if row.val_kl_total is not None]
+    num_dimensions = len(known[-1].val_kl_per_dimension) if known else 1
+    numbers = [row.epoch for row in known]
+    mean = _as_array([row.val_kl_total for row in known]) / max(1, num_dimensions)
+    weakest = _as_array([row.val_kl_min for row in known])
+    return {
+        "mean_kl": _make_curve(numbers, mean, limit=limit),
+        "min_kl": _make_curve(numbers, weakest, limit=limit),
+    }
 
 
 def _draw_heat(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:

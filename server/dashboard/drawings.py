@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup, escape
 
-from server.dashboard.curves import Values
 from server.dashboard.scales import Scale, make_epoch_scale
 from server.judging.numbers import format_number, format_share
+from server.judging.thinning import Values
 
 NUM_COLOURS: Final = 7
 #: Height of the area of curves, and the size of the inner picture, in which places are integers.

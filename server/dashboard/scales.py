@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from server.dashboard.curves import Values
+from server.judging.thinning import Values
 
 _MAX_STEPS: Final = 4
 _EPOCH_STEPS: Final = (1, 2, 5, 10, 20, 25, 50, 100, 200, 250)

@@ -8,11 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 from markupsafe import Markup
-from pydantic_core import from_json
-from sqlalchemy import String, cast, select
+from sqlalchemy import select
 from sqlmodel import Session, col
 
-from server.dashboard.curves import Values
 from server.dashboard.drawings import (
     NO_TARGET,
     Curves,
@@ -25,9 +23,11 @@ from server.dashboard.drawings import (
 from server.dashboard.scales import Scale, make_linear_scale, make_log_scale, make_share_scale
 from server.judging.criteria import CriterionName, Thresholds
 from server.judging.groups import GroupMetric, Side
+from server.judging.histories import read_kl
 from server.judging.knowledge import Chance, find_levels
 from server.judging.numbers import format_number
 from server.judging.studies import ArmVerdict
+from server.judging.thinning import Values
 from server.models.tables import EpochMetrics
 
 #: Points of one drawing, all seeds together; of longer trainings not every epoch is drawn.
@@ -212,16 +212,12 @@ def _read_rows(
         col(EpochMetrics.val_foreground_ap),
         col(EpochMetrics.val_colour_ap),
         col(EpochMetrics.val_mutual_information),
-        cast(col(EpochMetrics.val_kl_per_dimension), String),
         col(EpochMetrics.val_foreground_share),
         col(EpochMetrics.val_colour_prevalence),
     ).where(job_id.in_(job_ids))
     if epochs is not None:
         query = query.where(epoch.in_(epochs))
-    found = session.execute(query).all()
-    # Decoding one long text is many times faster than decoding its parts.
-    kl = from_json(f"[{','.join(row[-3] for row in found)}]")
-    return [(*row[:-3], min(each), *row[-2:]) for row, each in zip(found, kl, strict=True)]
+    return [(*row[:-2], kl.min, *row[-2:]) for row, kl in read_kl(session, query)]
 
 
 def _make_curves(arm: int, table: Values, *, column: int, num_seeds: int) -> Curves:

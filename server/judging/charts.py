@@ -2,9 +2,11 @@
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from server.fonts import make_drawable, prepare_matplotlib
 from server.judging.comparisons import ComparedJob, Comparison
@@ -12,7 +14,7 @@ from server.judging.criteria import CriterionName, list_criteria
 from server.judging.groups import Side
 from server.judging.histories import EpochSummary
 from server.judging.knowledge import Chance, is_measured
-from server.models.tables import EpochMetrics
+from server.judging.thinning import find_num_points, thin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,15 +35,26 @@ class Panel:
     """The curves of one metric; `find_levels` gives the values that it is compared with."""
 
     title: str
-    read: Callable[[EpochSummary | EpochMetrics], float | None]
+    read: Callable[[EpochSummary], float | None]
     find_levels: Callable[[Chance], Sequence[float]] = lambda _: ()
     level_label: str = ""
+    is_sparse: bool = False  #: read at some epochs only, between which its curve goes on
+
+    def list_points(self, epochs: Iterable[EpochSummary]) -> list[tuple[int, float]]:
+        """Epoch and value of each point. What was not measured, is no number, or endless, leaves a
+        gap in its curve."""
+        points = [(row.epoch, self.read(row)) for row in epochs]
+        return [
+            (epoch, math.nan if value is None or not math.isfinite(value) else value)
+            for epoch, value in points
+            if not (self.is_sparse and value is None)
+        ]
 
 
 LOSS: Final = Panel("training loss", lambda row: row.train_loss)
 ACCURACY: Final = Panel("training pixel accuracy", lambda row: row.train_pixel_accuracy)
 _KL: Final = Panel(
-    "validation KL, all dimensions (nats)", lambda row: sum(row.val_kl_per_dimension)
+    "validation KL, all dimensions (nats)", lambda row: row.val_kl_total, is_sparse=True
 )
 #: The rows of a picture, each with its heading.
 _ROWS: Final[dict[str, Sequence[Panel]]] = {
@@ -153,21 +166,23 @@ def shorten_label(label: str) -> str:
 def _draw_panel(axes: "Axes", panel: Panel, comparison: Comparison) -> None:
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - slow to import
 
+    limit = find_num_points(len(comparison.entries))
     for index, entry in enumerate(comparison.entries):
-        _draw_entry(axes, entry, index=index, panel=panel)
+        _draw_entry(axes, entry, index=index, panel=panel, limit=limit)
     axes.set_title(panel.title)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
 
 
-def _draw_entry(axes: "Axes", entry: ComparedJob, *, index: int, panel: Panel) -> None:
-    values = [panel.read(row) for row in entry.epochs]
+def _draw_entry(axes: "Axes", entry: ComparedJob, *, index: int, panel: Panel, limit: int) -> None:
+    points = np.array(panel.list_points(entry.epochs), dtype=np.float64).reshape(-1, 2)
+    points = points[thin(points[:, 1], limit=limit)]
     axes.plot(
-        [row.epoch for row in entry.epochs],
-        [math.nan if value is None else value for value in values],
+        points[:, 0],
+        points[:, 1],
         color=_COLOURS[index % len(_COLOURS)],
-        marker=_MARKERS[index % len(_MARKERS)] if len(values) <= 50 else None,
+        marker=_MARKERS[index % len(_MARKERS)] if len(points) <= 50 else None,
         markersize=4,
         linewidth=1.5,
         label=draw_name(entry.label),

@@ -4,7 +4,7 @@ Jobs of one configuration are also judged as a group, at one look: a single run 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from server.judging.criteria import CriteriaSet, Criterion, CriterionName, Thres
 from server.judging.decisions import ArmCount, Recommendation, RuledOutArm, recommend
 from server.judging.differences import rank_arms
 from server.judging.groups import SeedResult, judge_group
-from server.judging.histories import History, read_histories
+from server.judging.histories import EpochSummary, History, read_histories, read_in_parts
 from server.judging.ranking import JudgedJob, Ranking, find_differences, rank
 from server.judging.statistics import DecisionState, decide
 from server.judging.studies import ArmVerdict, describe_arm
@@ -31,11 +31,11 @@ _MAX_BACKGROUND_SHARES: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class ComparedJob:
-    """A job of a comparison with its verdict and epochs."""
+    """A job of a comparison with its verdict and epochs; without curves, with the last one."""
 
     job: Job
     verdict: Verdict
-    epochs: History
+    epochs: Sequence[EpochSummary]
     has_namesake: bool = False  # another compared job has the same name
 
     @property
@@ -132,27 +132,31 @@ def compare(
     thresholds: Thresholds,
     criteria_set: CriteriaSet,
     groups: Sequence[Sequence[Job]] | None = None,
+    has_curves: bool = False,
 ) -> Comparison:
     """Judge jobs side by side, and `groups` of jobs of one configuration each.
 
-    By default the groups are those among the jobs.
+    By default the groups are those among the jobs. The epochs of the jobs are kept only with
+    `has_curves`: without them a comparison needs little memory.
     """
     groups = group_jobs(jobs) if groups is None else groups
-    everyone = {job.id: job for each in (jobs, *groups) for job in each}
-    histories = read_histories(session, everyone)
+    results: dict[str, SeedResult] = {}
+    entries = []
     num_named = Counter(job.name for job in jobs)
-    entries = [
-        ComparedJob(
-            job=job,
-            verdict=judge(job, histories[job.id], thresholds, criteria_set=criteria_set),
-            epochs=histories[job.id],
-            has_namesake=num_named[job.name] > 1,
+    for job, epochs in _read(session, jobs, has_curves=has_curves):
+        entries.append(
+            ComparedJob(
+                job=job,
+                verdict=judge(job, epochs, thresholds, criteria_set=criteria_set),
+                epochs=epochs if has_curves else epochs[-1:],
+                has_namesake=num_named[job.name] > 1,
+            )
         )
-        for job in jobs
-    ]
-    arms, decision = judge_groups(
-        groups, histories=histories, thresholds=thresholds, criteria_set=criteria_set
-    )
+        results[job.id] = _judge_seed(job, epochs, thresholds, criteria_set=criteria_set)
+    others = {job.id: job for group in groups for job in group if job.id not in results}
+    for job, epochs in read_in_parts(session, list(others.values())):
+        results[job.id] = _judge_seed(job, epochs, thresholds, criteria_set=criteria_set)
+    arms, decision = judge_groups(groups, results=results, criteria_set=criteria_set)
     return Comparison(
         entries=entries,
         criteria_set=criteria_set,
@@ -161,6 +165,23 @@ def compare(
         differences=find_differences(jobs),
         groups=arms,
         decision=decision,
+    )
+
+
+def _read(
+    session: Session, jobs: Sequence[Job], *, has_curves: bool
+) -> Iterator[tuple[Job, Sequence[EpochSummary]]]:
+    if not has_curves:
+        return read_in_parts(session, jobs)
+    histories = read_histories(session, [job.id for job in jobs], has_kl_curves=True)
+    return ((job, histories[job.id]) for job in jobs)
+
+
+def _judge_seed(
+    job: Job, epochs: History, thresholds: Thresholds, *, criteria_set: CriteriaSet
+) -> SeedResult:
+    return SeedResult.of(
+        job, epochs, seed=job.config["seed"], thresholds=thresholds, criteria_set=criteria_set
     )
 
 
@@ -175,26 +196,13 @@ def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
 def judge_groups(
     groups: Sequence[Sequence[Job]],
     *,
-    histories: Mapping[str, History],
-    thresholds: Thresholds,
+    results: Mapping[str, SeedResult],
     criteria_set: CriteriaSet,
 ) -> tuple[list[ArmVerdict], Recommendation]:
-    """Each group's verdict, and the decision at one look."""
+    """Each group's verdict, by the results of its jobs, and the decision at one look."""
     arms = _name_arms([group[0] for group in groups])
-    results = [
-        [
-            SeedResult.of(
-                job,
-                histories[job.id],
-                seed=job.config["seed"],
-                thresholds=thresholds,
-                criteria_set=criteria_set,
-            )
-            for job in group
-        ]
-        for group in groups
-    ]
-    verdicts = [judge_group(each, criteria_set=criteria_set) for each in results]
+    by_arm = [[results[job.id] for job in group] for group in groups]
+    verdicts = [judge_group(each, criteria_set=criteria_set) for each in by_arm]
     counts = {
         arm.name: ArmCount(verdict.num_passed, verdict.num_judged)
         for arm, verdict in zip(arms, verdicts, strict=True)
@@ -203,7 +211,7 @@ def judge_groups(
     out = {entry.arm for entry in decision.ruled_out}
     described = [
         describe_arm(arm, verdict, results=each, is_out=arm.name in out)
-        for arm, verdict, each in zip(arms, verdicts, results, strict=True)
+        for arm, verdict, each in zip(arms, verdicts, by_arm, strict=True)
     ]
     return described, recommend(decision, counts, criteria_set=criteria_set)
 

@@ -17,14 +17,12 @@ from sqlmodel import Session, col
 from server.judging.criteria import CriteriaSet, Thresholds
 from server.judging.decisions import Recommendation, recommend
 from server.judging.groups import GroupVerdict, SeedResult, judge_group
-from server.judging.histories import History, read_histories
+from server.judging.histories import History, read_in_parts
 from server.judging.looks import LookPublic, Looks
 from server.models.studies import Arm, Study, StudyJob
 from server.models.tables import Job, JobStatus
 
 _MAX_CACHED_RESULTS: Final = 20_000
-#: Jobs whose epochs are in memory together.
-_NUM_READ_AT_ONCE: Final = 250
 #: The columns that a verdict and a study's answer need.
 _COLUMNS: Final = (
     "id",
@@ -188,28 +186,25 @@ def _judge_jobs(
     found = cache.find(keys)
     unknown = by_id.keys() - found.keys()
     fresh = {
-        job_id: SeedResult.of(
-            jobs[job_id],
+        job.id: SeedResult.of(
+            job,
             epochs,
-            seed=by_id[job_id].seed,
-            position=by_id[job_id].position,
+            seed=by_id[job.id].seed,
+            position=by_id[job.id].position,
             thresholds=thresholds,
             criteria_set=criteria_set,
-            is_reused=by_id[job_id].is_reused,
+            is_reused=by_id[job.id].is_reused,
         )
-        for job_id, epochs in _read_epochs(session, [jobs[job_id] for job_id in unknown])
+        for job, epochs in _read_epochs(session, [jobs[job_id] for job_id in unknown])
     }
     cache.keep({keys[job_id]: result for job_id, result in fresh.items() if result.has_ended})
     return found | fresh
 
 
-def _read_epochs(session: Session, jobs: Sequence[Job]) -> Iterator[tuple[str, History]]:
-    """The epochs of each job, of some jobs at a time: those of all would fill the memory."""
-    for first in range(0, len(jobs), _NUM_READ_AT_ONCE):
-        some = jobs[first : first + _NUM_READ_AT_ONCE]
-        judged = [job.id for job in some if job.is_judged]
-        histories = read_histories(session, judged) if judged else {}
-        yield from ((job.id, histories.get(job.id, [])) for job in some)
+def _read_epochs(session: Session, jobs: Sequence[Job]) -> Iterator[tuple[Job, History]]:
+    """Each job with its epochs; one that is not judged needs none."""
+    yield from ((job, []) for job in jobs if not job.is_judged)
+    yield from read_in_parts(session, [job for job in jobs if job.is_judged])
 
 
 def _identify(job: Job) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 import io
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -36,8 +36,9 @@ _GREY: Final = "#555555"
 _LARGE_FACTOR: Final = 30.0
 _PANEL_HEIGHT: Final = 4.2
 _DPI: Final = 100
+#: Of all seeds together: a picture shows no more.
+MAX_DRAWN_EPOCHS: Final = 50_000
 
-Read = Callable[[EpochSummary], float | None]
 Histories = Mapping[str, Sequence[EpochSummary]]
 
 _STRIPS: Final[dict[GroupMetric, str]] = {
@@ -111,7 +112,7 @@ def _draw_curves(
     chance = Chance.of_runs(histories.values())
     drawn = dict(zip(panels, figure.subplots(1, len(panels)), strict=True))
     for panel, axes in drawn.items():
-        medians = [_draw_arm(axes, arm, histories, panel.read) for arm in arms]
+        medians = [_draw_arm(axes, arm, histories, panel) for arm in arms]
         if panel is LOSS:
             _choose_scale(axes, medians)
         _finish_curves(axes, title=panel.title)
@@ -121,13 +122,12 @@ def _draw_curves(
         _mark_targets(drawn[ACCURACY], report=report)
 
 
-def _draw_arm(axes: "Axes", arm: _ArmLook, histories: Histories, read: Read) -> dict[int, float]:
+def _draw_arm(axes: "Axes", arm: _ArmLook, histories: Histories, panel: Panel) -> dict[int, float]:
     """Every seed as a thin line, and their median, which is returned, as a thick one."""
     from matplotlib.collections import LineCollection  # noqa: PLC0415 - slow to import
 
     curves = [
-        {row.epoch: _or_gap(read(row)) for row in histories.get(result.job_id or "", ())}
-        for result in arm.results
+        dict(panel.list_points(histories.get(result.job_id or "", ()))) for result in arm.results
     ]
     # One collection: a thousand lines of their own would take seconds.
     lines = [list(curve.items()) for curve in curves if curve]
@@ -137,11 +137,6 @@ def _draw_arm(axes: "Axes", arm: _ArmLook, histories: Histories, read: Read) -> 
     axes.plot(list(median), list(median.values()), color=arm.colour, linestyle=arm.style,
               linewidth=2.4, marker=marker)  # fmt: skip
     return median
-
-
-def _or_gap(value: float | None) -> float:
-    """What was not measured, is no number, or endless, leaves a gap in its curve."""
-    return value if value is not None and math.isfinite(value) else math.nan
 
 
 def _find_median(curves: Iterable[Mapping[int, float]]) -> dict[int, float]:

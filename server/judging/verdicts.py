@@ -23,7 +23,7 @@ from server.judging.criteria import (
     judge_criteria,
 )
 from server.judging.diagnoses import diagnose, has_mode_collapse, summarise
-from server.judging.histories import History, read_histories
+from server.judging.histories import History, read_in_parts
 from server.models.tables import Job, JobStatus
 
 #: The modules that register criteria when they are imported.
@@ -121,9 +121,9 @@ class VerdictCache:
                 job_id: self._verdicts[key] for job_id, key in keys.items() if key in self._verdicts
             }
         unknown = [job for job in jobs if job.id not in verdicts]
-        histories = read_histories(session, [job.id for job in unknown])
         verdicts |= {
-            job.id: judge(job, histories[job.id], criteria_set=criteria_set) for job in unknown
+            job.id: judge(job, epochs, criteria_set=criteria_set)
+            for job, epochs in read_in_parts(session, unknown)
         }
         with self._lock:
             if len(self._verdicts) > _MAX_CACHED_VERDICTS:

@@ -30,7 +30,14 @@ def get_comparison(
     return query.compare(session)
 
 
+def get_drawn_comparison(
+    query: Annotated[ComparisonQuery, Query()], *, session: SessionDep
+) -> Comparison:
+    return query.compare(session, has_curves=True)
+
+
 ComparisonDep = Annotated[Comparison, Depends(get_comparison)]
+DrawnComparisonDep = Annotated[Comparison, Depends(get_drawn_comparison)]
 
 
 @router.get("")
@@ -40,7 +47,7 @@ def read_comparison(comparison: ComparisonDep) -> ComparisonPublic:
 
 
 @router.get("/curves.png", response_class=Response, responses={200: {"content": {"image/png": {}}}})
-def read_curves(comparison: ComparisonDep) -> Response:
+def read_curves(comparison: DrawnComparisonDep) -> Response:
     """Curves of loss, accuracy and KL, one per job."""
     headers = {"X-Content-Type-Options": "nosniff"}
     return Response(render_curves(comparison), media_type="image/png", headers=headers)
@@ -48,7 +55,7 @@ def read_curves(comparison: ComparisonDep) -> Response:
 
 @router.get("/report.html", response_class=HTMLResponse)
 def read_html_report(
-    comparison: ComparisonDep, *, session: SessionDep, settings: SettingsDep
+    comparison: DrawnComparisonDep, *, session: SessionDep, settings: SettingsDep
 ) -> Response:
     """A report in one HTML file that includes its pictures."""
     pictures = {

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
+from sqlmodel import Session
 
 from server.api.dependencies import (
     EngineDep,
@@ -15,8 +16,8 @@ from server.api.dependencies import (
 )
 from server.api.problems import PROBLEM_RESPONSES
 from server.api.routes.studies import StudyDep, StudyQueryDep
-from server.judging.histories import read_histories
-from server.judging.study_charts import render_study_curves
+from server.judging.histories import EpochSummary, read_histories
+from server.judging.study_charts import MAX_DRAWN_EPOCHS, render_study_curves
 from server.judging.study_pages import render_study_html
 from server.judging.study_reports import (
     StudyReport,
@@ -61,7 +62,7 @@ def read_study_html(report: ReportDep, *, session: SessionDep, settings: Setting
     """A report in one HTML file that includes its pictures; the query says how to judge."""
     html = render_study_html(
         report,
-        histories=read_histories(session, report.job_ids),
+        histories=_read_drawn(session, report),
         pictures=read_pictures(session, report, runs_dir=settings.runs_dir),
     )
     return HTMLResponse(html, headers={"Content-Security-Policy": _REPORT_POLICY, **_NO_SNIFFING})
@@ -76,7 +77,7 @@ def read_study_markdown(report: ReportDep) -> Response:
 @router.get("/curves.png", response_class=Response, responses={200: {"content": {"image/png": {}}}})
 def read_study_curves(report: ReportDep, *, session: SessionDep) -> Response:
     """Loss, accuracy and KL of every seed with the medians, and each seed's final values."""
-    png = render_study_curves(report, read_histories(session, report.job_ids))
+    png = render_study_curves(report, _read_drawn(session, report))
     return Response(png, media_type="image/png", headers=_NO_SNIFFING)
 
 
@@ -91,6 +92,11 @@ def read_jobs_table(report: ReportDep) -> Response:
 def read_metrics_table(study: StudyDep, *, engine: EngineDep) -> Response:
     """One row per job and epoch with all metrics, as CSV."""
     return _send_table(study, "metrics", write_epochs(engine, study))
+
+
+def _read_drawn(session: Session, report: StudyReport) -> dict[str, list[EpochSummary]]:
+    """As many epochs of each job as the curves show."""
+    return read_histories(session, report.job_ids, has_kl_curves=True, max_epochs=MAX_DRAWN_EPOCHS)
 
 
 def _send_table(study: Study, name: str, rows: Iterator[str]) -> Response:

@@ -35,7 +35,7 @@ def show_comparison(
 ) -> Response:
     if not query.job_id and not query.options:
         return _show_choices(request, session=session, after=query.after)
-    comparison = query.compare(session)
+    comparison = query.compare(session, has_curves=True)
     thresholds, entries = comparison.thresholds, comparison.entries
     overridden = thresholds.model_dump(exclude_defaults=True)
     if comparison.criteria_set != CriteriaSet.spec:
