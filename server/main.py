@@ -31,6 +31,7 @@ from server.api.routes import (
     study_reports,
 )
 from server.api.security import Authentication, SameOrigin, ask_for_token, find_allowed_hosts
+from server.api.turns import make_turns
 from server.api.uploads import Uploads
 from server.dashboard.presentation import install_dashboard
 from server.database.engine import is_outage, is_refusal, make_engine, migrate
@@ -100,6 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.worker_watch = AgeWatch()
     app.state.verdict_cache = VerdictCache()
     app.state.result_cache = ResultCache()
+    app.state.turns = make_turns(settings)
     install_problem_handlers(app)
     for routes in (jobs, options, studies, study_reports, comparisons, datasets, operations):
         app.include_router(routes.router)

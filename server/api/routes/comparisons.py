@@ -9,6 +9,7 @@ from server.api.dependencies import NeedsStatistics, SessionDep, SettingsDep
 from server.api.problems import PROBLEM_RESPONSES
 from server.api.queries import ComparisonQuery
 from server.api.schemas import ComparisonPublic
+from server.api.turns import TurnRoute
 from server.judging.charts import render_curves
 from server.judging.comparisons import Comparison
 from server.judging.reports import read_picture, render_html, render_markdown
@@ -21,6 +22,7 @@ router = APIRouter(
     tags=["comparisons"],
     responses=PROBLEM_RESPONSES,
     dependencies=[NeedsStatistics],
+    route_class=TurnRoute,
 )
 
 

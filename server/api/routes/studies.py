@@ -34,6 +34,7 @@ from server.api.study_schemas import (
     StudyPublic,
     StudySummary,
 )
+from server.api.turns import TakesTurnToJudge
 from server.database.engine import write_transaction
 from server.files.artifacts import JobFiles
 from server.jobs import seeds, studies
@@ -175,7 +176,7 @@ def list_studies(
     return StudyList(data=data, has_more=len(page) > limit)
 
 
-@router.get("/{study_id}")
+@router.get("/{study_id}", dependencies=[TakesTurnToJudge])
 def read_study(
     study: StudyDep, *, session: SessionDep, cache: ResultCacheDep, query: StudyQueryDep
 ) -> StudyPublic:

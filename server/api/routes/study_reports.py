@@ -16,6 +16,7 @@ from server.api.dependencies import (
 )
 from server.api.problems import PROBLEM_RESPONSES
 from server.api.routes.studies import StudyDep, StudyQueryDep
+from server.api.turns import TurnRoute
 from server.judging.histories import EpochSummary, read_histories
 from server.judging.study_charts import MAX_DRAWN_EPOCHS, render_study_curves
 from server.judging.study_pages import render_study_html
@@ -39,6 +40,7 @@ router = APIRouter(
     tags=["studies"],
     responses=PROBLEM_RESPONSES,
     dependencies=[NeedsStatistics],
+    route_class=TurnRoute,
 )
 
 

@@ -9,6 +9,7 @@ from sqlmodel import Session
 
 from server.api.dependencies import NeedsStatistics, SessionDep
 from server.api.queries import ComparisonQuery
+from server.api.turns import TurnRoute
 from server.dashboard.curves import draw_history
 from server.dashboard.rendering import render_page
 from server.jobs.listing import JobFilter, find_job, read_page
@@ -20,7 +21,12 @@ from server.texts import make_inert
 
 NUM_CHOICES: Final = 50
 
-router = APIRouter(prefix="/ui", include_in_schema=False, dependencies=[NeedsStatistics])
+router = APIRouter(
+    prefix="/ui",
+    include_in_schema=False,
+    dependencies=[NeedsStatistics],
+    route_class=TurnRoute,
+)
 
 
 class PageQuery(ComparisonQuery):

@@ -20,6 +20,7 @@ from server.api.routes import studies as routes
 from server.api.routes.studies import StudyDep, StudyQueryDep
 from server.api.study_requests import SeedsRequest
 from server.api.study_schemas import StudyPublic
+from server.api.turns import TakesTurnToJudge
 from server.dashboard.drawings import draw_key, draw_seed, draw_symbols
 from server.dashboard.pages.login import FormDep
 from server.dashboard.rendering import render_page
@@ -48,7 +49,7 @@ _JOBS_PER_SECOND = 50
 router = APIRouter(prefix="/ui/studies", include_in_schema=False, dependencies=[NeedsStatistics])
 
 
-@router.get("/{study_id}")
+@router.get("/{study_id}", dependencies=[TakesTurnToJudge])
 def show_study(
     study: StudyDep,
     *,
