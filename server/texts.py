@@ -7,6 +7,7 @@ Standard Annex 9). Data keep what was sent: JSON has the same text in other word
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Final
 
 _RIGHT_TO_LEFT: Final = {"R", "AL", "AN"}
@@ -15,6 +16,20 @@ _ISOLATE, _END_OF_ISOLATE = "\N{FIRST STRONG ISOLATE}", "\N{POP DIRECTIONAL ISOL
 #: and controls of direction.
 _CONTROL: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\u206a-\u206f]"
+)
+
+#: Names in a message, before the rest is only counted.
+MAX_LISTED: Final = 20
+#: What sites that host code make links and calls of, also where it is escaped: addresses of pages
+#: and mail, `@name`, `#1` and the like, and what may be a commit's hash.
+_LIVE: Final = re.compile(
+    r"@|://|(?i:(?<![A-Za-z0-9])www\.)|[#!&$%~][0-9]|(?i:(?<![A-Za-z0-9])gh-[0-9])"
+    r"|(?<![0-9A-Za-z])(?=[0-9]*[a-f])[0-9a-f]{7,40}(?![0-9A-Za-z])"
+)
+_MARKDOWN: Final = re.compile(r"[\\`*\[\]|~$@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+#: A word without the marks around it.
+_WORD: Final = re.compile(
+    r"(?P<before>[(\[{\"']*)(?P<core>[^\s|`<&]*?)(?P<after>[)\]}\"'>.,;:!?]*)"
 )
 
 
@@ -38,3 +53,40 @@ def make_inert(text: str) -> str:
 def escape_controls(json_text: str) -> str:
     """JSON with the controls in its texts escaped, which stands for the same value."""
     return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", json_text)
+
+
+def list_some(names: Iterable[object]) -> str:
+    """The first names, and how many there are beside them: `a, b, c and 4,997 more`."""
+    known = list(names)
+    shown = ", ".join(map(str, known[:MAX_LISTED]))
+    num_more = len(known) - MAX_LISTED
+    return f"{shown} and {num_more:,} more" if num_more > 0 else shown
+
+
+def shorten(text: str, *, length: int) -> str:
+    """The text, or its beginning and how much was left out."""
+    if len(text) <= length:
+        return text
+    return f"{text[:length]}… and {len(text) - length:,} characters more"
+
+
+def escape_markdown(text: str) -> str:
+    """Text so that Markdown shows it literally, in a sentence and in a table cell.
+
+    Words that sites would make links or calls of are code, in which nothing is alive. What would
+    end the code or a cell, or begin a tag, stands outside of it.
+    """
+    shown = show_controls(" ".join(text.split()))
+    return isolate(re.sub(r"[^\s|`<&]+|[|`<&]", lambda match: _escape_word(match[0]), shown))
+
+
+def _escape_word(word: str) -> str:
+    match = _WORD.fullmatch(word)
+    if match is None or not _LIVE.search(match["core"]):
+        return _escape(word)
+    return f"{_escape(match['before'])}`{match['core']}`{_escape(match['after'])}"
+
+
+def _escape(text: str) -> str:
+    escaped = _MARKDOWN.sub(r"\\\g<0>", text)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")

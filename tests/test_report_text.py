@@ -7,9 +7,8 @@ import pytest
 from server.judging.charts import draw_name
 from server.judging.methods import MIN_PASS_RATE, describe_overlap
 from server.judging.statistics import decide_in_looks
-from server.judging.study_reports import escape_name
 from server.judging.tables import guard_text
-from server.texts import show_controls
+from server.texts import escape_markdown, show_controls
 
 
 def test_methods_state_the_pass_rate_that_the_decision_uses() -> None:
@@ -69,13 +68,13 @@ def test_text_that_a_spreadsheet_would_compute_gets_an_apostrophe(mark: str) -> 
         ("not_mode_collapsed", "not_mode_collapsed"),
         ("_x_ *y* ~z~", "\\_x\\_ \\*y\\* \\~z\\~"),
         ("a|b <i>&amp;", "a\\|b &lt;i>&amp;amp;"),
-        ("https://x www.x", "https\\://x www\\.x"),
+        ("https://x www.x", "`https://x` `www.x`"),
         ("a\u2028b\u202ec", "a b\\[U+202E\\]c"),
         ("שלום", "\u2068שלום\u2069"),
     ],
 )
 def test_markdown_shows_a_name_literally(name: str, escaped: str) -> None:
-    assert escape_name(name) == escaped
+    assert escape_markdown(name) == escaped
 
 
 def test_only_characters_that_turn_the_direction_are_named() -> None:

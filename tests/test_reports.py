@@ -13,8 +13,9 @@ from server.judging.comparisons import ComparedJob, Comparison, group_jobs, judg
 from server.judging.criteria import CriteriaSet, Thresholds
 from server.judging.groups import SeedResult
 from server.judging.ranking import JudgedJob, find_differences, rank
-from server.judging.reports import escape_markdown, render_html, render_markdown
+from server.judging.reports import render_html, render_markdown
 from server.judging.verdicts import judge
+from server.texts import escape_markdown
 
 HOSTILE = "<script>alert(1)</script> $x_{$ a|b `c` **d** [e](javascript:f)\nnext"
 

@@ -20,6 +20,7 @@ from server.judging.groups import GroupMetric
 from server.judging.methods import SOURCES
 from server.main import create_app
 from server.models.tables import EpochMetrics
+from server.texts import escape_markdown
 
 pytestmark = BOTH_DATABASES
 
@@ -148,7 +149,7 @@ def test_html_and_markdown_have_one_row_per_seed(trained: Trained) -> None:
     assert len(jobs) == 10
     for job in jobs:
         assert html.count(f"<td>{job}</td>") == 1
-        assert markdown.count(f"| {job} |") == 1
+        assert markdown.count(f"| {escape_markdown(job)} |") == 1
 
 
 def test_markdown_has_no_picture_and_every_other_part(trained: Trained) -> None:

@@ -26,7 +26,16 @@ from server.cli import views
 from server.cli.reporting import InertConsole
 from server.logs import LineFormatter
 from server.settings import Settings
-from server.texts import escape_controls, isolate, make_inert, show_controls
+from server.texts import (
+    MAX_LISTED,
+    escape_controls,
+    escape_markdown,
+    isolate,
+    list_some,
+    make_inert,
+    shorten,
+    show_controls,
+)
 from worker.pictures import _draw_title
 
 OVERRIDE = "\u202e"
@@ -229,3 +238,53 @@ def test_title_of_a_picture_has_its_letters() -> None:
         drawn[title] = np.asarray(image).tobytes()
     assert drawn["漢"] != drawn["字"]
     assert drawn["\ue000"] == drawn["\ue001"]  # the replacement
+
+
+@pytest.mark.parametrize(
+    "live",
+    [
+        "https://evil.example/x",
+        "ftp://evil.example",
+        "www.evil.example",
+        "WWW.evil.example",
+        "@octocat",
+        "@org/team",
+        "a@evil.example",
+        "mailto:a@evil.example",
+        "#1",
+        "org/repo#12",
+        "GH-7",
+        "!12",
+        "3f2a9c5",
+        "ad0a3d1f00c0ffee00c0ffee00c0ffee00c0ffee",
+    ],
+)
+@pytest.mark.parametrize("around", ["{}", "a {} b", "({}).", "x`{}`y", "|{}|{}|", "<{}>", "*{}*"])
+def test_what_sites_make_links_of_is_code_in_markdown(live: str, around: str) -> None:
+    text = escape_markdown(around.replace("{}", live))
+    code = re.compile(r"(?<!\\)`[^`|<\n]+`")
+    outside = code.sub("", text)
+    assert live not in outside
+    assert "@" not in outside
+    assert "//" not in outside
+    # Nothing is left that could begin or end code, a cell or a tag.
+    assert not re.search(r"(?<!\\)[`|]|<", outside)
+    shown = code.sub(lambda match: match[0][1:-1], text)
+    assert unescape(re.sub(r"\\(.)", r"\1", shown)) == around.replace("{}", live)
+
+
+@given(st.text(max_size=60))
+def test_markdown_of_any_text_keeps_its_cell_and_calls_nobody(text: str) -> None:
+    outside = re.sub(r"(?<!\\)`[^`]+`", "", escape_markdown(text))
+    assert "@" not in outside
+    assert not re.search(r"(?<!\\)(\\\\)*[`|]", outside)
+
+
+def test_lists_are_cut_and_the_rest_is_counted() -> None:
+    assert list_some(["a", "b"]) == "a, b"
+    assert list_some([]) == ""
+    shown = list_some(range(300_000))
+    assert shown.endswith(f"{MAX_LISTED - 1} and {300_000 - MAX_LISTED:,} more")
+    assert len(shown) < 200
+    assert shorten("abcdef", length=6) == "abcdef"
+    assert shorten("x" * 5000, length=10) == "xxxxxxxxxx… and 4,990 characters more"

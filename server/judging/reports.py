@@ -17,7 +17,7 @@ from server.judging.knowledge import METHOD, SOURCES, Chance, MeasureTable
 from server.judging.numbers import NO_VALUE, format_criterion, format_share
 from server.models.columns import utc_now
 from server.models.tables import Artifact, ArtifactKind, Job
-from server.texts import isolate, make_inert, show_controls
+from server.texts import escape_markdown, make_inert
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +125,6 @@ def render_html(comparison: Comparison, *, pictures: Mapping[str, ReportPicture 
             made_at=f"{utc_now():%Y-%m-%d %H:%M} UTC",
         )
     )
-
-
-def escape_markdown(text: str) -> str:
-    """Escape text, so that Markdown shows it literally, also in a table cell."""
-    shown = show_controls(" ".join(text.split()))
-    escaped = "".join(f"\\{c}" if c in "\\`*[]|" else c for c in shown)
-    return isolate(escaped.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 @cache

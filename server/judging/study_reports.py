@@ -3,7 +3,6 @@
 Both show the same tables. Names are whatever a user chose: each format shows them literally.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +35,7 @@ from server.judging.statistics import DecisionState
 from server.judging.studies import ArmVerdict, ResultCache, StudyVerdict, judge_study
 from server.models.studies import Study
 from server.models.tables import Job
-from server.texts import isolate, show_controls
+from server.texts import escape_markdown
 
 #: Data sets on more than three different shares of background are rare.
 _MAX_BACKGROUND_SHARES: Final = 3
@@ -335,44 +334,35 @@ def _show_signed(value: float) -> str:
 def render_study_markdown(report: StudyReport) -> str:
     """The report as Markdown, without pictures."""
     recommendation = report.verdict.recommendation
-    decision = f"**{escape_name(describe_state(recommendation))}**"
+    decision = f"**{escape_markdown(describe_state(recommendation))}**"
     lines = [
-        f"# {escape_name(report.title)}",
+        f"# {escape_markdown(report.title)}",
         "",
-        f"{decision} {escape_name(recommendation.reason)}.",
+        f"{decision} {escape_markdown(recommendation.reason)}.",
     ]
     for table in list_tables(report):
         lines += ["", f"## {table.title}", "", *([table.note, ""] if table.note else [])]
         lines += _write_table(table)
     lines += ["", "## Methods"]
     for text in describe_methods(report.methods):
-        lines += ["", escape_name(text)]
+        lines += ["", escape_markdown(text)]
     lines += [
         "",
         "## Sources",
         "",
-        *(f"- {escape_name(source)}" for source in list_sources(report.methods)),
+        *(f"- {escape_markdown(source)}" for source in list_sources(report.methods)),
     ]
     return "\n".join(lines) + "\n"
-
-
-def escape_name(text: str) -> str:
-    """Text so that Markdown shows it literally, in a sentence and in a table cell."""
-    shown = show_controls(" ".join(text.split()))
-    escaped = re.sub(r"[\\`*\[\]|~$@]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", shown)
-    # Some readers make links of addresses.
-    escaped = re.sub(r":(?=//)|(?i:(?<=\bwww)\.)", r"\\\g<0>", escaped)
-    return isolate(escaped.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def _write_table(table: Table) -> Iterable[str]:
     sides = [side.name for side, number in table.sides.items() for _ in range(number)]
     # Markdown has one heading: `knows: foreground AP`.
     named = [f"{side}: {title}" for side, title in zip(sides, table.heading[1:], strict=False)]
-    yield _write_row(map(escape_name, [table.heading[0], *(named or table.heading[1:])]))
+    yield _write_row(map(escape_markdown, [table.heading[0], *(named or table.heading[1:])]))
     yield _write_row(["---"] * len(table.heading))
     for row in table.rows:
-        yield _write_row(map(escape_name, row))
+        yield _write_row(map(escape_markdown, row))
 
 
 def _write_row(cells: Iterable[str]) -> str:
