@@ -14,6 +14,7 @@ from server.database.engine import migrate
 from server.jobs import retention
 from server.jobs.admission import Admission
 from server.jobs.ages import AgeWatch
+from server.jobs.answers import expire_answers
 from server.jobs.orphans import OrphanSweep
 from server.jobs.reaper import Reaper
 from server.jobs.workers import watch_times
@@ -24,6 +25,7 @@ from server.settings import Settings
 
 _FREE_SPACE_SECONDS: Final = 60.0
 _SWEEP_SECONDS: Final = 1800.0
+_EXPIRY_SECONDS: Final = 600.0
 _RACE_SECONDS: Final = 1.0
 #: After the start, which it would slow down.
 _WARM_UP_SECONDS: Final = 10.0
@@ -76,6 +78,9 @@ async def keep_up(
         if settings.max_storage_bytes:
             retention.free_space(engine, settings)
 
+    def expire() -> None:
+        expire_answers(engine)
+
     beat = settings.heartbeat_seconds
     await asyncio.gather(
         # No worker may be left to do it.
@@ -83,6 +88,7 @@ async def keep_up(
         _repeat(watch_workers, every=beat, trouble="the workers' heartbeats cannot be read"),
         _repeat(race, every=_RACE_SECONDS, trouble="races do not go on"),
         _repeat(free_space, every=_FREE_SPACE_SECONDS, trouble="no space was freed"),
+        _repeat(expire, every=_EXPIRY_SECONDS, trouble="old idempotency keys stay"),
         _repeat(sweep.run, every=_SWEEP_SECONDS, trouble="files that no job names stay"),
         _warm_up(),
     )

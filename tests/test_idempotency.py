@@ -10,11 +10,12 @@ from fastapi.testclient import TestClient
 from httpx2 import Response
 from sqlalchemy import Engine, func, select, update
 
-from server.api.idempotency import REMEMBER_FOR
 from server.database.engine import write_transaction
+from server.jobs import answers
+from server.jobs.answers import REMEMBER_FOR, expire_answers
 from server.main import create_app
 from server.models.columns import utc_now
-from server.models.tables import IdempotencyKey, Job
+from server.models.tables import IdempotencyKey, Job, Worker
 from server.settings import Settings
 from server.tokens import ApiToken
 
@@ -119,3 +120,69 @@ def test_request_is_answered_again_though_its_data_set_has_gone_and_the_database
     with write_transaction(engine):
         again = post(client, "run-1", dataset=name)
     assert (again.status_code, again.content) == (201, first.content)
+
+
+def count_keys(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return connection.execute(select(func.count()).select_from(IdempotencyKey)).scalar_one()
+
+
+def test_kept_answer_goes_with_its_job(client: TestClient, engine: Engine) -> None:
+    job_id = post(client, "run-1", name="private").json()["id"]
+    post(client, "run-2").raise_for_status()
+    client.post(f"/jobs/{job_id}/cancel").raise_for_status()
+    assert count_keys(engine) == 2
+    client.delete(f"/jobs/{job_id}").raise_for_status()
+    with engine.connect() as connection:
+        assert "private" not in str(connection.execute(select(IdempotencyKey.answer)).all())
+    assert count_keys(engine) == 1
+    again = post(client, "run-1", name="private")
+    assert "idempotency-replayed" not in again.headers
+    assert again.json()["id"] != job_id
+
+
+def test_kept_answers_go_with_their_study_and_its_jobs(client: TestClient, engine: Engine) -> None:
+    body = {"options": ["a", "b"], "num_seeds": 2}
+    answer = client.post("/studies", json=body, headers={"Idempotency-Key": "study"})
+    study_id = answer.raise_for_status().json()["id"]
+    client.post(f"/studies/{study_id}/cancel").raise_for_status()
+    assert count_keys(engine) == 1
+    client.delete(f"/studies/{study_id}").raise_for_status()
+    assert count_keys(engine) == 0
+
+
+def test_worker_no_longer_names_a_deleted_job(client: TestClient, engine: Engine) -> None:
+    job_id = post(client, "run-1").json()["id"]
+    client.post(f"/jobs/{job_id}/cancel").raise_for_status()
+    with write_transaction(engine) as session:
+        session.add(Worker(id="w", host="h", pid=1, device="cpu", state="idle", job_id=job_id))
+    client.delete(f"/jobs/{job_id}").raise_for_status()
+    with engine.connect() as connection:
+        assert connection.execute(select(Worker.job_id)).scalar_one() is None
+
+
+def test_upkeep_deletes_old_answers_without_another_request(
+    client: TestClient, engine: Engine
+) -> None:
+    for key in ("old", "new"):
+        post(client, key).raise_for_status()
+    with write_transaction(engine) as session:
+        session.execute(
+            update(IdempotencyKey)
+            .where(IdempotencyKey.key == "old")
+            .values(created_at=utc_now() - 2 * REMEMBER_FOR)
+        )
+    expire_answers(engine)
+    with engine.connect() as connection:
+        assert connection.execute(select(IdempotencyKey.key)).scalars().all() == ["new"]
+
+
+def test_of_too_many_keys_the_oldest_are_forgotten(
+    client: TestClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "MAX_KEYS", 3)
+    for number in range(5):
+        post(client, f"run-{number}").raise_for_status()
+    with engine.connect() as connection:
+        keys = set(connection.execute(select(IdempotencyKey.key)).scalars())
+    assert keys == {"run-2", "run-3", "run-4"}

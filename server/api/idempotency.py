@@ -7,10 +7,8 @@ request took effect.
 """
 
 import hashlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Annotated, Final, Self
 
 from fastapi import Header, Response
@@ -21,14 +19,9 @@ from sqlmodel import Session, col, delete
 
 from server.database.engine import database_now, write_transaction
 from server.errors import InvalidInputError
-from server.models.columns import utc_now
+from server.jobs.answers import find_oldest, make_room
 from server.models.tables import IdempotencyKey
 from server.patterns import Matching
-
-#: How long a key is remembered.
-REMEMBER_FOR: Final = timedelta(days=1)
-_STARTED_AT: Final = utc_now()
-_STARTED_SECONDS: Final = time.monotonic()
 
 _KEY_RULE: Final = "a key: 1 to 255 letters, digits and signs of ASCII, without spaces"
 
@@ -117,7 +110,7 @@ def _send(answer: Answer) -> Response:
 def find_answer(session: Session, request: KeyedRequest) -> Answer | None:
     """The answer to this request from before, if any. Raises KeyReusedError."""
     known = session.get(IdempotencyKey, (request.token_name, request.key))
-    if known is None or known.created_at < _find_oldest(session):
+    if known is None or known.created_at < find_oldest(session):
         return None
     if known.body_sha256 != request.body_sha256:
         message = f"{request.key!r} was used with another body; each request needs its own key"
@@ -126,12 +119,13 @@ def find_answer(session: Session, request: KeyedRequest) -> Answer | None:
 
 
 def keep_answer(session: Session, request: KeyedRequest, answer: Answer) -> None:
-    """Store the answer and delete expired ones.
+    """Store the answer and delete expired ones, and the oldest of too many.
 
     Raises sqlalchemy.exc.IntegrityError if the same request is answered at the same time.
     """
-    oldest = _find_oldest(session)
+    oldest = find_oldest(session)
     session.exec(delete(IdempotencyKey).where(col(IdempotencyKey.created_at) < oldest))
+    make_room(session, request.token_name)
     session.add(
         IdempotencyKey(
             token_name=request.token_name,
@@ -143,10 +137,3 @@ def keep_answer(session: Session, request: KeyedRequest, answer: Answer) -> None
         )
     )
     session.flush()
-
-
-def _find_oldest(session: Session) -> datetime:
-    """Since when answers are remembered. A clock that was set ahead while this process ran, or a
-    machine that slept, makes no answer older."""
-    steady_now = _STARTED_AT + timedelta(seconds=time.monotonic() - _STARTED_SECONDS)
-    return min(database_now(session), steady_now) - REMEMBER_FOR

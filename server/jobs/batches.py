@@ -13,6 +13,7 @@ from sqlmodel import Session, col
 
 from server.database.engine import database_now
 from server.database.notifications import notify_workers
+from server.jobs.answers import forget_jobs
 from server.jobs.queue import JobStateError
 from server.models.tables import EventKind, FailureKind, Job, JobEvent, JobLabel, JobStatus
 
@@ -145,6 +146,7 @@ def remove_all(session: Session, jobs: Iterable[LockedJob]) -> None:
             raise JobStateError(f"job {job.id} is {job.status}; cancel it before deleting it")
     for ids in _divide(job.id for job in known):
         session.execute(delete(Job).where(col(Job.id).in_(ids)), execution_options=_UNSEEN)
+        forget_jobs(session, ids)
 
 
 #: No job of the session's objects is one of these.

@@ -14,6 +14,7 @@ from sqlmodel import Session, col
 from server.database.engine import database_now
 from server.errors import ConflictError, NotFoundError
 from server.jobs.admission import Admission
+from server.jobs.answers import forget_study
 from server.jobs.batches import (
     LockedJob,
     cancel_all,
@@ -265,6 +266,7 @@ def delete_study(session: Session, study_id: str) -> int:
     num_left = session.scalars(select(func.count()).select_from(StudyJob).where(*linked)).one()
     session.execute(update(Job).where(col(Job.study_id) == study.id).values(study_id=None))
     session.delete(study)
+    forget_study(session, study.id)
     return num_left
 
 
