@@ -6,10 +6,13 @@ import pytest
 from conftest import BOTH_DATABASES, open_client, problem
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine
+from sqlmodel import Session
 
 from server.api.problems import install_problem_handlers
 from server.errors import LosslabError
 from server.main import create_app
+from server.models.tables import Artifact, ArtifactKind
 from server.settings import Settings
 
 
@@ -185,3 +188,66 @@ def test_error_that_is_not_meant_for_clients_is_a_fault_with_a_request_id(
         answer = problem(client.get("/broken"), 500)
     assert "secret" not in str(answer)
     assert f"request {answer['request_id']} failed" in caplog.messages
+
+
+#: A refusal says the first few things and how many there are.
+MAX_REFUSAL_BYTES = 20_000
+
+
+def test_refusal_of_many_fields_names_some_and_counts_the_rest(client: TestClient) -> None:
+    answer = client.post("/jobs", json={f"f{number:x}": 0 for number in range(5000)})
+    found = problem(answer, 422)
+    assert [error["field"] for error in found["errors"]] == [f"f{n:x}" for n in range(10)]
+    assert found["detail"].endswith("; and 4,990 more fields are invalid")
+    assert len(answer.content) < MAX_REFUSAL_BYTES
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ("POST", "/jobs", {"f" * 60_000: 0}),
+        ("POST", "/jobs", {"option": "b", "name": "n" * 60_000}),
+        ("POST", "/jobs", {"option": "b", "dataset": "d" * 60_000}),
+        ("POST", "/jobs", {"option": "o" * 60_000}),
+        ("POST", "/jobs", {"option": "b", "metadata": {f"{n}": 1 for n in range(5000)}}),
+        ("POST", "/studies", {"options": ["x" * 60 for _ in range(900)], "num_seeds": 2}),
+        ("POST", "/studies", {f"f{n:x}": 0 for n in range(5000)}),
+        ("GET", "/comparisons?" + "&".join(f"x{n}=1" for n in range(1000)), None),
+        ("GET", "/jobs?after=" + "x" * 10_000, None),
+        ("GET", "/jobs/" + "x" * 10_000, None),
+    ],
+    ids=lambda request_: f"{request_[0]} {request_[1][:20]} {str(request_[2])[:20]}",
+)
+def test_no_refusal_is_long(client: TestClient, request_: tuple[str, str, Any]) -> None:
+    method, path, body = request_
+    answer = client.request(method, path, json=body)
+    assert 400 <= answer.status_code < 500
+    assert len(answer.content) < MAX_REFUSAL_BYTES
+
+
+def test_missing_file_of_an_epoch_names_some_of_many(client: TestClient, engine: Engine) -> None:
+    job_id = client.post("/jobs", json={"option": "b"}).json()["id"]
+    with Session(engine) as session:
+        session.add_all(
+            Artifact(job_id=job_id, kind=kind, epoch=epoch, file_name="f", size_bytes=1, sha256="")
+            for kind in ArtifactKind
+            for epoch in range(1, 1001)
+        )
+        session.commit()
+    for path in ("checkpoints/2000", "reconstructions/2000.png"):
+        detail = problem(client.get(f"/jobs/{job_id}/{path}"), 404)["detail"]
+        assert detail.endswith("19, 20 and 980 more")
+
+
+def test_unknown_data_set_beside_many_names_some(client: TestClient, settings: Settings) -> None:
+    settings.datasets_dir.mkdir(parents=True, exist_ok=True)
+    for number in range(300):
+        (settings.datasets_dir / f"{number:060d}.npz").touch()
+    answers = [
+        client.get("/datasets/nope"),
+        client.get("/datasets/nope/preview.png"),
+        client.post("/jobs", json={"option": "b", "dataset": "nope"}),
+    ]
+    for answer in answers:
+        assert " more. " in answer.json()["detail"]
+        assert len(answer.content) < MAX_REFUSAL_BYTES

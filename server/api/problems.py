@@ -23,6 +23,7 @@ from server.database.engine import OUTAGES, find_refusal
 from server.environment.access import REFUSALS, explain
 from server.errors import LosslabError, drop_consequences
 from server.messages import redact
+from server.texts import shorten
 
 RETRY_AFTER_SECONDS: Final = 5
 RETRY_LATER: Final = {"Retry-After": str(RETRY_AFTER_SECONDS)}
@@ -41,6 +42,11 @@ PROBLEM_TYPE: Final = "application/problem+json"
 
 #: The search for a similar field is slow, and a body may have thousands of unknown fields.
 _MAX_HINTS: Final = 5
+#: A refusal is a few kilobytes, however much is wrong: the first fields, and the number of others.
+_MAX_ERRORS: Final = 10
+_MAX_FIELD_CHARACTERS: Final = 100
+_MAX_MESSAGE_CHARACTERS: Final = 500
+_MAX_DETAIL_CHARACTERS: Final = 8000
 _MAX_QUOTED: Final = 50
 #: What FastAPI says of a body that is not even text.
 _UNREADABLE: Final = "There was an error parsing the body"
@@ -129,16 +135,20 @@ def _install_refusals(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def on_invalid(request: Request, error: RequestValidationError) -> Response:
         body = _BODIES.get(request.scope["route"].path)
-        errors = explain_errors(error.errors(), num_outer=1, body=body)
-        return respond(request, 422, _list_errors(errors), errors=errors)
+        found = drop_consequences(error.errors())
+        errors = explain_errors(found[:_MAX_ERRORS], num_outer=1, body=body)
+        num_more = len(found) - len(errors)
+        more = f"; and {num_more:,} more fields are invalid" if num_more else ""
+        return respond(request, 422, _list_errors(errors) + more, errors=errors)
 
     @app.exception_handler(LosslabError)
     def on_error(request: Request, error: LosslabError) -> Response:
         if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
             # None of these is meant for a client, so it is a bug.
             raise error
-        errors = [FieldError(field=error.field, message=str(error))] if error.field else None
-        detail = _list_errors(errors) if errors else str(error)
+        message = shorten(str(error), length=_MAX_DETAIL_CHARACTERS)
+        errors = [FieldError(field=error.field, message=message)] if error.field else None
+        detail = _list_errors(errors) if errors else message
         headers = RETRY_LATER if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
         return respond(
             request, error.status, detail, title=error.title, errors=errors, headers=headers
@@ -214,13 +224,13 @@ def respond(
 ) -> Response:
     """An error answer with the request's id: a problem document, or a page for people.
 
-    It has no secrets, whatever library the detail comes from.
+    It has no secrets, whatever library the detail comes from, and is never long.
     """
     problem = Problem(
         title=title or HTTPStatus(status).phrase,
         status=status,
-        detail=redact(detail),
-        instance=locate(request.scope["path"]),
+        detail=shorten(redact(detail), length=_MAX_DETAIL_CHARACTERS),
+        instance=shorten(locate(request.scope["path"]), length=_MAX_DETAIL_CHARACTERS),
         errors=errors,
         request_id=getattr(request.state, "request_id", None),
     )
@@ -262,7 +272,11 @@ def _explain_error(
         message = _explain_unknown(location, model=_find_place(body, location[num_outer:-1]))
     else:
         message = _explain(error)
-    return FieldError(field=_name_field(location, num_outer=num_outer), message=message)
+    field = _name_field(location, num_outer=num_outer)
+    return FieldError(
+        field=shorten(field, length=_MAX_FIELD_CHARACTERS),
+        message=shorten(message, length=_MAX_MESSAGE_CHARACTERS),
+    )
 
 
 def _name_field(location: tuple[int | str, ...], *, num_outer: int) -> str:

@@ -28,6 +28,7 @@ from server.files.orbits import (
 from server.files.packed import PackedGrids, have_same_grids
 from server.models.configuration import NUM_COLOURS, BuiltInDataset
 from server.models.names import is_name, suggest_name
+from server.texts import list_some
 
 NUM_SAMPLE_GRIDS: Final = 40
 #: Of uploads that are not complete.
@@ -44,7 +45,7 @@ PALETTE: Final = np.array(
 
 _PREVIEW_COLUMNS, _PREVIEW_SCALE, _PREVIEW_GAP = 8, 4, 1
 _PAPER: Final = 0xFF
-_MAX_NAMES_SHOWN, _MAX_NAME_SHOWN = 50, 64
+_MAX_NAME_SHOWN = 64
 
 
 class LeftOut(NamedTuple):
@@ -250,7 +251,7 @@ def _describe_missing(name: str, available: Iterable[str], *, datasets_dir: Path
     """What there is in place of a data set, and how it can be added."""
     better = suggest_name(name)
     known = [*BuiltInDataset, *available]
-    message = f"there is no data set {name[:_MAX_NAME_SHOWN]!r}; known are {_join(known)}"
+    message = f"there is no data set {name[:_MAX_NAME_SHOWN]!r}; known are {list_some(known)}"
     for file in list_left_out(datasets_dir):
         if suggest_name(file.file_name) in (name, better):
             return f"{message}. {file.file_name} lies in datasets/ and is left out: {file.reason}"
@@ -259,8 +260,6 @@ def _describe_missing(name: str, available: Iterable[str], *, datasets_dir: Path
     return f"{message}. Did you mean {better}?" if better in known else message
 
 
-def _join(names: list[str]) -> str:
-    return ", ".join(names[:_MAX_NAMES_SHOWN]) + ", …" * (len(names) > _MAX_NAMES_SHOWN)
 
 
 def draw_preview(contents: DatasetContents) -> bytes:

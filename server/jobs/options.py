@@ -18,12 +18,12 @@ from server.models.names import is_name
 from server.models.options import OPTIONS, BuiltInOption
 from server.models.studies import Study
 from server.models.tables import Job, OwnOption
+from server.texts import list_some
 
 #: So many can still be read in one list, and chosen from in a form.
 MAX_OWN_OPTIONS: Final = 200
 
 #: Further names are left out of an error message, and the rest of a long one.
-_MAX_NAMES_SHOWN: Final = 20
 _MAX_LENGTH_SHOWN: Final = 64
 
 
@@ -209,8 +209,7 @@ def _describe_missing(name: str) -> str:
 
 
 def _describe_unknown(name: str, *, allowed: list[str]) -> str:
-    shown = ", ".join(allowed[:_MAX_NAMES_SHOWN]) + ", …" * (len(allowed) > _MAX_NAMES_SHOWN)
-    message = f"there is no option {name[:_MAX_LENGTH_SHOWN]!r}; allowed are {shown}"
+    message = f"there is no option {name[:_MAX_LENGTH_SHOWN]!r}; allowed are {list_some(allowed)}"
     return f"{message}. PUT /options/{name} adds it" if is_name(name) else message
 
 

@@ -14,7 +14,7 @@ A worker's changes need the lease of its claim, see `server.jobs.leases`.
 
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Engine, and_, func, or_, update
 from sqlmodel import Session, col, select
@@ -24,12 +24,17 @@ from server.database.engine import database_now, write_transaction
 from server.database.notifications import notify_workers
 from server.errors import ConflictError
 from server.jobs.admission import Admission
+from server.jobs.answers import forget_jobs
 from server.jobs.events import add_event
 from server.jobs.leases import Lease, SeenLease, holding
 from server.jobs.listing import JobNotFoundError
 from server.models.configuration import check_config, compute_config_sha256
 from server.models.studies import StudyJob
 from server.models.tables import EventKind, FailureKind, Job, JobPhase, JobStatus
+from server.texts import shorten
+
+#: A job's failure is read by people; a library's message may hold a whole listing.
+_MAX_ERROR_CHARACTERS: Final = 8000
 
 
 class JobStateError(ConflictError):
@@ -263,6 +268,7 @@ def remove(engine: Engine, job_id: str, *, delete_files: Callable[[], None] | No
         if not job.status.is_terminal:
             raise JobStateError(f"job {job.id} is {job.status}; cancel it before deleting it")
         session.delete(job)
+        forget_jobs(session, [job.id])
         session.flush()
         if delete_files is not None:
             delete_files()
@@ -334,6 +340,7 @@ def _retry_or_fail(
 
 
 def _fail(session: Session, job: Job, *, code: str, message: str, kind: FailureKind) -> None:
+    message = shorten(message, length=_MAX_ERROR_CHARACTERS)
     job.error_code, job.error_message, job.failure_kind = code, message, kind
     _settle(session, job, JobStatus.failed, message=message)
 

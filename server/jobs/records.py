@@ -6,7 +6,7 @@ All writes need the lease and raise LeaseLostError without it. Reads do not need
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Engine, and_
 from sqlmodel import Session, col, delete, select
@@ -27,7 +27,9 @@ from server.models.tables import (
     JobPhase,
     ResumePoint,
 )
+from server.texts import list_some
 
+_MAX_QUOTED: Final = 50
 _SUMMARY = ("train_loss", "train_pixel_accuracy", "val_foreground_recall", "val_foreground_iou")
 
 
@@ -194,7 +196,7 @@ def _summarise_epoch(job: Job, metrics: EpochMetrics, *, progress: float) -> Non
 
 
 class ArtifactNotFoundError(NotFoundError):
-    """A job has no such file for an epoch; the message lists the epochs that have one."""
+    """A job has no such file for an epoch; the message names some epochs that have one."""
 
 
 def read_artifacts(session: Session, job_id: str, *, kind: ArtifactKind) -> list[Artifact]:
@@ -216,10 +218,9 @@ def find_artifact(
         case _:
             number = int(epoch) if re.fullmatch("[0-9]{1,6}", epoch) else None
     if number not in artifacts:
-        known = ", ".join(map(str, artifacts)) or "none yet"
-        raise ArtifactNotFoundError(
-            f"job {job.id} has no {kind} of epoch {epoch!r}; there are best, latest and {known}"
-        )
+        known = list_some(artifacts) or "none yet"
+        missing = f"job {job.id} has no {kind} of epoch {epoch[:_MAX_QUOTED]!r}"
+        raise ArtifactNotFoundError(f"{missing}; there are best, latest and {known}")
     return artifacts[number]
 
 
