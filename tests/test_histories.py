@@ -2,13 +2,15 @@
 
 import pytest
 from artificial_runs import summarise
-from conftest import BOTH_DATABASES, SubmitJob, drain, read, read_rows
+from conftest import BOTH_DATABASES, SubmitJob, drain, open_client, read, read_rows
 from sqlalchemy import Engine
 from sqlmodel import Session
 
+from server.api.routes import jobs as jobs_routes
 from server.judging import histories as histories_module
 from server.judging.histories import read_histories, read_in_parts
 from server.judging.verdicts import judge
+from server.main import create_app
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES
@@ -98,3 +100,22 @@ def test_jobs_read_in_parts_have_all_their_epochs(
     assert [(job.id, len(epochs)) for job, epochs in found] == [
         (job.id, num) for job, num in zip(jobs, (2, 3, 1), strict=True)
     ]
+
+
+def test_metrics_of_a_long_job_are_sent_in_parts_and_whole(
+    settings: Settings,
+    engine: Engine,
+    submit_job: SubmitJob,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = submit_job("a", epochs=4)
+    drain(settings, engine)
+    waiting = submit_job("b")
+    with open_client(create_app(settings)) as client:
+        whole = client.get(f"/jobs/{job.id}/metrics").raise_for_status().json()
+        assert [row["epoch"] for row in whole["data"]] == [1, 2, 3, 4]
+        for size in (1, 2, 3, 4, 5):
+            monkeypatch.setattr(jobs_routes, "_NUM_EPOCHS_AT_ONCE", size)
+            assert client.get(f"/jobs/{job.id}/metrics").json() == whole
+        nothing = {"data": [], "has_more": False}
+        assert client.get(f"/jobs/{waiting.id}/metrics").json() == nothing

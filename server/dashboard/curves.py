@@ -80,11 +80,16 @@ def _draw_kl(epochs: Sequence[EpochSummary], *, limit: int) -> dict[str, Any]:
     }
 
 
-def _draw_heat(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
-    num_dimensions = len(epochs[-1].val_kl_per_dimension) if epochs else 1
+def choose_heat(epochs: Sequence[EpochMetrics], *, num_dimensions: int) -> list[EpochMetrics]:
+    """The epochs of the heat map, oldest first."""
     step = math.ceil(len(epochs) * max(1, num_dimensions) / MAX_HEAT_CELLS) or 1
     # Every `step`-th epoch, counted from the end: the newest epoch is the judged one.
-    shown = list(reversed(epochs[::-1][::step]))
+    return list(reversed(epochs[::-1][::step]))
+
+
+def _draw_heat(epochs: Sequence[EpochMetrics]) -> dict[str, Any]:
+    num_dimensions = len(epochs[-1].val_kl_per_dimension) if epochs else 1
+    shown = choose_heat(epochs, num_dimensions=num_dimensions)
     return {
         "epochs": [row.epoch for row in shown],
         "values": [_round(_as_array(row.val_kl_per_dimension)) for row in shown],

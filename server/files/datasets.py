@@ -260,8 +260,6 @@ def _describe_missing(name: str, available: Iterable[str], *, datasets_dir: Path
     return f"{message}. Did you mean {better}?" if better in known else message
 
 
-
-
 def draw_preview(contents: DatasetContents) -> bytes:
     """A PNG of up to 40 grids, eight per row."""
     cell = contents.grid_size * _PREVIEW_SCALE + _PREVIEW_GAP

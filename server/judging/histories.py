@@ -15,8 +15,10 @@ from typing import Any, Final, NamedTuple
 from pydantic_core import from_json
 from sqlalchemy import ColumnElement, String, cast, func, or_, select, tuple_
 from sqlalchemy import Select as Query
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col
 
+from server.models.columns import FiniteJSON
 from server.models.tables import EpochMetrics, Job
 
 #: Values of KL that are read for the curves of all jobs together. Of longer curves every second,
@@ -28,6 +30,7 @@ _MAX_EPOCHS_AT_ONCE: Final = 20_000
 _IN_PARTS: Final[Mapping[str, Any]] = {"yield_per": 200}
 # Columns of the table and not of the model: rows without objects come a fifth faster.
 _TABLE: Final = EpochMetrics.__table__.columns  # type: ignore[attr-defined]
+_LISTS: Final = [column.name for column in _TABLE if isinstance(column.type, FiniteJSON)]
 _KL_TEXT: Final = cast(_TABLE.val_kl_per_dimension, String)
 
 
@@ -87,13 +90,30 @@ class KlSummary(NamedTuple):
 
 
 def read_epochs(
-    session: Session, job_id: str, *, epochs: Collection[int] | None = None
+    session: Session,
+    job_id: str,
+    *,
+    epochs: Collection[int] | None = None,
+    has_lists: bool = True,
 ) -> list[EpochMetrics]:
-    """A job's epochs with all metrics, oldest first: all of them, or some."""
+    """A job's epochs with all metrics, oldest first: all of them, or some.
+
+    Without `has_lists` their lists are read when they are used, each by a query of its own.
+    """
     rows = select(EpochMetrics).where(col(EpochMetrics.job_id) == job_id)
     if epochs is not None:
         rows = rows.where(col(EpochMetrics.epoch).in_(epochs))
+    if not has_lists:
+        rows = rows.options(*(defer(getattr(EpochMetrics, name)) for name in _LISTS))
     return list(session.scalars(rows.order_by(col(EpochMetrics.epoch))))
+
+
+def read_epoch_part(session: Session, job_id: str, *, after: int, limit: int) -> list[EpochMetrics]:
+    """At most `limit` of the job's epochs behind the epoch `after`, oldest first."""
+    rows = select(EpochMetrics).where(
+        col(EpochMetrics.job_id) == job_id, col(EpochMetrics.epoch) > after
+    )
+    return list(session.scalars(rows.order_by(col(EpochMetrics.epoch)).limit(limit)))
 
 
 def read_histories(

@@ -1,10 +1,13 @@
 """Routes for jobs: create, follow, control, and read their metrics and files."""
 
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from pydantic import Field
+from sqlalchemy import Engine
 from sqlmodel import Session
 
 from server.api.caching import NOT_MODIFIED, answer_tagged, is_known
@@ -56,7 +59,7 @@ from server.jobs.listing import JobFilter, find_job, read_page
 from server.jobs.options import check_known
 from server.jobs.records import find_artifact, read_artifacts
 from server.jobs.submission import submit_job
-from server.judging.histories import read_epochs, read_histories
+from server.judging.histories import read_epoch_part, read_epochs, read_histories
 from server.judging.verdicts import Verdict, judge
 from server.models.tables import Artifact, ArtifactKind, BestBy, JobStatus
 
@@ -73,6 +76,9 @@ BestByQuery = Annotated[
         "weighted as in the job, or the one with the highest validation log-likelihood"
     ),
 ]
+
+#: Epochs of a job that are in memory together.
+_NUM_EPOCHS_AT_ONCE: Final = 100
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=PROBLEM_RESPONSES)
 
@@ -179,10 +185,15 @@ def resume_job(
     return JobPublic.of(resumed)
 
 
-@router.get("/{job_id}/metrics")
-def read_metrics(job: JobDep, *, session: SessionDep) -> MetricsList:
+@router.get("/{job_id}/metrics", response_model=MetricsList)
+def read_metrics(job: JobDep, *, engine: EngineDep) -> Response:
     """One row per epoch, oldest first."""
-    return MetricsList(data=read_epochs(session, job.id), has_more=False)
+    parts = _encode_metrics(engine, job.id)
+    # The first part is read before the answer begins: if the database is away, it says so.
+    first, rest = next(parts), list(islice(parts, 1))
+    if not rest:
+        return Response(first, media_type="application/json")
+    return StreamingResponse(chain([first], rest, parts), media_type="application/json")
 
 
 @router.get("/{job_id}/events", response_model=EventList, responses={200: _STREAM_RESPONSE})
@@ -256,7 +267,7 @@ def read_reconstruction(
 def list_checkpoints(job: JobDep, *, session: SessionDep) -> CheckpointList:
     """One entry per checkpoint, oldest first, with the metrics of its epoch."""
     checkpoints = read_artifacts(session, job.id, kind=ArtifactKind.checkpoint)
-    epochs = read_epochs(session, job.id)
+    epochs = read_epochs(session, job.id, epochs=[each.epoch for each in checkpoints])
     return CheckpointList(data=describe_checkpoints(job, checkpoints, epochs), has_more=False)
 
 
@@ -277,6 +288,21 @@ def read_checkpoint(
     """Download the checkpoint of an epoch, or of `best` or `latest`, as safetensors."""
     artifact = find_artifact(session, job, kind=ArtifactKind.checkpoint, epoch=epoch, best_by=by)
     return _send_file(request, files, artifact, media_type="application/octet-stream")
+
+
+def _encode_metrics(engine: Engine, job_id: str) -> Iterator[str]:
+    """A MetricsList in parts: with many dimensions it is several megabytes. Each part is read in a
+    session of its own, so that a slow reader holds no connection."""
+    after, opening = 0, '{"data":['
+    while True:
+        with Session(engine) as session:
+            rows = read_epoch_part(session, job_id, after=after, limit=_NUM_EPOCHS_AT_ONCE)
+            text = opening + ",".join(row.model_dump_json() for row in rows)
+        if len(rows) < _NUM_EPOCHS_AT_ONCE:
+            yield text + '],"has_more":false}' if rows or not after else '],"has_more":false}'
+            return
+        yield text
+        after, opening = rows[-1].epoch, ","
 
 
 def _send_file(

@@ -11,7 +11,7 @@ from server.api.dependencies import EngineDep, JobDep, JobFilesDep, SessionDep, 
 from server.api.requests import FORM, ResumeRequest
 from server.api.schemas import JobPublic, describe_checkpoints, describe_reconstructions
 from server.dashboard.bars import SILENT_SHARE, draw_bars
-from server.dashboard.curves import draw_job
+from server.dashboard.curves import choose_heat, draw_job
 from server.dashboard.pages.login import FormDep, make_local_path
 from server.dashboard.rendering import is_refresh, render_page
 from server.errors import InvalidInputError, NotFoundError
@@ -49,7 +49,7 @@ _ACTIONS = {
 @router.get("/{job_id}")
 def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFilesDep) -> Response:
     events = read_newest_events(session, job.id, limit=NUM_EVENTS)
-    epochs = read_epochs(session, job.id)
+    epochs = _read_shown(session, job)
     checkpoints = read_artifacts(session, job.id, kind=ArtifactKind.checkpoint)
     thresholds = Thresholds()
     return render_page(
@@ -111,6 +111,16 @@ def list_actions(job: Job | JobPublic) -> tuple[str, ...]:
     if job.pause_requested_at is not None and job.status == JobStatus.running:
         return ("resume", "cancel")
     return _ACTIONS[JobStatus(job.status)]
+
+
+def _read_shown(session: Session, job: Job) -> list[EpochMetrics]:
+    """The job's epochs, with the lists of those whose lists are shown."""
+    epochs = read_epochs(session, job.id, has_lists=False)
+    heat = choose_heat(epochs, num_dimensions=job.training_config.latent_dim)
+    listed = {row.epoch for row in (*heat, *epochs[-NUM_TABLE_EPOCHS:])}
+    # The same objects, to which the rest is added.
+    read_epochs(session, job.id, epochs=listed)
+    return epochs
 
 
 def _draw(
