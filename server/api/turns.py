@@ -15,6 +15,8 @@ from fastapi import Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 
+from server.api.addresses import locate
+from server.api.rates import find_client
 from server.errors import UnavailableError
 from server.settings import Settings
 
@@ -122,9 +124,10 @@ class TurnRoute(APIRoute):
                 return await handle(request)  # it names nothing to compute
             turns: Turns = request.app.state.turns
             refresh = request.headers.get("Losslab-Refresh", "")
-            address = f"{refresh} {request.method} {request.url.path}?{request.url.query}"
+            path = locate(request.url.path)
+            address = f"{refresh} {request.method} {path}?{request.url.query}"
             return await turns.answer_together(
-                _name_client(request), address, work=lambda: handle(request)
+                find_client(request), address, work=lambda: handle(request)
             )
 
         return handle_in_turn
@@ -135,7 +138,7 @@ async def _take_turn(request: Request) -> AsyncIterator[None]:
         yield
         return
     turns: Turns = request.app.state.turns
-    async with turns.hold(_name_client(request)):
+    async with turns.hold(find_client(request)):
         yield
 
 
@@ -145,12 +148,6 @@ TakesTurnToJudge: Final = Depends(_take_turn, scope="function")
 
 def make_turns(settings: Settings) -> Turns:
     return Turns(NUM_TURNS, wait_seconds=settings.request_seconds * _WAIT_SHARE)
-
-
-def _name_client(request: Request) -> str:
-    """The token, or the address if no token is needed."""
-    name = getattr(request.state, "token_name", None)
-    return f"token {name}" if name else f"address {request.client.host if request.client else ''}"
 
 
 def _copy(response: Response) -> Response:
