@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session
 
 from server.database.engine import migrate
+from server.files.datasets import list_left_out
 from server.jobs import retention
 from server.jobs.admission import Admission
 from server.jobs.ages import AgeWatch
@@ -30,6 +31,7 @@ _RACE_SECONDS: Final = 1.0
 #: After the start, which it would slow down.
 _WARM_UP_SECONDS: Final = 10.0
 _OPEN_SECONDS: Final = 2.0
+_MAX_TOLD: Final = 5
 
 _logger = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ async def keep_up(
         expire_answers(engine)
 
     beat = settings.heartbeat_seconds
+    await asyncio.to_thread(_tell_left_out, settings)
     await asyncio.gather(
         # No worker may be left to do it.
         _repeat(reaper.reap, every=beat, trouble="jobs of dead workers cannot be requeued"),
@@ -92,6 +95,20 @@ async def keep_up(
         _repeat(sweep.run, every=_SWEEP_SECONDS, trouble="files that no job names stay"),
         _warm_up(),
     )
+
+
+def _tell_left_out(settings: Settings) -> None:
+    """Name what somebody put into the folder of data sets and may look for in vain."""
+    try:
+        left_out = list_left_out(settings.datasets_dir)
+    except OSError as error:
+        _logger.warning("the folder of data sets cannot be read: %s", error)
+        return
+    for file in left_out[:_MAX_TOLD]:
+        _logger.warning("datasets/%s is no data set: %s", file.file_name, file.reason)
+    if len(left_out) > _MAX_TOLD:
+        num_others = len(left_out) - _MAX_TOLD
+        _logger.warning("%d other files in datasets/ are no data sets either", num_others)
 
 
 async def _repeat(act: Callable[[], object], *, every: float, trouble: str) -> None:

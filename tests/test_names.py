@@ -1,16 +1,20 @@
 """Names that cannot be: told in words what they may be, and which name was probably meant."""
 
+import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import open_client
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 from npz_files import GRIDS, make_npz
 from pydantic import ValidationError
 
+from server.main import create_app
 from server.models.names import is_name, suggest_name
 from server.settings import Settings
 
@@ -114,6 +118,22 @@ def test_files_in_the_folder_that_are_left_out_are_named_with_the_reason(
     }.items():
         assert words in reasons.pop(name)
     assert reasons == {}
+
+
+def test_first_files_that_are_left_out_are_named_in_the_log_at_the_start(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = settings.datasets_dir
+    folder.mkdir()
+    for number in range(9):
+        (folder / f"v1.{number}.npz").write_bytes(CONTENT)
+    with open_client(create_app(settings)), caplog.at_level(logging.WARNING, "server.upkeep"):
+        deadline = time.monotonic() + 60
+        while "4 other files" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "datasets/v1.0.npz is no data set: a name has 1 to 64 letters" in caplog.text
+    assert "v1.5.npz" not in caplog.text
+    assert "4 other files in datasets/ are no data sets either" in caplog.text
 
 
 @pytest.mark.parametrize(("name", "file_name"), [("UPPER", "UPPER.NPZ"), ("v1-2", "v1.2.npz")])
