@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 from stored_state import State, read_state
 
-from server.api.limits import MAX_BODY_BYTES
+from server.api.bodies import MAX_BODY_BYTES
 from server.settings import Settings
 
 Finished = tuple[TestClient, dict[str, str]]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from pydantic_core import from_json
-from sqlalchemy import ColumnElement, String, cast, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, String, cast, func, or_, select
 from sqlalchemy import Select as Query
 from sqlalchemy.orm import defer
 from sqlmodel import Session, col
@@ -200,13 +200,21 @@ def _find_step(session: Session, job_ids: Iterable[str], *, max_epochs: int) -> 
 
 def _add_last_kl(session: Session, histories: dict[str, list[EpochSummary]]) -> None:
     """Add the KL of each dimension to the last epoch of each job."""
-    last = [(job_id, epochs[-1].epoch) for job_id, epochs in histories.items() if epochs]
+    last = {job_id: epochs[-1].epoch for job_id, epochs in histories.items() if epochs}
     if not last:
         return
-    keys = tuple_(_TABLE.job_id, _TABLE.epoch)
-    found = session.execute(select(_TABLE.job_id, _KL_TEXT).where(keys.in_(last))).all()
+    # Pairs in one condition would make SQLite read the whole table. Most jobs of a comparison have
+    # the same last epoch; where they do not, some rows are read for nothing.
+    rows = select(_TABLE.job_id, _TABLE.epoch, _KL_TEXT).where(
+        _TABLE.job_id.in_(list(last)), _TABLE.epoch.in_(sorted(set(last.values())))
+    )
+    found = [
+        (job_id, text)
+        for job_id, epoch, text in session.execute(rows, execution_options=_IN_PARTS)
+        if last[job_id] == epoch
+    ]
     lists = dict(zip([row[0] for row in found], _decode([row[1] for row in found]), strict=True))
-    for job_id, _ in last:
+    for job_id in last:
         if job_id not in lists:  # deleted since its epochs were read
             histories[job_id] = []
             continue
