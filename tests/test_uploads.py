@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -114,6 +115,22 @@ def test_unchanged_file_is_read_once(settings: Settings, monkeypatch: pytest.Mon
     path.write_bytes(make_npz(images=GRIDS + 1))
     with pytest.raises(CheckLimitError):
         read_contents("mine", datasets_dir=settings.datasets_dir)
+
+
+def test_unchanged_file_that_cannot_be_used_is_read_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.datasets_dir.mkdir(parents=True)
+    path = settings.datasets_dir / "mine.npz"
+    path.write_bytes(CONTENT[:-30])
+    with pytest.raises(DatasetError, match="truncated") as first:
+        read_contents("mine", datasets_dir=settings.datasets_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr(inspection, "MAX_CHECK_SECONDS", 0.0)
+        with pytest.raises(DatasetError, match=re.escape(str(first.value))):
+            inspection.check_dataset("mine", datasets_dir=settings.datasets_dir)
+    path.write_bytes(CONTENT)
+    assert read_contents("mine", datasets_dir=settings.datasets_dir).num_grids
 
 
 def test_check_ends_with_the_process_that_started_it(tmp_path: Path) -> None:

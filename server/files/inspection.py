@@ -68,6 +68,7 @@ class _Known:
 
     version: FileVersion
     contents: DatasetContents | None = None
+    fault: DatasetError | None = None  #: why it cannot be used
 
 
 class _Checks:
@@ -132,9 +133,29 @@ class _Checks:
                 process.kill()
 
     def find(self, path: Path) -> _Known | None:
-        """What is known of a file as it is now. Raises FileNotFoundError."""
+        """What is known of a file as it is now. Raises FileNotFoundError, and DatasetError for one
+        that is known to be none."""
         known = self._known.get(path)
-        return known if known is not None and known.version == read_version(path) else None
+        if known is None or known.version != read_version(path):
+            return None
+        if known.fault is not None:
+            raise known.fault.with_traceback(None)
+        return known
+
+    def inspect(self, path: Path, *, task: str) -> DatasetContents | None:
+        """What a task finds in a stored file, which is kept, and so is a fault. Raises
+        DatasetError."""
+        version = read_version(path)
+        try:
+            answer = self.run({"do": task, "path": str(path)}, name=path.name)
+        except CheckLimitError:
+            raise  # on a machine that does less, it may be within the limits
+        except DatasetError as error:
+            self.keep(path, _Known(version, fault=error))
+            raise
+        contents = unpack_contents(answer["contents"]) if "contents" in answer else None
+        self.keep(path, _Known(version, contents))
+        return contents
 
     def keep(self, path: Path, known: _Known) -> None:
         self._known.pop(path, None)
@@ -157,9 +178,7 @@ def check_dataset(name: str, *, datasets_dir: Path) -> str | None:
     if _checks.find(path) is None:
         with _checks.take_turn():
             if _checks.find(path) is None:
-                version = read_version(path)
-                _checks.run({"do": "check", "path": str(path)}, name=path.name)
-                _checks.keep(path, _Known(version))
+                _checks.inspect(path, task="check")
     return find_sha256(path)
 
 
@@ -171,10 +190,8 @@ def read_contents(name: str, *, datasets_dir: Path) -> DatasetContents:
     with _checks.take_turn():
         if contents := _find_contents(path):
             return contents
-        version = read_version(path)
-        answer = _checks.run({"do": "describe", "path": str(path)}, name=path.name)
-        contents = unpack_contents(answer["contents"])
-        _checks.keep(path, _Known(version, contents))
+        contents = _checks.inspect(path, task="describe")
+        assert contents is not None
         return contents
 
 
