@@ -104,7 +104,7 @@ def hold(target: Target, number: int, first_bytes: bytes) -> str:
 
 @attack
 def silent_connections(target: Target, number: int) -> str:
-    """More than a thousand connections say nothing, and are opened anew."""
+    """More than a thousand connections say nothing, and are opened again and again."""
     return hold(target, number, b"")
 
 

@@ -265,7 +265,8 @@ def find_percentile(values: list[float], share: float) -> float:
 
 def is_answering(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/readyz").is_success
+        answer = httpx.get(f"{url}/readyz")
+        return answer.is_success or answer.status_code == 401  # a server that wants a token
     except httpx.TransportError:
         return False
 

@@ -77,7 +77,7 @@ def test_turns_go_round_the_clients_however_many_requests_one_of_them_has() -> N
     run(check())
 
 
-def test_equal_requests_that_wait_are_computed_once_and_later_ones_anew() -> None:
+def test_equal_requests_that_wait_are_computed_once_and_later_ones_again() -> None:
     async def check() -> None:
         bench = Bench()
         first = asyncio.create_task(bench.ask("anna", "other"))
@@ -152,3 +152,16 @@ def test_others_are_answered_while_all_turns_are_taken(settings: Settings, path:
         for hold in holds:
             client.portal.call(hold.__aexit__, None, None, None)
         assert client.get(path, params={"job_id": job_id}).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_request_without_a_body_that_waits_too_long_is_not_told_that_its_body_is_missing(
+    settings: Settings, method: str
+) -> None:
+    app = create_app(settings.model_copy(update={"request_seconds": 0.3}))
+    with open_client(app) as client:
+        app.state.session_turns = asyncio.Semaphore(0)
+        answer = client.request(method, "/jobs")
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert "body" not in answer.text

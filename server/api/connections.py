@@ -4,12 +4,15 @@ import asyncio
 import logging
 import resource
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import ClassVar, Final, Protocol
 
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from server.api.limits import MAX_HEADER_BYTES
 from server.environment.hosts import is_within
 from server.settings import Settings
 
@@ -88,8 +91,10 @@ class ConnectionLimit:
         if not own:
             del self._by_address[connection.address]
 
-    def _waits_too_often(self, own: Iterable[Connection]) -> bool:
-        return sum(each.waits_for_client for each in own) > self._max_waiting
+    def _waits_too_often(self, own: Collection[Connection]) -> bool:
+        # Most addresses have few, and are not counted.
+        limit = self._max_waiting
+        return len(own) > limit and sum(each.waits_for_client for each in own) > limit
 
     def _list_largest_first(self) -> list[OrderedDict[Connection, None]]:
         return sorted(self._by_address.values(), key=lambda own: len(own), reverse=True)
@@ -166,17 +171,32 @@ class HttpProtocol(H11Protocol):
             self.transport.close()
 
 
-def make_protocol(settings: Settings, *, max_connections: int) -> type[HttpProtocol]:
+def make_config(app: ASGIApp, settings: Settings, *, log_level: str) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        log_config=None,  # keep the logging of the process
+        log_level=log_level,
+        access_log=False,  # our own log line has more details
+        http=_make_protocol(settings),
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
+def _make_protocol(settings: Settings) -> type[HttpProtocol]:
     """The protocol with its limits; uvicorn makes its instances itself."""
     is_proxy = partial(is_within, networks=settings.trusted_proxies)
-    own = {
-        "header_seconds": settings.header_seconds,
-        "connection_limit": ConnectionLimit(max_total=max_connections, is_proxy=is_proxy),
-    }
+    limit = ConnectionLimit(max_total=_allow_connections(), is_proxy=is_proxy)
+    own = {"header_seconds": settings.header_seconds, "connection_limit": limit}
     return type("LimitedHttpProtocol", (HttpProtocol,), own)
 
 
-def allow_connections() -> int:
+def _allow_connections() -> int:
     """Let this process open as many files as it may; returns how many connections it can have."""
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = int(MAX_CONNECTIONS / _SHARE_OF_FILES) + 1

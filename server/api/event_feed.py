@@ -101,7 +101,7 @@ class EventFeed:
         Gives False if there is none. A client gets at most three quarters of all. For the event
         loop alone, where nothing comes between the question and the count.
         """
-        share = max(1, math.ceil(max_streams * _SHARE_OF_ONE_CLIENT))
+        share = math.ceil(max_streams * _SHARE_OF_ONE_CLIENT)
         if self.num_streams >= max_streams or self._num_streams[client] >= share:
             yield False
             return

@@ -94,8 +94,7 @@ class ServerThread:
         with _without_garbage_collection():
             import uvicorn  # noqa: PLC0415
 
-            from server.api.connections import allow_connections, make_protocol  # noqa: PLC0415
-            from server.api.limits import MAX_HEADER_BYTES  # noqa: PLC0415
+            from server.api.connections import make_config  # noqa: PLC0415
             from server.main import create_app  # noqa: PLC0415
 
         self._socket = open_listener(settings)
@@ -107,19 +106,7 @@ class ServerThread:
         except BaseException:
             self._socket.close()
             raise
-        config = uvicorn.Config(
-            self._app,
-            log_config=None,  # keep the logging of the process
-            log_level=log_level,
-            access_log=False,  # our own log line has more details
-            http=make_protocol(settings, max_connections=allow_connections()),
-            ws="none",
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=list(settings.trusted_proxies),
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        )
+        config = make_config(self._app, settings, log_level=log_level)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=self._server.run, args=([self._socket],), name="server", daemon=True

@@ -68,7 +68,7 @@ class _Known:
 
     version: FileVersion
     contents: DatasetContents | None = None
-    fault: DatasetError | None = None  #: why it cannot be used
+    fault: str = ""  #: why it cannot be used
 
 
 class _Checks:
@@ -138,8 +138,8 @@ class _Checks:
         known = self._known.get(path)
         if known is None or known.version != read_version(path):
             return None
-        if known.fault is not None:
-            raise known.fault.with_traceback(None)
+        if known.fault:
+            raise DatasetError(known.fault)
         return known
 
     def inspect(self, path: Path, *, task: str) -> DatasetContents | None:
@@ -151,7 +151,7 @@ class _Checks:
         except CheckLimitError:
             raise  # on a machine that does less, it may be within the limits
         except DatasetError as error:
-            self.keep(path, _Known(version, fault=error))
+            self.keep(path, _Known(version, fault=str(error)))
             raise
         contents = unpack_contents(answer["contents"]) if "contents" in answer else None
         self.keep(path, _Known(version, contents))

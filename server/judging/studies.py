@@ -1,7 +1,7 @@
 """Studies judged: each arm's seeds as a group, and at planned looks which arms are ruled out.
 
 Everything is computed from the study's plan and its jobs when it is asked for, and nothing is
-stored. So other thresholds judge an old study anew.
+stored. So other thresholds judge an old study again.
 """
 
 import threading

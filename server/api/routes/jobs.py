@@ -293,16 +293,15 @@ def read_checkpoint(
 def _encode_metrics(engine: Engine, job_id: str) -> Iterator[str]:
     """A MetricsList in parts: with many dimensions it is several megabytes. Each part is read in a
     session of its own, so that a slow reader holds no connection."""
-    after, opening = 0, '{"data":['
-    while True:
+    after, opening, is_last = 0, '{"data":[', False
+    while not is_last:
         with Session(engine) as session:
             rows = read_epoch_part(session, job_id, after=after, limit=_NUM_EPOCHS_AT_ONCE)
-            text = opening + ",".join(row.model_dump_json() for row in rows)
-        if len(rows) < _NUM_EPOCHS_AT_ONCE:
-            yield text + '],"has_more":false}' if rows or not after else '],"has_more":false}'
-            return
-        yield text
-        after, opening = rows[-1].epoch, ","
+            texts = [row.model_dump_json() for row in rows]
+        is_last = len(rows) < _NUM_EPOCHS_AT_ONCE
+        begin = opening if rows or not after else ""
+        yield begin + ",".join(texts) + ('],"has_more":false}' if is_last else "")
+        after, opening = rows[-1].epoch if rows else after, ","
 
 
 def _send_file(
