@@ -41,13 +41,15 @@ COUNT_WRONG_AT_TRUE_SHARE = """items => items.map((item) => {
       .data.buffer));
   return input.filter((colour, index) => colour !== matched[index]).length;
 })"""
-#: All layout shifts since the page was requested.
+#: All layout shifts since the page was requested: how far each went, and what moved.
 READ_SHIFTS = """new Promise((resolve) => {
-  let sum = 0;
+  const shifts = [];
+  const tell = ({ node, previousRect, currentRect }) =>
+    `${node?.id || node?.className || node?.nodeName} ${previousRect.y} to ${currentRect.y}`;
   new PerformanceObserver((list) => {
-    for (const entry of list.getEntries()) sum += entry.value;
+    for (const entry of list.getEntries()) shifts.push([entry.value, entry.sources.map(tell)]);
   }).observe({ type: "layout-shift", buffered: true });
-  setTimeout(() => resolve(sum), 500);
+  setTimeout(() => resolve(shifts), 500);
 })"""
 
 
@@ -88,7 +90,8 @@ def test_page_of_a_job_that_waits_follows_it_without_a_jump(
     expect(page.locator("#picture-note")).to_be_empty()
     expect(page.locator("#state")).to_have_attribute("data-status", "succeeded")
     wait_for_epochs(page, 6)
-    assert page.evaluate(READ_SHIFTS) < 0.05
+    shifts = page.evaluate(READ_SHIFTS)
+    assert sum(value for value, _ in shifts) < 0.05, shifts
 
 
 def test_panels_tell_that_there_is_no_epoch_yet(own_service: Service, open_page: OpenPage) -> None:
