@@ -55,11 +55,11 @@ def escape_controls(json_text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", json_text)
 
 
-def list_some(names: Iterable[object]) -> str:
+def list_some(names: Iterable[object], *, limit: int = MAX_LISTED) -> str:
     """The first names, and how many there are beside them: `a, b, c and 4,997 more`."""
     known = list(names)
-    shown = ", ".join(map(str, known[:MAX_LISTED]))
-    num_more = len(known) - MAX_LISTED
+    shown = ", ".join(map(str, known[:limit]))
+    num_more = len(known) - limit
     return f"{shown} and {num_more:,} more" if num_more > 0 else shown
 
 

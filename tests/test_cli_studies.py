@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 from server.api.study_requests import DEFAULT_NUM_SEEDS
 from server.cli import studies
 from server.cli.main import app
-from server.cli.study_views import StudyProgress
+from server.cli.study_views import StudyProgress, studies_table
 
 COMMANDS = sorted(command.name or command.callback.__name__ for command in
                   studies.app.registered_commands if command.callback)  # fmt: skip
@@ -234,6 +234,21 @@ def test_studies_are_listed(service: Up, study_id: str) -> None:
     table = service.run("study", "list").stdout
     assert study_id in table
     assert "a, b" in table
+
+
+def test_study_of_many_arms_takes_few_lines_of_the_list() -> None:
+    arms = [f"b beta={number}" for number in range(15)]
+    console = Console(file=io.StringIO(), width=80)
+    study = {
+        "id": "0123456789ab", "name": "many", "status": "queued", "arms": arms,
+        "num_seeds": 5, "num_jobs": 75, "progress": 0.0,
+    }  # fmt: skip
+    console.print(studies_table({"data": [study], "has_more": False}))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "11" in shown
+    assert "beta=4" not in shown
+    assert len(shown.splitlines()) < len(arms)
 
 
 def test_option_may_come_after_a_setting(service: Up) -> None:

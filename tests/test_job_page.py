@@ -91,7 +91,7 @@ def test_page_of_a_job_that_waits_follows_it_without_a_jump(
     expect(page.locator("#state")).to_have_attribute("data-status", "succeeded")
     wait_for_epochs(page, 6)
     shifts = page.evaluate(READ_SHIFTS)
-    assert sum(value for value, _ in shifts) < 0.05, shifts
+    assert sum(value for value, _ in shifts) < 0.02, shifts
 
 
 def test_panels_tell_that_there_is_no_epoch_yet(own_service: Service, open_page: OpenPage) -> None:

@@ -14,6 +14,7 @@ from rich.text import Text
 from server.cli.live import LiveLines, describe_seconds_left, format_duration
 from server.cli.views import STATUS_STYLES, make_table, name_cell
 from server.judging.numbers import NO_VALUE, format_decimals, format_share
+from server.texts import list_some
 
 Json = dict[str, Any]
 
@@ -26,6 +27,8 @@ _STATE_STYLES = {
 }
 _ARM_STYLES = {"recommended": "bold green", "kept": "", "ruled out": "red"}
 _ENDED: Final = frozenset({"succeeded", "failed", "cancelled", None})  # None: the job was deleted
+#: Arms in the line of a study in the list.
+_MAX_LISTED_ARMS: Final = 4
 
 
 class StudyProgress(LiveLines):
@@ -107,7 +110,7 @@ def studies_table(page: Json) -> RenderableType:
             Text(study["id"]),
             name_cell(study["name"] or ""),
             Text(study["status"], style=STATUS_STYLES.get(study["status"], "")),
-            Text(", ".join(study["arms"])),
+            Text(list_some(study["arms"], limit=_MAX_LISTED_ARMS)),
             Text(str(study["num_seeds"])),
             Text(str(study["num_jobs"])),
             Text(format_share(study["progress"])),
