@@ -6,8 +6,9 @@ from typing import Any, Final
 
 from artificial_runs import MEASURED
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, delete, event, func, insert, select, update
+from sqlalchemy import Engine, delete, func, insert, select, update
 from sqlmodel import Session, col
+from statements import recording
 
 from server.api.study_requests import StudyRequest
 from server.database.engine import write_transaction
@@ -179,18 +180,9 @@ def read_statuses(engine: Engine) -> list[str]:
 
 def count_statements(engine: Engine, execute: Callable[[], object]) -> int:
     """How often the database is asked."""
-    statements: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if not statement.startswith("BEGIN"):
-            statements.append(statement)
-
-    event.listen(engine, "before_cursor_execute", note)
-    try:
+    with recording(engine) as statements:
         execute()
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
-    return len(statements)
+    return sum(not each.text.startswith("BEGIN") for each in statements)
 
 
 def list_studies(engine: Engine) -> list[Study]:

@@ -2,12 +2,12 @@
 
 import html
 import re
-from typing import Any
 
 import pytest
 from conftest import BOTH_DATABASES, TINY, SubmitJob, drain, queue_job, read
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine
+from statements import recording
 
 from server.models.configuration import resolve_config
 from server.models.options import OPTIONS, BuiltInOption
@@ -110,17 +110,9 @@ def test_refresh_of_a_live_page_has_no_curves(finished: Finished) -> None:
 def test_live_page_reads_its_epochs_once(finished: Finished) -> None:
     client, ids = finished
     engine: Engine = client.app.state.engine  # type: ignore[attr-defined]
-    statements: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        statements.append(statement)
-
-    event.listen(engine, "before_cursor_execute", note)
-    try:
+    with recording(engine) as statements:
         client.get(f"/ui/jobs/{ids['b']}", headers={"Losslab-Refresh": "1"}).raise_for_status()
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
-    of_epochs = [each for each in statements if "FROM epoch_metrics" in each]
+    of_epochs = [each.text for each in statements if "FROM epoch_metrics" in each.text]
     rows, lists = of_epochs  # the lists of those epochs alone whose lists are shown
     assert "epoch_metrics.val_kl_per_dimension" not in rows
     assert "epoch_metrics.val_kl_per_dimension" in lists

@@ -10,8 +10,9 @@ import pytest
 from conftest import BOTH_DATABASES, MakeSettings, open_client
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, text
 from sqlmodel import Session, SQLModel, col, select
+from statements import recording
 
 from server.jobs import studies
 from server.main import create_app
@@ -53,8 +54,6 @@ COMBINATIONS = [
     "metadata[study]=study 1&option=b&name=baseline",
     "name=baseline&option=c&status=succeeded&status=failed",
 ]
-#: Of statements that the server itself executes now and then, whatever is asked.
-OF_THE_SERVER = ("decided_at IS NULL", "FROM worker LEFT OUTER JOIN job")
 JOB_PATHS = ("", "/metrics", "/verdict", "/events", "/reconstructions", "/checkpoints")
 #: Without these, another index is nearly as good for the jobs of this test.
 NEARLY_SPARED = {
@@ -116,29 +115,15 @@ def analyze(engine: Engine) -> None:
 
 def explain(store: Store, path: str) -> list[Plan]:
     """The plans of all statements that the server executes for a request."""
-    plans = explain_all(store, lambda: store.client.get(path).raise_for_status())
-    return [plan for plan in plans if not is_of_the_server(plan.statement)]
-
-
-def is_of_the_server(statement: str) -> bool:
-    words = " ".join(statement.split())
-    return any(part in words for part in OF_THE_SERVER)
+    return explain_all(store, lambda: store.client.get(path).raise_for_status())
 
 
 def explain_all(store: Store, execute: Callable[[], object]) -> list[Plan]:
-    statements: list[tuple[str, Any]] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        statements.append((statement, parameters))
-
-    event.listen(store.engine, "before_cursor_execute", note)
-    try:
+    with recording(store.engine) as statements:
         execute()
-    finally:
-        event.remove(store.engine, "before_cursor_execute", note)
     read_plan = read_sqlite_plan if store.engine.dialect.name == "sqlite" else read_postgres_plan
     with store.engine.connect() as connection:
-        plans = [read_plan(connection, *each) for each in statements if "SELECT" in each[0]]
+        plans = [read_plan(connection, *each) for each in statements if "SELECT" in each.text]
     assert plans
     return plans
 
