@@ -15,6 +15,7 @@ from sqlalchemy import Engine, select, update
 from sqlmodel import Session, col
 from stored_state import read_state
 from study_results import (
+    FIRST_END,
     PASSING,
     QUICK,
     command,
@@ -116,6 +117,20 @@ def test_seconds_left_are_those_of_the_jobs_that_wait(client: TestClient, engine
     assert read(client, study)["seconds_left"] == 90
     end_seeds(engine, study["id"], {"a": "pp", "b": "pp"})
     assert read(client, study)["seconds_left"] is None
+
+
+def test_job_that_was_paused_for_a_night_makes_no_other_seem_long(
+    client: TestClient, engine: Engine
+) -> None:
+    study = post(client, num_seeds=5)
+    end_seeds(engine, study["id"], {"a": "pppqq", "b": "ppppr"})
+    before = read(client, study)["seconds_left"]
+    with engine.begin() as connection:
+        started_at = FIRST_END - timedelta(hours=10)
+        job_ids = [arm["jobs"][0] for arm in read(client, study)["arms"]]
+        changed = update(Job).where(col(Job.id).in_(job_ids)).values(started_at=started_at)
+        connection.execute(changed)
+    assert before <= read(client, study)["seconds_left"] < 2 * before
 
 
 def test_clock_that_was_set_back_makes_no_duration_and_no_estimate_negative(

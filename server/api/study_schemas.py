@@ -1,5 +1,6 @@
 """What the API answers about studies, as JSON."""
 
+import statistics
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Self
@@ -150,21 +151,30 @@ class DeletedStudy(BaseModel):
 
 
 def _estimate_seconds_left(verdict: StudyVerdict) -> float | None:
-    """By the mean duration of the jobs that have ended, with as many running as now."""
-    results = [result for each in verdict.results for result in each]
-    waiting = [result for result in results if not result.has_ended]
-    durations = [
-        seconds
-        for result in results
-        if result.is_judged and not result.is_reused
-        if (seconds := count_seconds(result.started_at, result.ended_at)) is not None
-    ]
+    """By the usual duration of each arm's jobs that have ended, with as many running as now.
+
+    The median, since a job that was paused for a night says nothing about the others.
+    """
+    durations = [_list_durations(arm) for arm in verdict.results]
+    known = [seconds for arm in durations for seconds in arm]
     num_running = verdict.num_by_status.get(JobStatus.running, 0)
-    if not waiting or not durations or not num_running:
+    if not known or not num_running:
         return None
-    mean = sum(durations) / len(durations)
-    return round(mean * _sum_rest(waiting) / num_running, 1)
+    usual = statistics.median(known)
+    seconds = sum(
+        (statistics.median(own) if own else usual) * _sum_rest(arm)
+        for own, arm in zip(durations, verdict.results, strict=True)
+    )
+    return round(seconds / num_running, 1)
 
 
-def _sum_rest(waiting: Sequence[SeedResult]) -> float:
-    return sum(1.0 - result.progress for result in waiting)
+def _list_durations(arm: Sequence[SeedResult]) -> list[float]:
+    """The seconds of the arm's judged jobs that were trained for this study."""
+    ended = [result for result in arm if result.is_judged and not result.is_reused]
+    found = (count_seconds(result.started_at, result.ended_at) for result in ended)
+    return [seconds for seconds in found if seconds is not None]
+
+
+def _sum_rest(arm: Sequence[SeedResult]) -> float:
+    """How much of the arm's jobs is left, in whole jobs."""
+    return sum(1.0 - result.progress for result in arm if not result.has_ended)
