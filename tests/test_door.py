@@ -165,10 +165,16 @@ def list_gets() -> list[str]:
     return [*(path for method, path in list_requests() if method == "GET"), *pages, static]
 
 
+@pytest.fixture(scope="module")
+def stocked(finished: Finished) -> Finished:
+    """With a data set of a user."""
+    finished[0].put("/datasets/mine", content=make_npz(images=GRIDS)).raise_for_status()
+    return finished
+
+
 @pytest.mark.parametrize("path", sorted(set(list_gets())))
-def test_head_is_answered_as_get_without_a_body(finished: Finished, path: str) -> None:
-    client, ids = finished
-    client.put("/datasets/mine", content=make_npz(images=GRIDS))
+def test_head_is_answered_as_get_without_a_body(stocked: Finished, path: str) -> None:
+    client, ids = stocked
     url = fill_in(path, job_id=ids["b"])
     got = client.get(url, headers={"Accept-Encoding": "identity"})
     head = client.head(url, headers={"Accept-Encoding": "identity"})
