@@ -5,6 +5,7 @@ after a restart, and two servers on one database queue nothing twice.
 """
 
 import logging
+from dataclasses import replace
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -52,7 +53,8 @@ def _advance(engine: Engine, study_id: str, *, cache: ResultCache, admission: Ad
         study = studies.lock_study(session, study_id)
         # Another server may have been faster, or the study was stopped or resumed meanwhile.
         if len(study.seeds) == num_seeds and studies.is_due(session, study):
-            _queue_next_look(session, study, verdict, admission=admission)
+            own = replace(admission, queued_by=study.queued_by)
+            _queue_next_look(session, study, verdict, admission=own)
 
 
 def _queue_next_look(

@@ -153,7 +153,8 @@ class Settings(BaseSettings):
     max_queued_jobs: Count = Field(
         default=10_000,
         ge=1,
-        description="jobs that may wait at the same time; further ones are answered 429",
+        description="jobs that may wait at the same time, of one of several full tokens three "
+        "quarters of them; further ones are answered 429",
     )
     idle_transaction_seconds: float = Field(
         default=10.0,

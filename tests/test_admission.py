@@ -4,6 +4,8 @@ several servers."""
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from server.models.configuration import TrainingConfig
 from server.models.options import BuiltInOption
 from server.models.tables import Job, JobStatus
 from server.settings import Settings
+from server.tokens import ApiToken, TokenScope
 
 pytestmark = BOTH_DATABASES
 
@@ -172,6 +175,42 @@ def test_study_is_not_resumed_above_the_limit(engine: Engine, settings: Settings
             assert not is_taken
         else:
             assert is_taken
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_token_of_several_leaves_a_quarter_of_the_queue_to_others(
+    settings: Settings, engine: Engine, way: Callable[[TestClient], Call]
+) -> None:
+    tokens = tuple(ApiToken.of(f"the secret of {name}", name=name) for name in ("ada", "bob"))
+    limits = {"api_tokens": tokens, "max_queued_jobs": 40}
+    with ExitStack() as clients:
+        app = create_app(settings.model_copy(update=limits))
+        ada, bob = (clients.enter_context(open_client(app)) for _ in tokens)
+        for client, token in zip((ada, bob), tokens, strict=True):
+            client.headers["Authorization"] = f"Bearer the secret of {token.name}"
+        upload(ada).raise_for_status()
+        ask = way(ada)
+        own = Admission(settings.datasets_dir, queued_by="ada")
+        assert all(submit(engine, own) for _ in range(30))
+        answer = ask()
+        assert answer.status_code == 429
+        assert "30 jobs of the token" in answer.text and "ada" in answer.text
+        assert ask_for_job(bob)().status_code == 201
+
+
+def test_resumed_job_counts_for_who_resumed_it(engine: Engine, settings: Settings) -> None:
+    posted = queue_job(engine, option=BuiltInOption.a, config=TrainingConfig())
+    queue.cancel(engine, posted.id)
+    own = Admission(settings.datasets_dir, 10, max_of_token=1, queued_by="ada")
+    queue.resume(engine, posted.id, admission=own)
+    assert not submit(engine, own)
+    assert submit(engine, replace(own, queued_by="bob"))
+
+
+def test_token_that_is_alone_can_have_the_whole_queue(settings: Settings) -> None:
+    reader = ApiToken.of("the secret of eve", name="eve", scope=TokenScope.read)
+    tokens = (ApiToken.of("the secret of ada", name="ada"), reader)
+    assert Admission.of(settings.model_copy(update={"api_tokens": tokens})).max_of_token is None
 
 
 def test_seeds_of_studies_share_the_limit_with_jobs(engine: Engine, settings: Settings) -> None:

@@ -186,3 +186,17 @@ def test_of_too_many_keys_the_oldest_are_forgotten(
     with engine.connect() as connection:
         keys = set(connection.execute(select(IdempotencyKey.key)).scalars())
     assert keys == {"run-2", "run-3", "run-4"}
+
+
+def test_of_too_long_answers_the_oldest_are_forgotten(
+    client: TestClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An answer is as long as any other, but for the digits of its numbers.
+    num_bytes = len(post(client, "run-0", name="\N{EURO SIGN}" * 60).content)
+    monkeypatch.setattr(answers, "MAX_BYTES", round(2.5 * num_bytes))
+    for number in range(1, 4):
+        post(client, f"run-{number}", name="\N{EURO SIGN}" * 60).raise_for_status()
+    with engine.connect() as connection:
+        rows = connection.execute(select(IdempotencyKey.key, IdempotencyKey.num_bytes)).all()
+    assert {row.key for row in rows} == {"run-2", "run-3"}
+    assert sum(row.num_bytes for row in rows) == pytest.approx(2 * num_bytes, rel=0.05)

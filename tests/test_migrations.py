@@ -2,8 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +16,9 @@ from alembic.script import ScriptDirectory
 from conftest import BOTH_DATABASES
 from fastapi.testclient import TestClient
 from postgres import Postgres
-from sqlalchemy import Column, Connection, Engine, MetaData, Table, event, func, insert, inspect
+from sqlalchemy import Column, Connection, Engine, MetaData, Table, func, insert, inspect
 from sqlmodel import Session, SQLModel, create_engine, select
+from statements import recording
 
 from server.database import engine as database_module
 from server.database.engine import open_database
@@ -34,7 +34,16 @@ from server.models.configuration import (
     read_config,
 )
 from server.models.studies import Study
-from server.models.tables import Artifact, EpochMetrics, Job, JobEvent, JobLabel, JobStatus, Worker
+from server.models.tables import (
+    Artifact,
+    EpochMetrics,
+    IdempotencyKey,
+    Job,
+    JobEvent,
+    JobLabel,
+    JobStatus,
+    Worker,
+)
 from server.settings import Settings
 
 MIGRATIONS_DIR = Path(database_module.__file__).parent / "migrations"
@@ -44,6 +53,10 @@ JOB_IDS = {status: f"{number:012x}" for number, status in enumerate(JobStatus, 1
 #: The uploaded data sets of two jobs; the file of the second was deleted.
 DATASETS = {JobStatus.succeeded: "mine", JobStatus.cancelled: "deleted"}
 NUM_MANY = 300
+#: Columns whose value is no default.
+COMPUTED = {"id", "config_sha256", "num_bytes"}
+#: What a request with a key was told.
+ANSWER = '{"name": "\N{EURO SIGN}"}'
 #: Nullable columns whose value would change the job's state.
 EMPTY = (
     "phase",
@@ -109,11 +122,13 @@ def make_values(table: Table, **given: Any) -> Values:
     return {name: given.get(name, value) for name, value in made.items()}
 
 
-def make_config(**settings: Any) -> Values:
-    """A configuration as it was before the data had a seed and versions of their own, and before
-    any number of grids was allowed."""
+def make_config(columns: Collection[str], **settings: Any) -> Values:
+    """A configuration as it was before the data had a seed of their own, and before any number of
+    grids was allowed; also before the data had versions, if the table's columns are so old."""
     config = TrainingConfig(epochs=3, seed=7, num_samples=100_000, **settings)
-    return config.model_dump(mode="json", exclude={"data_seed", *EARLIER_VALUES})
+    stored = config.model_dump(mode="json", exclude={"data_seed", *EARLIER_VALUES})
+    has_versions = "best_likelihood_epoch" in columns or "criteria" in columns
+    return stored | EARLIER_VALUES if has_versions else stored
 
 
 def identify(config: Values) -> str:
@@ -123,7 +138,7 @@ def identify(config: Values) -> str:
 
 
 def make_job(table: Table, status: JobStatus) -> Values:
-    config = make_config(dataset=DATASETS.get(status, "atomic"))
+    config = make_config(table.columns.keys(), dataset=DATASETS.get(status, "atomic"))
     given: Values = dict.fromkeys(EMPTY) | {
         "id": JOB_IDS[status],
         "option": "b",
@@ -147,7 +162,8 @@ def make_job(table: Table, status: JobStatus) -> Values:
 
 
 def make_study(table: Table) -> Values:
-    configs = {name: make_config(beta=beta) for name, beta in {"b": 1.0, 'é "2"': 2e-05}.items()}
+    betas = {"b": 1.0, 'é "2"': 2e-05}
+    configs = {name: make_config(table.columns.keys(), beta=beta) for name, beta in betas.items()}
     arms = [
         {"name": name, "option": "b", "config": config, "config_sha256": identify(config)}
         for name, config in configs.items()
@@ -162,6 +178,7 @@ def make_epoch(table: Table, job_id: str, epoch: int) -> Values:
         for name, value in {
             "recall_per_colour": [0.5, None],
             "kl_per_dimension": [0.5, epoch],
+            "information_per_dimension": [0.25, epoch],
         }.items()
     }
     given = lists | {"job_id": job_id, "epoch": epoch, "max_spike_ratio": None}
@@ -173,6 +190,8 @@ def make_rows(tables: Mapping[str, Table]) -> Iterator[tuple[type[SQLModel], Val
     yield Worker, make_values(tables["worker"], id=WORKER_ID, state="busy")
     if "study" in tables:
         yield Study, make_study(tables["study"])
+    if "idempotency_key" in tables:
+        yield IdempotencyKey, make_values(tables["idempotency_key"], answer=ANSWER)
     for status, job_id in JOB_IDS.items():
         yield Job, make_job(tables["job"], status)
         if "job_label" in tables:
@@ -302,9 +321,20 @@ def test_columns_that_came_later_are_as_in_a_new_row(stored: list[Stored], engin
     with Session(engine) as session:
         for row in stored:
             made = row.model()
-            later = read_row(session, row).keys() - row.values.keys() - {"id", "config_sha256"}
+            later = (
+                read_row(session, row).keys()
+                - row.values.keys()
+                - {"id", "config_sha256", "num_bytes"}
+            )
             for name in later:
                 assert read_row(session, row)[name] == getattr(made, name), name
+
+
+def test_upgrade_counts_the_bytes_of_kept_answers(stored: list[Stored], engine: Engine) -> None:
+    with Session(engine) as session:
+        found = session.exec(select(IdempotencyKey.num_bytes)).all()
+    num_kept = sum(row.model is IdempotencyKey for row in stored)
+    assert found == [len(ANSWER.encode())] * num_kept
 
 
 def test_upgrade_gives_every_job_the_identity_of_its_configuration(
@@ -353,7 +383,7 @@ def test_upgrade_of_many_different_jobs_takes_no_more_statements(
     stored: list[Stored], settings: Settings
 ) -> None:
     job = next(row.values for row in stored if row.model is Job)
-    configs = [make_config(beta=2 + number) for number in range(NUM_MANY)]
+    configs = [make_config(job.keys(), beta=2 + number) for number in range(NUM_MANY)]
     given = [
         {"id": f"copy{number}", "config": config, "config_sha256": identify(config)}
         for number, config in enumerate(configs)
@@ -362,26 +392,13 @@ def test_upgrade_of_many_different_jobs_takes_no_more_statements(
     engine = create_engine(settings.resolved_database_url)
     with engine.begin() as connection:
         connection.execute(insert(Table("job", MetaData(), autoload_with=connection)), copies)
-    with engine.begin() as connection, counting(connection) as statements:
+    with engine.begin() as connection, recording(connection) as statements:
         upgrade(connection, revision="head", datasets_dir=settings.datasets_dir)
     with Session(engine) as session:
         num_identities = len(set(session.exec(select(Job.config_sha256))))
     engine.dispose()
     assert num_identities == NUM_MANY + 1 + len(DATASETS)
     assert len(statements) < NUM_MANY / 2
-
-
-@contextmanager
-def counting(connection: Connection) -> Iterator[list[str]]:
-    """The statements that are executed meanwhile; one for many rows counts once."""
-    statements: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        statements.append(statement)
-
-    event.listen(connection, "before_cursor_execute", note)
-    yield statements
-    event.remove(connection, "before_cursor_execute", note)
 
 
 def test_upgraded_schema_is_that_of_the_models(stored: list[Stored], engine: Engine) -> None:

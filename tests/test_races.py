@@ -37,8 +37,11 @@ def race(engine: Engine, settings: Settings) -> str:
     return submit_study(engine, settings, options=["a", "b", "c"], until_decided=True)
 
 
-def advance(engine: Engine, *, max_queued_jobs: int = NO_LIMIT) -> int:
-    return advance_races(engine, cache=ResultCache(), admission=Admission(Path(), max_queued_jobs))
+def advance(
+    engine: Engine, *, max_queued_jobs: int = NO_LIMIT, max_of_token: int | None = None
+) -> int:
+    admission = Admission(Path(), max_queued_jobs, max_of_token=max_of_token)
+    return advance_races(engine, cache=ResultCache(), admission=admission)
 
 
 def count_seeds(engine: Engine, study_id: str) -> list[int]:
@@ -179,6 +182,19 @@ def test_full_queue_delays_the_next_look(
     assert count_seeds(engine, race) == [5, 5, 5]
     assert "LOSSLAB_MAX_QUEUED_JOBS" in caplog.text
     advance(engine, max_queued_jobs=10)
+    assert count_seeds(engine, race) == [5, 10, 10]
+
+
+def test_next_look_counts_for_the_token_that_asked_for_the_race(
+    engine: Engine, race: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with write_transaction(engine) as session:
+        studies.lock_study(session, race).queued_by = "ada"
+    end_seeds(engine, race, {"a": "fffff", "b": "ppppp", "c": "ppppp"})
+    advance(engine, max_of_token=9)
+    assert count_seeds(engine, race) == [5, 5, 5]
+    assert "ada" in caplog.text
+    advance(engine, max_of_token=10)
     assert count_seeds(engine, race) == [5, 10, 10]
 
 

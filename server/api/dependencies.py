@@ -11,6 +11,7 @@ from sqlmodel import Session
 from server.api.event_feed import EventFeed
 from server.errors import UnavailableError
 from server.files.artifacts import JobFiles
+from server.jobs.admission import Admission
 from server.jobs.ages import AgeWatch
 from server.jobs.listing import find_job
 from server.judging.statistics import load_library
@@ -109,3 +110,11 @@ def get_token_name(request: Request) -> str:
 
 
 TokenNameDep = Annotated[str, Depends(get_token_name)]
+
+
+def get_admission(settings: SettingsDep, token_name: TokenNameDep) -> Admission:
+    """The limits of what this request queues."""
+    return Admission.of(settings, queued_by=token_name)
+
+
+AdmissionDep = Annotated[Admission, Depends(get_admission)]

@@ -125,13 +125,15 @@ def keep_answer(session: Session, request: KeyedRequest, answer: Answer) -> None
     """
     oldest = find_oldest(session)
     session.exec(delete(IdempotencyKey).where(col(IdempotencyKey.created_at) < oldest))
-    make_room(session, request.token_name)
+    num_bytes = len(answer.body.encode())
+    make_room(session, request.token_name, num_bytes=num_bytes)
     session.add(
         IdempotencyKey(
             token_name=request.token_name,
             key=request.key,
             body_sha256=request.body_sha256,
             answer=answer.body,
+            num_bytes=num_bytes,
             location=answer.location,
             created_at=database_now(session),
         )

@@ -1,10 +1,11 @@
 """What decides, in the transaction that queues jobs, whether they are taken: the limit of the
-queue, and the data sets that there are."""
+queue, the share of one token, and the data sets that there are."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from sqlmodel import Session, col, func, select
 
@@ -13,6 +14,10 @@ from server.errors import TooManyRequestsError
 from server.files.datasets import check_present
 from server.models.tables import Job, JobStatus
 from server.settings import Settings
+from server.tokens import TokenScope
+
+#: What one token can have of the queue, if there are others that can queue jobs.
+_SHARE_OF_ONE_TOKEN: Final = 3 / 4
 
 
 class QueueFullError(TooManyRequestsError):
@@ -25,11 +30,20 @@ class Admission:
 
     datasets_dir: Path
     max_queued_jobs: int | None = None  #: None for a user's own jobs, without a server
+    max_of_token: int | None = None  #: None if there is no other token
+    queued_by: str = ""  #: the name of the token that queues; empty without one
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
+    def of(cls, settings: Settings, *, queued_by: str = "") -> Self:
         """Those of a server."""
-        return cls(settings.datasets_dir, max_queued_jobs=settings.max_queued_jobs)
+        num_tokens = sum(token.scope is TokenScope.full for token in settings.tokens)
+        share = math.ceil(settings.max_queued_jobs * _SHARE_OF_ONE_TOKEN)
+        return cls(
+            settings.datasets_dir,
+            max_queued_jobs=settings.max_queued_jobs,
+            max_of_token=share if num_tokens > 1 else None,
+            queued_by=queued_by,
+        )
 
     def check(self, session: Session, *, num_jobs: int, datasets: Iterable[str]) -> None:
         """Let so many further jobs be queued by this transaction, which has locked the rows that it
@@ -43,13 +57,28 @@ class Admission:
             check_present(name, datasets_dir=self.datasets_dir)
         if num_jobs and self.max_queued_jobs is not None:
             _check_queue(session, num_jobs=num_jobs, max_queued_jobs=self.max_queued_jobs)
+        if num_jobs and self.max_of_token is not None and self.queued_by:
+            self._check_share(session, num_jobs=num_jobs, max_of_token=self.max_of_token)
+
+    def _check_share(self, session: Session, *, num_jobs: int, max_of_token: int) -> None:
+        num_queued = count_queued(session, queued_by=self.queued_by)
+        if num_queued + num_jobs > max_of_token:
+            raise QueueFullError(
+                f"{num_queued} jobs of the token {self.queued_by!r} wait already, and one token "
+                f"gets {max_of_token} places, three quarters of the queue "
+                "(LOSSLAB_MAX_QUEUED_JOBS); try again later"
+            )
 
 
-def count_queued(session: Session, *, job_id: str | None = None) -> int:
+def count_queued(
+    session: Session, *, job_id: str | None = None, queued_by: str | None = None
+) -> int:
     """The number of queued jobs, including those whose retry is not due yet."""
     waiting = select(func.count()).select_from(Job).where(Job.status == JobStatus.queued)
     if job_id is not None:
         waiting = waiting.where(col(Job.id) == job_id)
+    if queued_by is not None:
+        waiting = waiting.where(col(Job.queued_by) == queued_by)
     return session.exec(waiting).one()
 
 

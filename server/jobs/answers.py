@@ -17,8 +17,10 @@ from server.models.tables import IdempotencyKey, Worker
 
 #: How long a key is remembered.
 REMEMBER_FOR: Final = timedelta(days=1)
-#: The keys that are remembered of each token; of more, the oldest are forgotten.
+#: The keys that are remembered of each token, and the bytes of their answers; of more, the oldest
+#: are forgotten.
 MAX_KEYS: Final = 1000
+MAX_BYTES: Final = 64 * 1024 * 1024
 _STARTED_AT: Final = utc_now()
 _STARTED_SECONDS: Final = time.monotonic()
 #: Rows of one statement: databases limit its parameters.
@@ -45,12 +47,16 @@ def expire_answers(engine: Engine) -> None:
         session.execute(delete(IdempotencyKey).where(expired), execution_options=_UNSEEN)
 
 
-def make_room(session: Session, token_name: str) -> None:
-    """Delete the oldest answers of a token that has as many as are remembered."""
+def make_room(session: Session, token_name: str, *, num_bytes: int) -> None:
+    """Delete the oldest answers of a token, so that a further one of so many bytes can be kept."""
     of_token = col(IdempotencyKey.token_name) == token_name
-    kept = select(col(IdempotencyKey.key)).where(of_token)
-    kept = kept.order_by(col(IdempotencyKey.created_at).desc(), col(IdempotencyKey.key))
-    surplus = session.scalars(kept.offset(MAX_KEYS - 1)).all()
+    newest = (col(IdempotencyKey.created_at).desc(), col(IdempotencyKey.key).desc())
+    kept = select(col(IdempotencyKey.key), col(IdempotencyKey.num_bytes)).where(of_token)
+    surplus, total = [], num_bytes
+    for number, row in enumerate(session.execute(kept.order_by(*newest)), start=1):
+        total += row.num_bytes
+        if number >= MAX_KEYS or total > MAX_BYTES:
+            surplus.append(row.key)
     for first in range(0, len(surplus), _BATCH_SIZE):
         some = col(IdempotencyKey.key).in_(surplus[first : first + _BATCH_SIZE])
         session.execute(delete(IdempotencyKey).where(of_token, some), execution_options=_UNSEEN)

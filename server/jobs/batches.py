@@ -118,7 +118,7 @@ def pause_all(session: Session, jobs: Iterable[LockedJob]) -> None:
     _tell_all(session, asked, kind=EventKind.pause_requested, message="pause requested", now=now)
 
 
-def resume_all(session: Session, jobs: Iterable[LockedJob]) -> None:
+def resume_all(session: Session, jobs: Iterable[LockedJob], *, queued_by: str) -> None:
     """Queue the jobs that have stopped; of the others a request to pause is withdrawn.
 
     Raises JobStateError if one is about to be cancelled.
@@ -130,7 +130,7 @@ def resume_all(session: Session, jobs: Iterable[LockedJob]) -> None:
     now, live = database_now(session), (JobStatus.queued, JobStatus.running)
     stopped = [job for job in known if job.status not in live]
     asked = [job for job in known if job.status in live and job.pause_requested_at is not None]
-    _change(session, stopped, **_RESUMED)
+    _change(session, stopped, **_RESUMED, queued_by=queued_by)
     _change(session, asked, pause_requested_at=None)
     told = {job.id: f"resumed after epoch {job.epochs_completed} on request" for job in stopped}
     _tell(session, told, kind=EventKind.queued, now=now)

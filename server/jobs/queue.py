@@ -252,6 +252,7 @@ def _resume(session: Session, job: Job, *, admission: Admission | None) -> None:
     config = check_config(job.config)
     if admission is not None:
         admission.check(session, num_jobs=1, datasets=[config.dataset])
+        job.queued_by = admission.queued_by
     job.cancel_requested_at = job.pause_requested_at = job.ended_at = None
     job.error_code = job.error_message = job.failure_kind = None
     job.num_lost_attempts = 0

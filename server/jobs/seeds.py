@@ -84,6 +84,7 @@ def add_seeds(
     if fresh and admission is not None:
         datasets = [place.arm.config["dataset"] for place in fresh]
         admission.check(session, num_jobs=len(fresh), datasets=datasets)
+        study.queued_by = admission.queued_by
     jobs = _make_jobs(study, fresh)
     session.flush()
     enqueue_all(session, list(jobs.values()))
@@ -205,7 +206,7 @@ def _make_model(study: Study, arm: Arm) -> dict[str, Any]:
         priority=study.priority,
     )
     job.config_sha256 = arm.config_sha256
-    job.study_id = study.id
+    job.study_id, job.queued_by = study.id, study.queued_by
     return job.model_dump(exclude=set(_OWN_VALUES))
 
 

@@ -232,7 +232,8 @@ def resume_study(session: Session, study_id: str, *, admission: Admission | None
         num_jobs = sum(job.status not in live for job in open_jobs)
         datasets = [arm.config["dataset"] for arm in study.arm_list]
         admission.check(session, num_jobs=num_jobs, datasets=datasets)
-    resume_all(session, open_jobs)
+        study.queued_by = admission.queued_by
+    resume_all(session, open_jobs, queued_by=study.queued_by)
     return study
 
 

@@ -47,6 +47,7 @@ class Study(SQLModel, table=True):
         default_factory=dict, sa_column=Column("metadata", FiniteJSON, nullable=False)
     )
     priority: int = 0
+    queued_by: str = ""  # the token of the request that queued its jobs last; empty without one
     quick_test: bool = False
     arms: list[dict[str, Any]] = Col(sa_type=FiniteJSON)  # each an Arm
     seeds: list[int] = Col(sa_type=FiniteJSON)  # queued so far, for arms that are still in

@@ -120,6 +120,7 @@ class Job(SQLModel, table=True):
     config: dict[str, Any] = Col(sa_type=FiniteJSON)
     config_sha256: str = Col(default="", max_length=64)  # see `compute_config_sha256`
     study_id: str | None = Col(default=None, max_length=12, index=True)  # the study that made it
+    queued_by: str = ""  # the token of the request that queued it last; empty without one
 
     status: JobStatus = Col(default=JobStatus.queued, sa_column=text_column(JobStatus))
     phase: JobPhase | None = Col(default=None, sa_column=text_column(JobPhase, nullable=True))
@@ -363,11 +364,16 @@ class IdempotencyKey(SQLModel, table=True):
     """
 
     __tablename__ = "idempotency_key"
+    # What is kept of a token is counted without reading the answers.
+    __table_args__ = (
+        Index("ix_idempotency_key_token", "token_name", "created_at", "key", "num_bytes"),
+    )
 
     token_name: str = Col(primary_key=True)
     key: str = Col(primary_key=True, max_length=255)
     body_sha256: str
     answer: str  # JSON
+    num_bytes: int = 0  # of the answer
     location: str
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime, index=True)
 

@@ -12,6 +12,7 @@ from sqlmodel import Session
 
 from server.api.caching import NOT_MODIFIED, answer_tagged, is_known
 from server.api.dependencies import (
+    AdmissionDep,
     EngineDep,
     EventFeedDep,
     JobDep,
@@ -53,7 +54,6 @@ from server.errors import NotFoundError
 from server.files.artifacts import JobFiles
 from server.files.inspection import check_dataset
 from server.jobs import queue
-from server.jobs.admission import Admission
 from server.jobs.events import read_events
 from server.jobs.listing import JobFilter, find_job, read_page
 from server.jobs.options import check_known
@@ -90,6 +90,7 @@ def create_job(
     engine: EngineDep,
     settings: SettingsDep,
     token_name: TokenNameDep,
+    admission: AdmissionDep,
     idempotency_key: IdempotencyKeyHeader = None,
 ) -> Response:
     """Queue a job. It is committed before the answer, which has its whole configuration.
@@ -104,7 +105,7 @@ def create_job(
         job = request.make_job(session, datasets_dir=settings.datasets_dir)
 
     def submit(session: Session) -> Answer:
-        submit_job(session, job, admission=Admission.of(settings))
+        submit_job(session, job, admission=admission)
         return Answer(JobPublic.of(job).model_dump_json(), location=f"/jobs/{job.id}")
 
     return answer_once(engine, keyed, execute=submit)
@@ -168,7 +169,12 @@ def pause_job(job: JobDep, *, engine: EngineDep) -> JobPublic:
 
 @router.post("/{job_id}/resume")
 def resume_job(
-    job: JobDep, *, engine: EngineDep, settings: SettingsDep, request: ResumeRequest | None = None
+    job: JobDep,
+    *,
+    engine: EngineDep,
+    settings: SettingsDep,
+    admission: AdmissionDep,
+    request: ResumeRequest | None = None,
 ) -> JobPublic:
     """Let a paused, failed or cancelled job go on from its last valid checkpoint, or a succeeded
     one with more `epochs`. A queued or running job is not changed."""
@@ -180,7 +186,7 @@ def resume_job(
         job.id,
         num_epochs=num_epochs,
         dataset_sha256=sha256,
-        admission=Admission.of(settings),
+        admission=admission,
     )
     return JobPublic.of(resumed)
 

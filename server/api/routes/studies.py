@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from server.api.dependencies import (
+    AdmissionDep,
     EngineDep,
     NeedsStatistics,
     ResultCacheDep,
@@ -38,7 +39,6 @@ from server.api.turns import TakesTurnToJudge
 from server.database.engine import write_transaction
 from server.files.artifacts import JobFiles
 from server.jobs import seeds, studies
-from server.jobs.admission import Admission
 from server.jobs.ages import AgeWatch
 from server.jobs.estimates import estimate_seconds
 from server.jobs.workers import count_live
@@ -109,6 +109,7 @@ def create_study(
     cache: ResultCacheDep,
     watch: WorkerWatchDep,
     token_name: TokenNameDep,
+    admission: AdmissionDep,
     dry_run: bool = False,
     idempotency_key: IdempotencyKeyHeader = None,
 ) -> Response:
@@ -127,7 +128,6 @@ def create_study(
             return Response(plan.model_dump_json(), media_type="application/json")
 
     def submit(session: Session) -> Answer:
-        admission = Admission.of(settings)
         seeds.submit_study(session, study, seeds=request.list_seeds(), admission=admission)
         body = describe_study(session, study, cache=cache).model_dump_json()
         return Answer(body, location=f"/studies/{study.id}")
@@ -217,14 +217,19 @@ def pause_study(study: StudyDep, *, engine: EngineDep, cache: ResultCacheDep) ->
 
 @router.post("/{study_id}/resume")
 def resume_study(
-    study: StudyDep, *, engine: EngineDep, settings: SettingsDep, cache: ResultCacheDep
+    study: StudyDep,
+    *,
+    engine: EngineDep,
+    settings: SettingsDep,
+    cache: ResultCacheDep,
+    admission: AdmissionDep,
 ) -> StudyPublic:
     """Let the paused, cancelled and lost jobs of the study go on. Judged seeds are not trained
     again, also those whose loss diverged."""
     check_datasets(study, datasets_dir=settings.datasets_dir)
 
     def resume(session: Session, study_id: str) -> Study:
-        return studies.resume_study(session, study_id, admission=Admission.of(settings))
+        return studies.resume_study(session, study_id, admission=admission)
 
     return _change(engine, study, resume, cache=cache)
 
@@ -237,6 +242,7 @@ def add_seeds(
     engine: EngineDep,
     settings: SettingsDep,
     cache: ResultCacheDep,
+    admission: AdmissionDep,
 ) -> StudyPublic:
     """Queue further seeds of each arm, of a race those of each kept arm, and look again at them.
     The stated error holds for the looks that were planned."""
@@ -252,7 +258,7 @@ def add_seeds(
             num_seeds=request.num,
             arms=kept,
             looks=_extend_looks(locked, num_seeds=len(locked.seeds) + request.num),
-            admission=Admission.of(settings),
+            admission=admission,
         )
 
     return _change(engine, study, extend, cache=cache)

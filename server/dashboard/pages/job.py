@@ -7,7 +7,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from sqlmodel import Session, col, select
 
-from server.api.dependencies import EngineDep, JobDep, JobFilesDep, SessionDep, SettingsDep
+from server.api.dependencies import (
+    AdmissionDep,
+    EngineDep,
+    JobDep,
+    JobFilesDep,
+    SessionDep,
+    SettingsDep,
+)
 from server.api.requests import FORM, ResumeRequest
 from server.api.schemas import JobPublic, describe_checkpoints, describe_reconstructions
 from server.dashboard.bars import SILENT_SHARE, draw_bars
@@ -18,7 +25,6 @@ from server.errors import InvalidInputError, NotFoundError
 from server.files.datasets import describe_use
 from server.files.inspection import check_dataset
 from server.jobs import queue
-from server.jobs.admission import Admission
 from server.jobs.events import read_newest_events
 from server.jobs.records import read_artifacts
 from server.judging.criteria import Thresholds
@@ -80,7 +86,13 @@ def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFi
 
 @router.post("/{job_id}/{action}")
 def change_job(
-    job: JobDep, *, action: str, engine: EngineDep, settings: SettingsDep, form: FormDep
+    job: JobDep,
+    *,
+    action: str,
+    engine: EngineDep,
+    settings: SettingsDep,
+    admission: AdmissionDep,
+    form: FormDep,
 ) -> Response:
     """Cancel, pause or resume a job, then go back to the page with the button."""
     match action:
@@ -96,7 +108,7 @@ def change_job(
                 job.id,
                 num_epochs=num_epochs,
                 dataset_sha256=sha256,
-                admission=Admission.of(settings),
+                admission=admission,
             )
         case _:
             raise NotFoundError(f"a job has no action {action!r}")

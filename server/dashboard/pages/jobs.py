@@ -7,7 +7,13 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from sqlmodel import Session
 
-from server.api.dependencies import EngineDep, SessionDep, SettingsDep, WorkerWatchDep
+from server.api.dependencies import (
+    AdmissionDep,
+    EngineDep,
+    SessionDep,
+    SettingsDep,
+    WorkerWatchDep,
+)
 from server.api.queries import MAX_PAGE_SIZE
 from server.api.schemas import JobPublic, WorkerPublic
 from server.dashboard.job_form import OVERRIDES, JobForm, fill_form
@@ -16,7 +22,6 @@ from server.dashboard.pages.login import FormDep
 from server.dashboard.rendering import render_page
 from server.database.engine import write_transaction
 from server.files.npz import DatasetError
-from server.jobs.admission import Admission
 from server.jobs.listing import JobFilter, count_by_status, find_job, read_page
 from server.jobs.options import Option, is_known, read_options
 from server.jobs.submission import submit_job
@@ -86,7 +91,12 @@ def show_form(request: Request, *, session: SessionDep) -> Response:
 
 @router.post("/ui/jobs")
 def post_job(
-    request: Request, *, sent: FormDep, engine: EngineDep, settings: SettingsDep
+    request: Request,
+    *,
+    sent: FormDep,
+    engine: EngineDep,
+    settings: SettingsDep,
+    admission: AdmissionDep,
 ) -> Response:
     with Session(engine) as session:
         options = read_options(session)
@@ -96,7 +106,7 @@ def post_job(
             with Session(engine) as session:
                 job = form.request.make_job(session, datasets_dir=settings.datasets_dir)
             with write_transaction(engine) as session:
-                submit_job(session, job, admission=Admission.of(settings))
+                submit_job(session, job, admission=admission)
             return RedirectResponse(f"/ui/jobs/{job.id}", status_code=303)
         except DatasetError as error:
             form.errors["dataset"] = str(error)

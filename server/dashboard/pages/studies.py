@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 from sqlmodel import Session
 
 from server.api.dependencies import (
+    AdmissionDep,
     EngineDep,
     NeedsStatistics,
     ResultCacheDep,
@@ -100,22 +101,22 @@ def post_study(
     engine: EngineDep,
     settings: SettingsDep,
     watch: WorkerWatchDep,
+    admission: AdmissionDep,
 ) -> Response:
     with Session(engine) as session:
         form = fill_study_form(sent, session, datasets_dir=settings.datasets_dir)
         if form.request is None or form.study is None:
             values = _describe(form, session, settings=settings, watch=watch)
             return render_page("new_study.html", request, status_code=422, **values)
-    study_id = _submit(engine, form, settings=settings)
+    study_id = _submit(engine, form, admission=admission)
     return RedirectResponse(f"/ui/studies/{study_id}", status_code=303)
 
 
-def _submit(engine: Engine, form: StudyForm, *, settings: Settings) -> str:
+def _submit(engine: Engine, form: StudyForm, *, admission: Admission) -> str:
     """Raises QueueFullError and DatasetError."""
     assert form.request is not None and form.study is not None
     with write_transaction(engine) as session:
         wanted = form.request.list_seeds()
-        admission = Admission.of(settings)
         study = submit_study(session, form.study, seeds=wanted, admission=admission)
         return study.id
 

@@ -9,6 +9,7 @@ from fastapi.responses import RedirectResponse
 from sqlmodel import Session
 
 from server.api.dependencies import (
+    AdmissionDep,
     EngineDep,
     NeedsStatistics,
     ResultCacheDep,
@@ -99,6 +100,7 @@ def change_study(
     engine: EngineDep,
     settings: SettingsDep,
     cache: ResultCacheDep,
+    admission: AdmissionDep,
     form: FormDep,
 ) -> Response:
     """Carry out an action as the API does, then go back to the page."""
@@ -109,10 +111,18 @@ def change_study(
         case "pause":
             routes.pause_study(study, engine=engine, cache=cache)
         case "resume":
-            routes.resume_study(study, engine=engine, settings=settings, cache=cache)
+            routes.resume_study(
+                study, engine=engine, settings=settings, cache=cache, admission=admission
+            )
         case "seeds":
-            wanted = _read_num_seeds(form)
-            routes.add_seeds(study, request=wanted, engine=engine, settings=settings, cache=cache)
+            routes.add_seeds(
+                study,
+                request=_read_num_seeds(form),
+                engine=engine,
+                settings=settings,
+                cache=cache,
+                admission=admission,
+            )
         case "delete":
             is_whole = form.get("jobs") == "delete"
             jobs: Literal["delete", "keep"] = "delete" if is_whole else "keep"
