@@ -31,9 +31,6 @@ test-docker: $(VENV)/.developer  ## build the images and use the CPU stack in a 
 
 test-all: check test-python test-docker  ## check, and run every test
 
-table: $(VENV)/.user  ## measure a, b and c on the full corpus, three seeds each
-	$(BIN)/python -m benchmarks.abc
-
 docs: $(VENV)/.developer  ## write the generated pages, and build the documentation into site/
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --quiet --strict
@@ -53,4 +50,4 @@ $(VENV)/.developer: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(INSTALL) -e '.[worker,dev]'
 	touch $@ $(VENV)/.user
 
-.PHONY: help quickstart up check test test-python test-docker test-all table docs clean
+.PHONY: help quickstart up check test test-python test-docker test-all docs clean

@@ -10,8 +10,8 @@ The attackers are threads of one process with the lowest priority on the same co
 after every request: what they compute themselves is no cost of the server, but cannot be taken out
 of the training's loss either. The loss is against the quiet times before and after each attack.
 
-Prints a row for each attack and writes `results/attacks.json`. It takes about half an hour on two
-cores that do nothing else:
+Prints a row for each attack, writes `results/attacks.json`, and puts the table into the page about
+security. It takes about half an hour on two cores that do nothing else:
 
     python -m benchmarks.attacks
 """
@@ -38,12 +38,13 @@ from sqlmodel import Session, select
 
 from benchmarks.attackers import ATTACKERS, ATTACKS, READ_TOKEN, Target
 from benchmarks.load import find_percentile, find_speed, start, wait_for
-from benchmarks.machine import REPOSITORY, describe_machine, write_results
+from benchmarks.machine import REPOSITORY, describe_machine, show, write_results
 from server.database.engine import open_database
 from server.models.tables import Job, JobStatus
 from server.settings import Settings
 from server.tokens import ApiToken, TokenScope
 
+PAGE = REPOSITORY / "docs" / "security.md"
 TOKEN = "an-honest-user-has-this-token"
 #: Epochs of one or two seconds each, more than the measurement needs.
 JOB = {"option": "b", "num_samples": 4000, "epochs": 1000, "checkpoint_every": 100}
@@ -107,6 +108,7 @@ def main() -> None:
     if not arguments.no_write:
         seconds = {"attack_seconds": arguments.seconds, "num_attackers": ATTACKERS}
         write_results("attacks", machine | seconds | {"attacks": rows})
+        show(format_table(rows), name="attacks", page=PAGE)
     if missed := [f"{row['attack']}: {each}" for row in rows for each in row["missed"]]:
         raise SystemExit("\n".join(["MISSES:", *missed]))
 
@@ -288,6 +290,29 @@ def format_row(row: Row) -> str:
         f"{row['seconds_refused_afterwards']:.1f} s afterwards, attackers {row['attackers_saw']}"
         f"{'  MISSES' if row['missed'] else ''}"
     )
+
+
+def format_table(rows: list[Row]) -> str:
+    """A line for each attack."""
+    lines = [
+        "| attack, by 20 at a time for a minute | `/healthz`, 99th percentile | `/jobs`, 99th "
+        "percentile | training loses | memory grows by | honest clients refused |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        statuses = row["honest_statuses"]
+        refused = sum(number for status, number in statuses.items() if status != "200")
+        cells = [
+            row["does"].rstrip("."),
+            f"{row['health_seconds_99th']:.2f} s",
+            f"{row['jobs_seconds_99th']:.2f} s",
+            f"{max(0, row['slowdown']):.0%}",
+            f"{row['memory_growth_mib']:.0f} MiB",
+            f"{refused} of {sum(statuses.values())}, {row['seconds_refused_afterwards']:.1f} s "
+            "afterwards",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def store_jobs(data_dir: Path) -> list[str]:

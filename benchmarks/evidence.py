@@ -104,9 +104,9 @@ def format_page(results: Json) -> str:
 
 def format_study(study: Json) -> str:
     """The medians over the seeds of each arm: what it paints, what it knows, and its verdicts."""
-    epochs, num_seeds = study["arms"][0]["config"]["epochs"], len(study["seeds"])
+    config, num_seeds = study["arms"][0]["config"], len(study["seeds"])
     parts = [
-        f"### {epochs} epochs, {num_seeds} seeds",
+        f"### {config['num_samples']:,} grids, {config['epochs']} epochs, {num_seeds} seeds",
         format_medians(study, columns=PAINTED),
         format_medians(study, columns=KNOWN),
         format_verdicts(study),

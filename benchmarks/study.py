@@ -1,7 +1,8 @@
 """The table of the README: a study that the product ran, as its server answers it.
 
     losslab option add b_free_bits --base b --set free_bits=0.1
-    losslab study a b b_free_bits c --seeds 10 --quick --batch-size 32 --num-samples 32000
+    losslab option add cross_entropy --base a --set use_focal_loss=false
+    losslab study a b b_free_bits c cross_entropy --seeds 10 --quick
     python -m benchmarks.study ID
 
 Reads the study from the server at LOSSLAB_URL, writes `results/study.json`, and puts a row per arm

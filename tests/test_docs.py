@@ -224,12 +224,16 @@ def test_site_has_no_script_of_the_repository(site: Path) -> None:
     assert list(site.rglob("*.py")) == []
 
 
-def test_shown_results_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shown_evidence_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import abc  # noqa: PLC0415 - found by the line before
+    from benchmarks import evidence  # noqa: PLC0415 - found by the line before
 
-    rows = json.loads(read("benchmarks/results/abc.json"))["jobs"]
-    assert f"<!-- abc -->\n\n{abc.format_table(rows)}\n\n<!-- /abc -->" in read("docs/results.md")
+    results, page = json.loads(read("benchmarks/results/evidence.json")), read("docs/results.md")
+    shown = evidence.format_page(results)
+    assert f"<!-- evidence -->\n\n{shown}\n\n<!-- /evidence -->" in page
+    for study in results["studies"]:
+        judged = [each["num_judged"] for arm in study["arms"] for each in arm["verdicts"].values()]
+        assert (study["status"], set(judged)) == ("succeeded", {len(study["seeds"])})
 
 
 def test_shown_study_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,9 +266,9 @@ def test_measuring_again_rewrites_the_shown_results(
 
     page = tmp_path / "page.md"
     page.write_text(read("docs/results.md"))
-    show("| new |", name="abc", page=page)
-    show("| newer |", name="abc", page=page)
-    assert "<!-- abc -->\n\n| newer |\n\n<!-- /abc -->" in page.read_text()
+    show("| new |", name="evidence", page=page)
+    show("| newer |", name="evidence", page=page)
+    assert "<!-- evidence -->\n\n| newer |\n\n<!-- /evidence -->" in page.read_text()
     assert page.read_text().startswith("# Results")
     assert "## Speed" in page.read_text()
 
