@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# To compile all of it takes long, and a tenth is ever imported; Python compiles that then.
+# To compile all of it takes long, and a tenth is ever imported; Python compiles that then, and keeps
+# it. Where it may not keep it, each of the tests' processes compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 help:  ## say what can be made

@@ -37,7 +37,7 @@ PROGRAMS = {
 }
 #: What a program imports only once it is needed.
 LATE_MODULES = {
-    "losslab": ("server.main", "server.client", "uvicorn"),
+    "losslab": ("server.main", "server.client", "uvicorn", "alembic.command", "scipy.stats"),
     "weak": ("server.cli.main", "server.main", "server.client", "uvicorn"),
     "worker": ("matplotlib.pyplot",),
     "fault_worker": ("matplotlib.pyplot",),
@@ -89,9 +89,10 @@ class Fork:
                 os.close(descriptor)
             if not ended:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
-        code = self.poll()
-        assert code is not None
-        return code
+            # Under a debugger it can be collected a moment later.
+            _, status = os.waitpid(self.pid, 0)
+            self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
 
     def send_signal(self, number: signal.Signals) -> None:
         if self.poll() is None:

@@ -60,7 +60,7 @@ class Lab:
         return read_job(self.url, job_id)
 
     def read_workers(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = httpx.get(f"{self.url}/workers").json()["data"]
+        found: list[dict[str, Any]] = httpx.get(f"{self.url}/workers", verify=False).json()["data"]
         return found
 
 

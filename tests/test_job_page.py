@@ -106,11 +106,11 @@ def test_panels_tell_that_there_is_no_epoch_yet(own_service: Service, open_page:
 def test_page_opened_before_the_first_epoch_draws_as_one_opened_after_the_last(
     own_service: Service, open_page: OpenPage
 ) -> None:
-    job = own_service.train("b", epochs=20)
+    job = own_service.train("b", epochs=60)
     url, path = own_service.url, f"/ui/jobs/{job['id']}"
     before = open_page(path, url=url)
     own_service.start("worker")
-    wait_for_epochs(before, 20)
+    wait_for_epochs(before, 60)
     share = own_service.wait(job["id"])["dataset_summary"]["background_share"]
     after = open_page(path, url=url)
     for page in (before, after):
