@@ -4,11 +4,15 @@ product ran.
     losslab option add b_free_bits --base b --set free_bits=0.1
     losslab option add cross_entropy --base a --set use_focal_loss=false
     losslab study a b b_free_bits c cross_entropy --seeds 10 --quick
-    losslab study a b b_free_bits c cross_entropy --seeds 10 --epochs 30
     python -m benchmarks.evidence ID [ID ...]
 
 Reads the studies from the server at LOSSLAB_URL by both sets of criteria, writes
-`results/evidence.json`, and puts the tables into the page of results.
+`results/evidence.json`, and puts the tables into the page of results. The studies of short
+trainings, by which thresholds were chosen, have a file of their own:
+
+    losslab study b c cross_entropy --grid num_samples=2500,5000,10000,20000 --seeds 3 --quick
+    losslab study b --grid num_samples=30000,40000,60000 --seeds 3 --quick
+    python -m benchmarks.evidence ID ID --results short_trainings
 """
 
 import argparse
@@ -21,6 +25,7 @@ from benchmarks.machine import REPOSITORY, describe_machine, show, write_results
 from server.client import DEFAULT_URL, LosslabClient
 
 RESULTS_PAGE = REPOSITORY / "docs" / "results.md"
+SHOWN_RESULTS = "evidence"
 PACKAGES = ("losslab", "torch", "numpy", "scipy")
 #: What the tables show of a run's last epoch, what it paints and what it knows: heading, metric and
 #: number format.
@@ -50,15 +55,17 @@ Json = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("study_ids", metavar="ID", nargs="+")
+    parser.add_argument("--results", default=SHOWN_RESULTS, help="name of the file in results/")
     arguments = parser.parse_args()
     url, token = os.environ.get("LOSSLAB_URL", DEFAULT_URL), os.environ.get("LOSSLAB_API_TOKEN")
     with LosslabClient(url, token=token) as client:
         studies = [describe(client, study_id) for study_id in arguments.study_ids]
     results = describe_machine(PACKAGES) | {"studies": studies}
-    write_results("evidence", results)
+    write_results(arguments.results, results)
     page = format_page(results)
     print(page)
-    show(page, name="evidence", page=RESULTS_PAGE)
+    if arguments.results == SHOWN_RESULTS:
+        show(page, name="evidence", page=RESULTS_PAGE)
 
 
 def describe(client: LosslabClient, study_id: str) -> Json:

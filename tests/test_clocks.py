@@ -18,7 +18,7 @@ from test_file_systems import answers, read_job
 pytestmark = pytest.mark.slow
 
 HOUR = 3600.0
-LEASE_SECONDS = 3.0
+LEASE_SECONDS = 5.0
 #: Takes longer than the tests.
 LONG_JOB = {"option": "b", "num_samples": 200, "epochs": 1000, "checkpoint_every": 1000}
 

@@ -243,25 +243,30 @@ def test_job_that_failed_by_its_numbers_has_diverged(num_epochs: int) -> None:
 # -- jobs that are too short
 
 
+def _count_grids(criteria_set: CriteriaSet) -> int:
+    """The training grids with which five epochs of batches of 128 have the fewest steps."""
+    return 128 * (MIN_NUM_STEPS[criteria_set] // 5)
+
+
 @pytest.mark.parametrize(
-    ("num_train", "diagnosis"),
+    ("num_train", "criteria_set", "diagnosis"),
     [
-        (4_000, Diagnosis.too_short),
-        (128 * (MIN_NUM_STEPS // 5 - 1), Diagnosis.too_short),
-        (128 * (MIN_NUM_STEPS // 5), Diagnosis.decision_collapse),
-        (80_000, Diagnosis.decision_collapse),
-        (None, Diagnosis.decision_collapse),
+        (4_000, CriteriaSet.spec, Diagnosis.too_short),
+        *((_count_grids(each) - 128, each, Diagnosis.too_short) for each in CriteriaSet),
+        *((_count_grids(each), each, Diagnosis.decision_collapse) for each in CriteriaSet),
+        (80_000, CriteriaSet.spec, Diagnosis.decision_collapse),
+        (None, CriteriaSet.spec, Diagnosis.decision_collapse),
     ],
 )
 def test_collapse_in_fewer_steps_than_any_option_needs_says_nothing_about_the_loss(
-    num_train: int | None, diagnosis: Diagnosis
+    num_train: int | None, criteria_set: CriteriaSet, diagnosis: Diagnosis
 ) -> None:
     job = make_job(epochs=5, dataset_summary={"background_share": 0.93, "num_train": num_train})
     metrics = [
         make_measured_epoch(epoch, **{name: series[0] for name, series in BLACK.items()})
         for epoch in range(1, 6)
     ]
-    verdict = judge(job, metrics)
+    verdict = judge(job, metrics, criteria_set=criteria_set)
     assert (verdict.diagnosis, verdict.outcome) == (diagnosis, Outcome.failure)
     assert verdict.is_mode_collapse
 

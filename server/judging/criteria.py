@@ -145,11 +145,13 @@ class Criterion(BaseModel):
 
 @dataclass(frozen=True)
 class Evidence:
-    """The input of a criterion: a job, its epochs (oldest first) and the thresholds."""
+    """The input of a criterion: a job, its epochs (oldest first), the thresholds, and the set of
+    criteria that judges."""
 
     job: Job
     epochs: History
     limits: Thresholds
+    criteria_set: CriteriaSet = CriteriaSet.spec
 
     @cached_property
     def config(self) -> TrainingConfig:
@@ -252,11 +254,11 @@ def list_criteria(criteria_set: CriteriaSet) -> list[CriterionName]:
     ]
 
 
-def judge_criteria(evidence: Evidence, criteria_set: CriteriaSet) -> Findings:
+def judge_criteria(evidence: Evidence) -> Findings:
     """The answer of every criterion of a set."""
     return {
         name: _settle(CRITERIA[name].rule(evidence), evidence)
-        for name in list_criteria(criteria_set)
+        for name in list_criteria(evidence.criteria_set)
     }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from server.judging.criteria import (
+    CriteriaSet,
     CriterionName,
     CriterionStatus,
     Diagnosis,
@@ -20,10 +21,12 @@ from server.judging.painting import Painting
 from server.judging.training_criteria import has_diverged
 from server.models.tables import FailureKind, JobStatus
 
-#: The fewest steps after which an option can be judged. Provisional: after 155 steps (4,000
-#: training grids, 5 epochs, batches of 128) every built-in option has collapsed, after 3,125
-#: (80,000 training grids) they differ.
-MIN_NUM_STEPS: Final = 1000
+#: The fewest steps after which any option passes a set of criteria, as `docs/reference/criteria.md`
+#: says how it was measured.
+MIN_NUM_STEPS: Final[Mapping[CriteriaSet, int]] = {
+    CriteriaSet.spec: 1000,
+    CriteriaSet.evidence: 500,
+}
 
 _FAILURES: Final[Mapping[FailureKind | None, str]] = {
     FailureKind.oom: "ran out of memory",
@@ -67,7 +70,8 @@ def summarise(diagnosis: Diagnosis, evidence: Evidence, findings: Findings) -> s
 
 
 def _is_too_short(evidence: Evidence) -> bool:
-    return evidence.num_steps is not None and evidence.num_steps < MIN_NUM_STEPS
+    least = MIN_NUM_STEPS[evidence.criteria_set]
+    return evidence.num_steps is not None and evidence.num_steps < least
 
 
 def _list_failed(findings: Findings) -> dict[CriterionName, Finding]:
@@ -110,8 +114,9 @@ def _describe_divergence(evidence: Evidence, _: Findings) -> str:
 
 def _describe_shortness(evidence: Evidence, findings: Findings) -> str:
     return (
-        f"The training has {evidence.num_steps:,} steps, and below {MIN_NUM_STEPS:,} every option "
-        f"fails. What failed ({', '.join(_list_failed(findings))}) says nothing about the loss."
+        f"The training has {evidence.num_steps:,} steps, and below "
+        f"{MIN_NUM_STEPS[evidence.criteria_set]:,} every option fails. What failed "
+        f"({', '.join(_list_failed(findings))}) says nothing about the loss."
     )
 
 

@@ -145,7 +145,7 @@ class SeedResult:
         position: int = 0,
         is_reused: bool = False,
     ) -> Self:
-        found = assess(Evidence(job, epochs, thresholds), criteria_set) if job.is_judged else None
+        found = assess(Evidence(job, epochs, thresholds, criteria_set)) if job.is_judged else None
         return cls(
             seed=seed,
             position=position,

@@ -73,8 +73,8 @@ def judge(
     criteria_set: CriteriaSet = CriteriaSet.spec,
 ) -> Verdict:
     """Judge a job by its epochs, oldest first."""
-    evidence = Evidence(job, epochs, thresholds or Thresholds())
-    found = assess(evidence, criteria_set)
+    evidence = Evidence(job, epochs, thresholds or Thresholds(), criteria_set)
+    found = assess(evidence)
     return Verdict(
         job_id=job.id,
         criteria_set=criteria_set,
@@ -86,9 +86,9 @@ def judge(
     )
 
 
-def assess(evidence: Evidence, criteria_set: CriteriaSet) -> Assessment:
+def assess(evidence: Evidence) -> Assessment:
     """As `judge`, for thousands of jobs whose verdicts nobody reads."""
-    findings = judge_criteria(evidence, criteria_set)
+    findings = judge_criteria(evidence)
     return Assessment(
         outcome=_decide(evidence.job, findings),
         diagnosis=diagnose(evidence, findings),
