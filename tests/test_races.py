@@ -174,27 +174,19 @@ def test_two_servers_queue_a_look_once(engine: Engine, settings: Settings, race:
     assert read_study(engine, race).rounds == [5, 10]
 
 
-def test_full_queue_delays_the_next_look(
-    engine: Engine, race: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    end_seeds(engine, race, {"a": "fffff", "b": "ppppp", "c": "ppppp"})
-    advance(engine, max_queued_jobs=9)
-    assert count_seeds(engine, race) == [5, 5, 5]
-    assert "LOSSLAB_MAX_QUEUED_JOBS" in caplog.text
-    advance(engine, max_queued_jobs=10)
-    assert count_seeds(engine, race) == [5, 10, 10]
-
-
-def test_next_look_counts_for_the_token_that_asked_for_the_race(
-    engine: Engine, race: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("limit", "told"), [("max_queued_jobs", "LOSSLAB_MAX_QUEUED_JOBS"), ("max_of_token", "'ada'")]
+)
+def test_next_look_waits_for_room_in_the_queue_and_in_its_tokens_share(
+    engine: Engine, race: str, caplog: pytest.LogCaptureFixture, limit: str, told: str
 ) -> None:
     with write_transaction(engine) as session:
         studies.lock_study(session, race).queued_by = "ada"
     end_seeds(engine, race, {"a": "fffff", "b": "ppppp", "c": "ppppp"})
-    advance(engine, max_of_token=9)
+    advance(engine, **{limit: 9})
     assert count_seeds(engine, race) == [5, 5, 5]
-    assert "ada" in caplog.text
-    advance(engine, max_of_token=10)
+    assert told in caplog.text
+    advance(engine, **{limit: 10})
     assert count_seeds(engine, race) == [5, 10, 10]
 
 

@@ -21,8 +21,8 @@ from server.judging.painting import Painting
 from server.judging.training_criteria import has_diverged
 from server.models.tables import FailureKind, JobStatus
 
-#: The fewest steps after which any option passes a set of criteria, as `docs/reference/criteria.md`
-#: says how it was measured.
+#: With fewer steps, no option passes a set of criteria. `docs/reference/criteria.md` says how that
+#: was measured.
 MIN_NUM_STEPS: Final[Mapping[CriteriaSet, int]] = {
     CriteriaSet.spec: 1000,
     CriteriaSet.evidence: 500,
