@@ -3,7 +3,8 @@
 from datetime import timedelta
 
 import pytest
-from conftest import BOTH_DATABASES, SubmitJob
+from conftest import BOTH_DATABASES, SubmitJob, open_client
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, update
 from sqlmodel import Session
@@ -60,17 +61,18 @@ pytestmark = BOTH_DATABASES
     ("seconds", "state"), [(0, "idle"), (5, "idle"), (15, "stale"), (20, "stale"), (32, "dead")]
 )
 def test_silent_worker_is_stale_and_then_dead(
-    client: TestClient, engine: Engine, seconds: float, state: str
+    app: FastAPI, engine: Engine, seconds: float, state: str
 ) -> None:
     enter_silent(engine, seconds)
-    assert read_workers(client) == {NAME: state}
-    num_live = client.get("/readyz").json()["num_workers"]
+    with open_client(app) as client:
+        assert read_workers(client) == {NAME: state}
+        num_live = client.get("/readyz").json()["num_workers"]
     assert num_live == (0 if state == "dead" else 1)
 
 
 @pytest.mark.parametrize(("seconds", "state"), [(0, "busy"), (280, "busy"), (320, "stalled")])
 def test_worker_that_lives_without_progress_is_stalled(
-    client: TestClient, engine: Engine, submit_job: SubmitJob, seconds: float, state: str
+    app: FastAPI, engine: Engine, submit_job: SubmitJob, seconds: float, state: str
 ) -> None:
     enter(engine)
     job = submit_job()
@@ -82,8 +84,19 @@ def test_worker_that_lives_without_progress_is_stalled(
         since = utc_now() - timedelta(seconds=seconds)
         connection.execute(update(Job).values(progress_at=since))
     leases.heartbeat(engine, lease, lease_seconds=30, progress=0.1)
-    (worker,) = client.get("/workers").json()["data"]
+    with open_client(app) as client:
+        (worker,) = client.get("/workers").json()["data"]
     assert (worker["state"], worker["job_id"]) == (state, job.id)
+
+
+def test_worker_is_busy_from_its_claim_on(
+    client: TestClient, engine: Engine, submit_job: SubmitJob
+) -> None:
+    enter(engine)
+    job = submit_job()
+    queue.claim(engine, worker_id=NAME, lease_seconds=30)
+    (worker,) = client.get("/workers").json()["data"]
+    assert (worker["state"], worker["job_id"]) == ("busy", job.id)
 
 
 def test_worker_that_reported_its_end_is_stopped_however_long_ago(
@@ -144,6 +157,19 @@ class Watcher:
             num_live = workers.count_live(session, lease_seconds=30, watch=watch)
         assert num_live == sum(report.state != "dead" for report in found)
         return [report.state for report in found]
+
+
+def test_clock_that_is_set_right_after_a_worker_came_does_not_make_it_dead(
+    engine: Engine, settings: Settings
+) -> None:
+    watcher = Watcher(engine, settings)
+    watcher.look_for(5)
+    enter_silent(engine, 3 * 3600)
+    assert watcher.read_states() == ["idle"]
+    watcher.look_for(25)
+    assert watcher.read_states() == ["stale"]
+    watcher.look_for(10)
+    assert watcher.read_states() == ["dead"]
 
 
 @pytest.mark.parametrize("hours", [3, -3])

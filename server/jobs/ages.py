@@ -8,7 +8,7 @@ the former one, and has been as it is since the first look at it.
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from math import inf
 
@@ -17,8 +17,7 @@ from math import inf
 class _Look:
     value: datetime
     first_at: float
-    last_at: float
-    former_at: float  # the last look at the value before; -inf if there was none
+    former_at: float  # the last look that did not find it; -inf if there was none
 
 
 class AgeWatch:
@@ -27,6 +26,7 @@ class AgeWatch:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._looks: dict[Hashable, _Look] = {}
+        self._looked_at = -inf
         self._lock = threading.Lock()
 
     def look(self, times: Mapping[Hashable, datetime]) -> None:
@@ -34,23 +34,20 @@ class AgeWatch:
         now = self._clock()
         with self._lock:
             self._looks = {key: self._look(key, value, now) for key, value in times.items()}
+            self._looked_at = now
 
     def correct(self, key: Hashable, value: datetime, *, now: datetime) -> float:
         """Seconds from `value` to `now`, at least 0, within the bounds that this watch knows."""
         seconds = max(0.0, (now - value).total_seconds())
         with self._lock:
-            look = self._looks.get(key)
-        if look is None:
-            return seconds
+            look, looked_at = self._looks.get(key), self._looked_at
         at = self._clock()
-        if look.value != value:  # it has changed since
-            return min(seconds, at - look.last_at)
+        if look is None or look.value != value:  # new since the last look
+            return min(seconds, at - looked_at)
         return min(max(seconds, at - look.first_at), at - look.former_at)
 
     def _look(self, key: Hashable, value: datetime, now: float) -> _Look:
         known = self._looks.get(key)
-        if known is None:
-            return _Look(value, first_at=now, last_at=now, former_at=-inf)
-        if known.value != value:
-            return _Look(value, first_at=now, last_at=now, former_at=known.last_at)
-        return replace(known, last_at=now)
+        if known is not None and known.value == value:
+            return known
+        return _Look(value, first_at=now, former_at=self._looked_at)

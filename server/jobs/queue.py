@@ -28,6 +28,7 @@ from server.jobs.answers import forget_jobs
 from server.jobs.events import add_event
 from server.jobs.leases import Lease, SeenLease, holding
 from server.jobs.listing import JobNotFoundError
+from server.jobs.workers import touch
 from server.models.configuration import check_config, compute_config_sha256
 from server.models.studies import StudyJob
 from server.models.tables import EventKind, FailureKind, Job, JobPhase, JobStatus
@@ -83,6 +84,7 @@ def claim(
         if job is not None:
             message = f"attempt {job.attempt} started by worker {worker_id}"
             add_event(session, job, EventKind.running, message=message)
+            touch(session, worker_id, job_id=job.id)
     return job
 
 
