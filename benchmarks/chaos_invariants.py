@@ -15,11 +15,11 @@ from server.files.artifacts import JobFiles
 from server.files.hashes import compute_sha256
 from server.jobs.orphans import OrphanSweep
 from server.jobs.records import list_named
+from server.models.epochs import EpochMetrics
 from server.models.tables import (
     TERMINAL_STATUSES,
     Artifact,
     ArtifactKind,
-    EpochMetrics,
     EventKind,
     Job,
     JobEvent,

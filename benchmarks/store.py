@@ -34,8 +34,9 @@ from sqlalchemy import Engine, func, text
 from sqlmodel import Session, col, select
 
 from server.database.engine import open_database
+from server.models.epochs import EpochMetrics
 from server.models.studies import Study
-from server.models.tables import EpochMetrics, Job, JobStatus
+from server.models.tables import Job, JobStatus
 from server.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent

@@ -6,8 +6,9 @@ from typing import Any, Final
 from server.judging.criteria import CriteriaSet, Criterion, Thresholds
 from server.judging.histories import EpochSummary, KlSummary
 from server.judging.verdicts import judge
+from server.models.epochs import EpochMetrics
 from server.models.options import BuiltInOption
-from server.models.tables import EpochMetrics, Job, JobStatus
+from server.models.tables import Job, JobStatus
 
 BACKGROUND_SHARE: Final = 0.93
 #: What is measured of a model that knows objects and colours, and paints about as much as there is.

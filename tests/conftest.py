@@ -26,8 +26,9 @@ from server.jobs.submission import new_job
 from server.jobs.submission import submit_job as submit_job_in
 from server.main import create_app
 from server.models.configuration import TrainingConfig, resolve_config
+from server.models.epochs import EpochMetrics
 from server.models.options import OPTIONS, BuiltInOption
-from server.models.tables import Artifact, EpochMetrics, Job
+from server.models.tables import Artifact, Job
 from server.settings import Settings
 from worker.main import work
 

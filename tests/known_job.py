@@ -13,11 +13,11 @@ from server.files.artifacts import JobFiles
 from server.jobs import leases, queue, records
 from server.jobs.leases import Lease, StopRequest
 from server.models.columns import FiniteJSON, utc_now
+from server.models.epochs import EpochMetrics
 from server.models.tables import (
     Artifact,
     ArtifactKind,
     BestBy,
-    EpochMetrics,
     EventKind,
     FailureKind,
     Job,

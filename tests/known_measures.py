@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from artificial_runs import make_epoch
 
-from server.models.tables import EpochMetrics
+from server.models.epochs import EpochMetrics
 
 FOREGROUND_SHARE: Final = 0.069
 COLOUR_PREVALENCE: Final = 0.0077

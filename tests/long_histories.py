@@ -14,8 +14,9 @@ from sqlmodel import col
 from server.database.engine import open_database
 from server.models.columns import utc_now
 from server.models.configuration import resolve_config
+from server.models.epochs import EpochMetrics
 from server.models.options import OPTIONS, BuiltInOption
-from server.models.tables import EpochMetrics, Job, JobStatus
+from server.models.tables import Job, JobStatus
 from server.settings import Settings
 
 BACKGROUND_SHARE = 0.93

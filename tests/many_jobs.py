@@ -12,12 +12,12 @@ from sqlmodel import Session, SQLModel
 
 from server.judging.statistics import plan_looks
 from server.models.configuration import TrainingConfig, compute_config_sha256, resolve_config
+from server.models.epochs import EpochMetrics
 from server.models.options import OPTIONS, BuiltInOption
 from server.models.studies import Study, StudyJob
 from server.models.tables import (
     Artifact,
     ArtifactKind,
-    EpochMetrics,
     EventKind,
     Job,
     JobEvent,

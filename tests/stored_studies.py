@@ -13,8 +13,9 @@ from server.api.study_requests import StudyRequest
 from server.database.engine import write_transaction
 from server.jobs.seeds import submit_study
 from server.models.columns import utc_now
+from server.models.epochs import EpochMetrics
 from server.models.studies import StudyJob
-from server.models.tables import EpochMetrics, Job, JobStatus
+from server.models.tables import Job, JobStatus
 
 #: What a seed of this diagnosis reaches: accuracy, recall, IoU and the weakest KL.
 REACHED = {

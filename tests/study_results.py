@@ -15,8 +15,9 @@ from server.database.engine import write_transaction
 from server.jobs import seeds, studies
 from server.judging.studies import ResultCache, StudyVerdict, judge_study
 from server.models.columns import utc_now
+from server.models.epochs import EpochMetrics
 from server.models.studies import Study, StudyJob
-from server.models.tables import EpochMetrics, FailureKind, Job, JobStatus
+from server.models.tables import FailureKind, Job, JobStatus
 from server.settings import Settings
 
 #: How a seed ends, by a letter: `end_seeds(..., {"b": "ppf"})`.

@@ -10,9 +10,10 @@ from sqlmodel import Session
 
 from server.judging.statistics import plan_looks
 from server.models.configuration import compute_config_sha256, resolve_config
+from server.models.epochs import EpochMetrics
 from server.models.options import OPTIONS, BuiltInOption
 from server.models.studies import Arm, Study, StudyJob
-from server.models.tables import EpochMetrics, Job, JobStatus
+from server.models.tables import Job, JobStatus
 
 _BATCH = 1000
 

@@ -19,7 +19,8 @@ from server.files.artifacts import JobFiles
 from server.jobs import queue, records
 from server.jobs.leases import Lease
 from server.main import create_app
-from server.models.tables import ArtifactKind, BestBy, EpochMetrics, Job
+from server.models.epochs import EpochMetrics
+from server.models.tables import ArtifactKind, BestBy, Job
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES

@@ -17,8 +17,9 @@ from server.jobs.admission import Admission
 from server.judging.criteria import CriteriaSet, list_criteria
 from server.judging.studies import ResultCache, judge_study
 from server.judging.verdicts import VerdictCache
+from server.models.epochs import EpochMetrics
 from server.models.studies import Study
-from server.models.tables import EpochMetrics, Job, JobStatus
+from server.models.tables import Job, JobStatus
 from server.races import advance_races
 
 pytestmark = BOTH_DATABASES

@@ -18,7 +18,8 @@ from artificial_runs import (
 from server.judging.criteria import CriteriaSet, Diagnosis, Thresholds
 from server.judging.diagnoses import MIN_NUM_STEPS
 from server.judging.verdicts import Outcome, Verdict, judge
-from server.models.tables import EpochMetrics, FailureKind, JobStatus
+from server.models.epochs import EpochMetrics
+from server.models.tables import FailureKind, JobStatus
 
 NAN = math.nan
 SUMMARY = {"background_share": 0.93, "num_train": 80_000}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from server.judging.criteria import CriterionName, Thresholds
-from server.models.tables import EpochMetrics
+from server.models.epochs import EpochMetrics
 from server.settings import Settings
 
 ROOT = Path(__file__).parent.parent

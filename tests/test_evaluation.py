@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import log_loss
 from torch import Tensor
 
-from server.models.tables import EpochMetrics
+from server.models.epochs import EpochMetrics
 from worker.evaluation import (
     EVALUATION_METRICS,
     EvaluationMetrics,

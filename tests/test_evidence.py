@@ -22,7 +22,8 @@ from server.judging.criteria import (
     list_criteria,
 )
 from server.judging.verdicts import Outcome, Verdict, judge
-from server.models.tables import EpochMetrics, JobStatus
+from server.models.epochs import EpochMetrics
+from server.models.tables import JobStatus
 
 PASSED, FAILED, NO_DATA = CriterionStatus.passed, CriterionStatus.failed, CriterionStatus.no_data
 NEVER = CriterionStatus.not_applicable

@@ -25,15 +25,9 @@ from server.files.artifacts import JobFiles
 from server.files.hashes import compute_sha256
 from server.jobs import queue
 from server.models.configuration import resolve_config
+from server.models.epochs import EpochMetrics
 from server.models.options import OPTIONS, BuiltInOption
-from server.models.tables import (
-    ArtifactKind,
-    EpochMetrics,
-    Job,
-    JobEvent,
-    JobStatus,
-    Worker,
-)
+from server.models.tables import ArtifactKind, Job, JobEvent, JobStatus, Worker
 from server.settings import Settings
 
 pytestmark = [BOTH_DATABASES, pytest.mark.slow]

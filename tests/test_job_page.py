@@ -25,7 +25,7 @@ from service import Service
 from sqlalchemy import func, select, update
 
 from server.database.engine import open_database
-from server.models.tables import EpochMetrics
+from server.models.epochs import EpochMetrics
 from server.settings import Settings
 
 pytest_plugins = ["browser_visits"]

@@ -23,8 +23,8 @@ from server.judging.knowledge import (
     find_levels,
     is_measured,
 )
+from server.models.epochs import EpochMetrics
 from server.models.studies import StudyJob
-from server.models.tables import EpochMetrics
 
 # -- in words
 

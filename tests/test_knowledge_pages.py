@@ -24,7 +24,7 @@ from stored_studies import store_study
 from test_study_browser import DESKTOP, PHONE, find_violations
 
 from server.database.engine import open_database
-from server.models.tables import EpochMetrics
+from server.models.epochs import EpochMetrics
 from server.settings import Settings
 
 pytest_plugins = ["browser_visits"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from server.models.tables import EpochMetrics
+from server.models.epochs import EpochMetrics
 from worker.losses import GridLoss
 from worker.metrics import METRICS, Counts, MetricSums, SplitMetrics, compute_spike_ratios
 

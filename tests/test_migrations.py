@@ -33,10 +33,10 @@ from server.models.configuration import (
     compute_config_sha256,
     read_config,
 )
+from server.models.epochs import EpochMetrics
 from server.models.studies import Study
 from server.models.tables import (
     Artifact,
-    EpochMetrics,
     IdempotencyKey,
     Job,
     JobEvent,

@@ -25,7 +25,7 @@ from server.judging.criteria import (
     is_below,
 )
 from server.judging.verdicts import judge
-from server.models.tables import EpochMetrics
+from server.models.epochs import EpochMetrics
 
 NO_NUMBERS = (math.nan, math.inf, -math.inf)
 PASSED = CriterionStatus.passed

@@ -18,7 +18,8 @@ from sqlmodel import Session, select
 from server.files.artifacts import JobFiles
 from server.files.hashes import compute_sha256
 from server.jobs import queue
-from server.models.tables import Artifact, EpochMetrics, FailureKind, Job, JobEvent, JobStatus
+from server.models.epochs import EpochMetrics
+from server.models.tables import Artifact, FailureKind, Job, JobEvent, JobStatus
 from server.settings import Settings
 from worker.checkpoints import load_checkpoint, save_checkpoint
 from worker.failures import describe_failure

@@ -15,7 +15,8 @@ from stored_studies import REACHED, store_study
 from test_pages import HOSTILE, OWN, text_of
 
 from server.jobs.studies import find_study
-from server.models.tables import EpochMetrics, Job, JobStatus
+from server.models.epochs import EpochMetrics
+from server.models.tables import Job, JobStatus
 from server.settings import Settings
 
 pytestmark = BOTH_DATABASES

@@ -19,7 +19,7 @@ from server.judging.criteria import CriterionName
 from server.judging.groups import GroupMetric
 from server.judging.methods import SOURCES
 from server.main import create_app
-from server.models.tables import EpochMetrics
+from server.models.epochs import EpochMetrics
 from server.texts import escape_markdown
 
 pytestmark = BOTH_DATABASES

@@ -1,7 +1,7 @@
 """Metrics of validation and test: what a model knows, beside what argmax makes of it.
 
 A new one is one function registered with `@evaluation_metric`, its field in `EvaluationMetrics`,
-and its column in `server.models.tables.EpochMetrics` with a migration.
+and its column in `server.models.epochs.EpochMetrics` with a migration.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Metrics of a split: what is counted during an epoch, and the values computed from it at the end.
 
 A new metric is one function registered with `@metric`, its field in `SplitMetrics`, and its columns
-in `server.models.tables.EpochMetrics` with a migration. Metrics of validation and test alone are in
+in `server.models.epochs.EpochMetrics` with a migration. Metrics of validation and test alone are in
 `worker.evaluation`.
 """
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from server.files.artifacts import LostFileError, WrittenFile
 from server.jobs import records
-from server.models.tables import Artifact, ArtifactKind, BestBy, EpochMetrics, ResumePoint
+from server.models.epochs import EpochMetrics
+from server.models.tables import Artifact, ArtifactKind, BestBy, ResumePoint
 from worker.attempt import Attempt
 from worker.checkpoints import save_checkpoint
 from worker.metrics import SplitMetrics

@@ -23,7 +23,8 @@ from server.database.engine import database_now, watch_commits
 from server.jobs.ages import AgeWatch
 from server.jobs.listing import count_by_status
 from server.jobs.workers import read_live
-from server.models.tables import EpochMetrics, Job, JobStatus, Worker
+from server.models.epochs import EpochMetrics
+from server.models.tables import Job, JobStatus, Worker
 
 _ID_PATTERN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_PATH_LENGTH: Final = 200

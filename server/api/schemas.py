@@ -17,9 +17,9 @@ from server.judging.studies import ArmVerdict
 from server.judging.verdicts import Verdict
 from server.models.columns import count_seconds, utc_now
 from server.models.configuration import TrainingConfig, fill_in, resolve_config
+from server.models.epochs import EpochMetrics
 from server.models.tables import (
     Artifact,
-    EpochMetrics,
     FailureKind,
     Job,
     JobEvent,

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from server.dashboard.drawings import HEIGHT, draw_grid, write_values
 from server.dashboard.scales import Scale, make_linear_scale
 from server.judging.numbers import format_number
-from server.models.tables import EpochMetrics
+from server.models.epochs import EpochMetrics
 
 #: A dimension is silent if less than this share of its KL is information.
 SILENT_SHARE: Final = 0.1

@@ -8,7 +8,7 @@ import numpy as np
 
 from server.judging.histories import EpochSummary
 from server.judging.thinning import MAX_POINTS, Values, find_num_points, thin
-from server.models.tables import EpochMetrics
+from server.models.epochs import EpochMetrics
 
 MAX_HEAT_CELLS = 20_000
 

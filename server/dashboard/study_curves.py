@@ -28,7 +28,7 @@ from server.judging.knowledge import Chance, find_levels
 from server.judging.numbers import format_number
 from server.judging.studies import ArmVerdict
 from server.judging.thinning import Values
-from server.models.tables import EpochMetrics
+from server.models.epochs import EpochMetrics
 
 #: Points of one drawing, all seeds together; of longer trainings not every epoch is drawn.
 MAX_POINTS: Final = 10_000

@@ -6,7 +6,8 @@ from sqlmodel import Session, col, select
 
 from server.database.engine import database_now
 from server.messages import redact
-from server.models.tables import Artifact, ArtifactKind, EpochMetrics, EventKind, Job, JobEvent
+from server.models.epochs import EpochMetrics
+from server.models.tables import Artifact, ArtifactKind, EventKind, Job, JobEvent
 
 
 def add_event(

@@ -17,11 +17,11 @@ from server.files.artifacts import JobFiles
 from server.finite import find_not_finite
 from server.jobs.events import add_artifact_event, add_epoch_event, add_event
 from server.jobs.leases import Lease, holding
+from server.models.epochs import EpochMetrics
 from server.models.tables import (
     Artifact,
     ArtifactKind,
     BestBy,
-    EpochMetrics,
     EventKind,
     Job,
     JobPhase,

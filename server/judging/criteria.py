@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.judging.histories import EpochSummary, History
 from server.models.configuration import NEGLIGIBLE_LOSS, TrainingConfig, count_steps
-from server.models.tables import EpochMetrics, FailureKind, Job, JobStatus
+from server.models.epochs import EpochMetrics
+from server.models.tables import FailureKind, Job, JobStatus
 
 #: A value that differs from its threshold by no more than rounding is equal to it: relative to
 #: them, and for a threshold of 0.

@@ -19,7 +19,8 @@ from sqlalchemy.orm import defer
 from sqlmodel import Session, col
 
 from server.models.columns import FiniteJSON
-from server.models.tables import EpochMetrics, Job
+from server.models.epochs import EpochMetrics
+from server.models.tables import Job
 
 #: Values of KL that are read for the curves of all jobs together. Of longer curves every second,
 #: third or n-th epoch is read.

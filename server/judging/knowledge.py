@@ -26,8 +26,9 @@ from server.judging.groups import (
 from server.judging.histories import EpochSummary, History
 from server.judging.numbers import NO_VALUE, format_number, format_share
 from server.judging.painting import Painting
+from server.models.epochs import EpochMetrics
 from server.models.studies import StudyJob
-from server.models.tables import EpochMetrics, Job
+from server.models.tables import Job
 
 #: What the measures are, for reports that show them.
 METHOD: Final = (

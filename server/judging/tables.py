@@ -19,8 +19,8 @@ from server.judging.groups import GroupMetric, SeedResult
 from server.judging.studies import ArmVerdict, StudyVerdict
 from server.models.columns import FiniteJSON, count_seconds
 from server.models.configuration import NUM_COLOURS
+from server.models.epochs import EpochMetrics
 from server.models.studies import Study, StudyJob
-from server.models.tables import EpochMetrics
 
 #: What makes a spreadsheet compute a cell; some also take the wide forms.
 _FORMULA_MARKS: Final = tuple("=+-@\t\r\n＝＋－＠")

@@ -31,8 +31,9 @@ from server.judging.criteria import Thresholds
 from server.judging.histories import read_epochs
 from server.judging.knowledge import describe_run, find_most_information, is_measured
 from server.judging.verdicts import judge
+from server.models.epochs import EpochMetrics
 from server.models.studies import Study, StudyJob
-from server.models.tables import ArtifactKind, EpochMetrics, EventKind, Job, JobEvent, JobStatus
+from server.models.tables import ArtifactKind, EventKind, Job, JobEvent, JobStatus
 
 NUM_EVENTS = 100
 NUM_LOG_LINES = 100

@@ -3,7 +3,8 @@
 from alembic import context
 from sqlmodel import SQLModel
 
-import server.models.studies  # noqa: F401 - fills the metadata, with that of the other tables
+import server.models.epochs
+import server.models.studies  # noqa: F401 - both fill the metadata, with the other tables
 
 context.configure(
     connection=context.config.attributes["connection"],
