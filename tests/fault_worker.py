@@ -37,7 +37,7 @@ MIDDLE_OF_EPOCH_2 = 22
 QUICK: dict[str, Any] = {
     "lease_seconds": 1.5,
     "heartbeat_seconds": 0.3,
-    "checkpoint_seconds": 0.04,
+    "checkpoint_seconds": 0.25,
     "retry_seconds": 0.1,
     "poll_seconds": 0.05,
     "idle_transaction_seconds": 2.0,
@@ -55,7 +55,7 @@ def wait_for(condition: Callable[[], T]) -> T:
     deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
     while not (value := condition()):
         assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return value
 
 

@@ -59,6 +59,7 @@ def workers(settings: Settings, number: int) -> Iterator[None]:
 
 def wait_until_it_ended(client: TestClient, study_id: str) -> Json:
     def read() -> Json | None:
+        time.sleep(0.3)  # what is read takes longer than a look at a job
         study: Json = client.get(f"/studies/{study_id}").raise_for_status().json()
         return study if JobStatus(study["status"]).is_terminal else None
 
