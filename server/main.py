@@ -14,7 +14,6 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from server.api.addresses import PathPrefix
 from server.api.bodies import BodyRules, HeadAsGet
-from server.api.dependencies import NUM_SESSIONS
 from server.api.description import DescribedApi
 from server.api.event_feed import EventFeed
 from server.api.limits import Deadlines, HeaderLimit
@@ -31,7 +30,7 @@ from server.api.routes import (
     study_reports,
 )
 from server.api.security import Authentication, SameOrigin, ask_for_token, find_allowed_hosts
-from server.api.turns import make_turns
+from server.api.turns import make_session_turns, make_turns
 from server.api.uploads import Uploads
 from server.dashboard.presentation import install_dashboard
 from server.database.engine import is_outage, is_refusal, make_engine, migrate
@@ -60,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = app.state.engine = make_engine(settings)
         app.state.is_open = _is_there(engine, settings)
-        app.state.session_turns = asyncio.Semaphore(NUM_SESSIONS)
+        app.state.session_turns = make_session_turns(settings)
         app.state.uploads = Uploads()
         app.state.event_feed = EventFeed(engine)
         watch: AgeWatch = app.state.worker_watch

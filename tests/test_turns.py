@@ -18,7 +18,7 @@ class Bench:
     """Requests that take a turn until they are let go, in the order in which they got it."""
 
     def __init__(self, num_turns: int = 1, *, wait_seconds: float = 30.0) -> None:
-        self.turns = Turns(num_turns, wait_seconds=wait_seconds)
+        self.turns = Turns(num_turns, purpose="compute", wait_seconds=wait_seconds)
         self.begun: list[str] = []
         self.gates: dict[str, asyncio.Event] = {}
 
@@ -131,13 +131,56 @@ def test_request_that_waits_too_long_is_told_to_try_later() -> None:
     run(check())
 
 
+@pytest.mark.parametrize("is_same", [False, True])
+def test_client_with_many_waiting_requests_is_refused_at_once_and_others_are_not(
+    is_same: bool,
+) -> None:
+    async def check() -> None:
+        bench = Bench(2)
+        names = [f"same {number // 40}" if is_same else str(number) for number in range(80)]
+        tasks = [asyncio.create_task(bench.ask("anna", name)) for name in names]
+        await settle()
+        refused = [task for task in tasks if task.done()]
+        assert len(tasks) - len(refused) == 32 + 2
+        for task in refused:
+            with pytest.raises(UnavailableError, match="32 of your requests wait already"):
+                task.result()
+        other = asyncio.create_task(bench.ask("bert", "other"))
+        await settle()
+        for name in (*names, "other"):
+            bench.let_go(name)
+        assert (await other).startswith(b"other")
+        assert await bench.ask("anna", names[0])  # there is room again
+
+    run(check())
+
+
+def test_many_clients_together_wait_in_a_bounded_number() -> None:
+    async def check() -> None:
+        bench = Bench(1)
+        tasks = [
+            asyncio.create_task(bench.ask(f"client {number % 8}", str(number)))
+            for number in range(80)
+        ]
+        await settle()
+        refused = [task for task in tasks if task.done()]
+        assert len(refused) == 80 - 1 - 64
+        with pytest.raises(UnavailableError, match="too many wait"):
+            refused[0].result()
+        for number in range(80):
+            bench.let_go(str(number))
+        await asyncio.wait(tasks)
+
+    run(check())
+
+
 @pytest.mark.parametrize(
     "path", ["/comparisons", "/comparisons/curves.png", "/comparisons/report.html", "/ui/compare"]
 )
 def test_others_are_answered_while_all_turns_are_taken(settings: Settings, path: str) -> None:
     # Pictures take long where the machine is busy.
     app = create_app(settings.model_copy(update={"request_seconds": 120.0}))
-    app.state.turns = Turns(NUM_TURNS, wait_seconds=0.1)
+    app.state.turns = Turns(NUM_TURNS, purpose="compute", wait_seconds=0.1)
     with open_client(app) as client:
         job_id = client.post("/jobs", json={"option": "b"}).json()["id"]
         holds = [app.state.turns.hold(f"client {number}") for number in range(NUM_TURNS)]
@@ -160,7 +203,7 @@ def test_request_without_a_body_that_waits_too_long_is_not_told_that_its_body_is
 ) -> None:
     app = create_app(settings.model_copy(update={"request_seconds": 0.3}))
     with open_client(app) as client:
-        app.state.session_turns = asyncio.Semaphore(0)
+        app.state.session_turns = Turns(0, purpose="read", wait_seconds=30.0)
         answer = client.request(method, "/jobs")
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) > 0

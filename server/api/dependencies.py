@@ -3,12 +3,15 @@
 from collections.abc import AsyncIterator
 from typing import Annotated, Final
 
+import anyio
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Engine
 from sqlmodel import Session
 
 from server.api.event_feed import EventFeed
+from server.api.rates import find_client
+from server.api.turns import Turns
 from server.errors import UnavailableError
 from server.files.artifacts import JobFiles
 from server.jobs.admission import Admission
@@ -18,9 +21,6 @@ from server.judging.statistics import load_library
 from server.judging.studies import ResultCache
 from server.models.tables import Job
 from server.settings import Settings
-
-#: Fewer than the pool's connections (15): a request that writes needs one more.
-NUM_SESSIONS: Final = 8
 
 
 def get_settings(request: Request) -> Settings:
@@ -74,12 +74,15 @@ async def get_session(request: Request, engine: EngineDep) -> AsyncIterator[Sess
     A session keeps its connection while a request moves from thread to thread. With more sessions
     than connections, threads that wait for a connection would block those that return one.
     """
-    async with request.app.state.session_turns:
+    turns: Turns = request.app.state.session_turns
+    async with turns.hold(find_client(request)):
         session = Session(engine)
         try:
             yield session
         finally:
-            await run_in_threadpool(session.close)
+            # Also for a request that is cancelled: its connection goes back to the pool here.
+            with anyio.CancelScope(shield=True):
+                await run_in_threadpool(session.close)
 
 
 # Closed before the answer is sent, so that a slow client or a stream holds no transaction.

@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,12 +82,16 @@ class Deadlines:
 
     An upload may last as long as its bytes keep coming, and a stream as long as its client reads. A
     route for uploads allows more time for its answer with `extend_deadline`.
+
+    What was computed for a late answer cannot be stopped within a thread. It keeps its turn and its
+    session until that thread has ended, so that nobody else uses them at the same time.
     """
 
     def __init__(self, app: ASGIApp, *, request_seconds: float, send_seconds: float) -> None:
         self._app = app
         self._request_seconds = request_seconds
         self._send_seconds = send_seconds
+        self._late: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -111,7 +116,7 @@ class Deadlines:
             async with asyncio.timeout(self._request_seconds) as deadline:
                 pace = _Pace(deadline, self._request_seconds, self._request_seconds)
                 Request(scope).state.pace = pace
-                await self._app(scope, receive_and_track, send_in_time)
+                await self._run(scope, receive_and_track, send_in_time)
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -120,6 +125,30 @@ class Deadlines:
                 _logger.warning("%s: the client does not read the answer %s", scope["path"], reason)
                 return
             await _answer_timeout(Request(scope), pace=pace)(scope, receive, send)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request in a task that outlives a deadline if one of its threads does."""
+        limit = anyio.CancelScope()
+
+        async def run() -> None:
+            with limit:
+                await self._app(scope, receive, send)
+
+        task = asyncio.create_task(run())
+        try:
+            await asyncio.shield(task)
+        finally:
+            if not task.done():
+                # Unlike a task's own `cancel`, it waits for a thread that runs, and only then frees
+                # what the thread used.
+                limit.cancel()
+                self._late.add(task)
+                task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._late.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            _logger.warning("a request that was answered already ended: %r", error)
 
 
 def extend_deadline(request: Request, *, seconds: float) -> None:

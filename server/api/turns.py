@@ -1,14 +1,15 @@
-"""Turns for requests that compute for seconds: a few at a time, and fairly between clients.
+"""Turns for what only a few requests may have at a time, given fairly between clients.
 
 Pictures, reports and comparisons take the processor for seconds. Without a bound they would hold
 all sessions of the database, and everybody would wait. So a request takes a turn before it takes a
-session. The turns go round the clients that wait, and whoever waits too long is told to come back.
+session, for which there are turns too. The turns go round the clients that wait. Whoever would wait
+behind too many others, or has waited too long, is told to come back.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 from fastapi import Depends, Request, Response
@@ -20,8 +21,13 @@ from server.api.rates import find_client
 from server.errors import UnavailableError
 from server.settings import Settings
 
+#: Fewer than the pool's connections (15): a request that writes needs one more.
+NUM_SESSIONS: Final = 8
 #: Fewer than the sessions, so that requests that are answered at once always find one.
 NUM_TURNS: Final = 2
+#: Requests that wait for each turn that there is. Each also keeps one of the server's connections.
+_MAX_WAITING: Final = 64
+_MAX_WAITING_OF_CLIENT: Final = 16
 #: The share of the time for an answer that a request may wait for its turn.
 _WAIT_SHARE: Final = 0.5
 
@@ -31,15 +37,17 @@ _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 class Turns:
     """A bounded number of turns, given to waiting clients by rotation.
 
-    Raises UnavailableError in a request that got none in time.
+    Raises UnavailableError in a request that got none in time, or that finds too many waiting.
     """
 
-    def __init__(self, num_turns: int, *, wait_seconds: float) -> None:
-        self._num_free = num_turns
+    def __init__(self, num_turns: int, *, purpose: str, wait_seconds: float) -> None:
+        self._num_turns = self.num_free = num_turns
+        self._purpose = purpose
         self._wait_seconds = wait_seconds
         #: Requests that wait by client; the client whose turn is next stands first.
         self._lines: dict[str, deque[asyncio.Future[None]]] = {}
         self._shared: dict[tuple[str, str], asyncio.Future[Response]] = {}
+        self._num_waiting: Counter[str] = Counter()
 
     @asynccontextmanager
     async def hold(self, client: str) -> AsyncIterator[None]:
@@ -60,7 +68,8 @@ class Turns:
         """
         key = client, request
         while shared := self._shared.get(key):
-            await asyncio.wait([shared])
+            with self._waiting(client):
+                await asyncio.wait([shared])
             if not shared.cancelled():
                 return _copy(shared.result())
         answer = self._shared[key] = asyncio.get_running_loop().create_future()
@@ -79,23 +88,52 @@ class Turns:
         return response
 
     async def _take(self, client: str) -> None:
-        if self._num_free:
-            self._num_free -= 1
+        if self.num_free:
+            self.num_free -= 1
             return
         turn = asyncio.get_running_loop().create_future()
-        self._lines.setdefault(client, deque()).append(turn)
+        with self._waiting(client):
+            self._lines.setdefault(client, deque()).append(turn)
+            try:
+                async with asyncio.timeout(self._wait_seconds):
+                    await turn
+            except BaseException as error:
+                self._leave(client, turn)
+                if isinstance(error, TimeoutError):
+                    raise UnavailableError(
+                        f"{self._describe()}, and no turn came in {self._wait_seconds:g} s; try "
+                        "again later"
+                    ) from None
+                raise
+
+    def _leave(self, client: str, turn: asyncio.Future[None]) -> None:
+        if turn.done() and not turn.cancelled():  # granted at the same moment
+            self._give_back()
+        elif turn in (line := self._lines.get(client, deque())):
+            line.remove(turn)
+            if not line:
+                del self._lines[client]
+
+    @contextmanager
+    def _waiting(self, client: str) -> Iterator[None]:
+        """Count a request that waits. Raises UnavailableError if too many do."""
+        limit = _MAX_WAITING_OF_CLIENT * self._num_turns
+        if self._num_waiting[client] >= limit:
+            raise UnavailableError(
+                f"{self._describe()}, and {limit} of your requests wait already; try again later"
+            )
+        if self._num_waiting.total() >= _MAX_WAITING * self._num_turns:
+            raise UnavailableError(f"{self._describe()}, and too many wait; try again later")
+        self._num_waiting[client] += 1
         try:
-            async with asyncio.timeout(self._wait_seconds):
-                await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled():  # granted at the same moment
-                self._give_back()
-            if isinstance(error, TimeoutError):
-                raise UnavailableError(
-                    f"others compute pictures and reports ({NUM_TURNS} at a time), and no turn "
-                    f"came in {self._wait_seconds:g} s; try again later"
-                ) from None
-            raise
+            yield
+        finally:
+            self._num_waiting[client] -= 1
+            if not self._num_waiting[client]:
+                del self._num_waiting[client]
+
+    def _describe(self) -> str:
+        return f"others {self._purpose} ({self._num_turns} at a time)"
 
     def _give_back(self) -> None:
         """Give the turn to the next request that still waits."""
@@ -110,7 +148,7 @@ class Turns:
                     self._lines[client] = line  # behind all other clients
                 turn.set_result(None)
                 return
-        self._num_free += 1
+        self.num_free += 1
 
 
 class TurnRoute(APIRoute):
@@ -147,7 +185,13 @@ TakesTurnToJudge: Final = Depends(_take_turn, scope="function")
 
 
 def make_turns(settings: Settings) -> Turns:
-    return Turns(NUM_TURNS, wait_seconds=settings.request_seconds * _WAIT_SHARE)
+    wait_seconds = settings.request_seconds * _WAIT_SHARE
+    return Turns(NUM_TURNS, purpose="compute pictures and reports", wait_seconds=wait_seconds)
+
+
+def make_session_turns(settings: Settings) -> Turns:
+    wait_seconds = settings.request_seconds * _WAIT_SHARE
+    return Turns(NUM_SESSIONS, purpose="read the database", wait_seconds=wait_seconds)
 
 
 def _copy(response: Response) -> Response:
