@@ -101,16 +101,19 @@ class Deadlines:
 
         async def receive_and_track() -> Message:
             message = await receive()
-            if not has_begun:
+            if not (has_begun or deadline.expired()):
                 pace.take(message)
             return message
 
         async def send_in_time(message: Message) -> None:
             nonlocal has_begun
+            if deadline.expired():  # at this moment: it is answered already, or closed
+                return
             has_begun = True
             pace.wait(self._send_seconds)
             await send(message)
-            pace.deadline.reschedule(None)
+            if not deadline.expired():
+                deadline.reschedule(None)
 
         try:
             async with asyncio.timeout(self._request_seconds) as deadline:
