@@ -185,7 +185,10 @@ def test_error_that_is_not_meant_for_clients_is_a_fault_with_a_request_id(
         raise LosslabError("a secret of the server")
 
     with open_client(app) as client:
-        answer = problem(client.get("/broken"), 500)
+        response = client.get("/broken")
+    # The HTTP server closes the connection after a fault; who kept it open should know that.
+    assert response.headers["connection"] == "close"
+    answer = problem(response, 500)
     assert "secret" not in str(answer)
     assert f"request {answer['request_id']} failed" in caplog.messages
 

@@ -167,7 +167,8 @@ def _install_failures(app: FastAPI) -> None:
         request_id = request.state.request_id
         _logger.error("request %s failed", request_id, exc_info=error)
         detail = "an error of the server; its log has the details under this request_id"
-        return respond(request, 500, detail)
+        # The fault goes on to the log of the HTTP server, which closes the connection then.
+        return respond(request, 500, detail, headers={"Connection": "close"})
 
     def on_outage(request: Request, error: Exception) -> Response:
         _logger.warning("the database is unavailable: %s", error)
