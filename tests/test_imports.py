@@ -21,7 +21,7 @@ from npz_files import GRIDS, HOSTILE, describe, make_npy, make_npz, zip_members
 from typer.testing import CliRunner
 
 from server.cli.main import app
-from server.files import arc, npz
+from server.files import arc, imports, npz
 from server.files.datasets import read_file
 from server.files.imports import FORMATS, NPZ, Fit, convert_upload, import_file, recognise
 from server.files.npz import DatasetError
@@ -170,6 +170,26 @@ def test_other_json_beside_the_tasks_of_a_zip_is_left_out_and_named(store: Store
     assert "only package.json" in refuse(store(make_zip({"package.json": b"{}"})))
 
 
+def test_much_other_json_beside_the_tasks_is_not_read_to_its_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = {f"tasks/{n}.json": encode(make_task(n)) for n in range(3)}
+    members |= {f"other/{n}.json": b"[" + b"0.5," * 1000 + b"1]" for n in range(3)}
+    monkeypatch.setattr(imports, "MAX_JSON_BYTES", 10_000)
+    monkeypatch.setattr(arc, "MAX_JSON_BYTES", 10_000)
+    message = refuse(store(make_zip(members)))
+    assert "more than 10000 bytes of JSON that is no ARC task, such as other/0.json" in message
+
+
+def test_numbers_that_are_no_colours_are_not_converted(store: Store) -> None:
+    # To convert this one takes a hundred times as long as another one.
+    number = b"2.22507385850720113605740979670913197593481954635164564e-308"
+    task = encode(make_task())[:-1] + b', "x": [' + number + b"]}"
+    parsed = arc._parse(task)
+    assert not isinstance(parsed["x"][0], float)
+    assert import_file(store(task), fit=Fit()).arrays
+
+
 def test_lists_of_pairs_are_tasks(store: Store) -> None:
     members = {f"tasks/{n}.json": encode(make_task(n)["train"]) for n in range(3)}
     assert {key: len(a) for key, a in convert(store(make_zip(members))).items()} == {
@@ -192,7 +212,7 @@ def test_lists_of_pairs_are_tasks(store: Store) -> None:
         ({"train": [{"input": [[10]], "output": [[0]]}]}, "10 is no colour"),
         ({"train": [{"input": [[-1]]}]}, "-1 is no colour"),
         ({"train": [{"input": [[True]]}]}, "no colour"),
-        ({"train": [{"input": [[0.0]]}]}, "0.0 is no colour"),
+        ({"train": [{"input": [[0.0]]}]}, "a number with a point or an exponent is no colour"),
         ({"train": [{"input": [[10**4000]]}]}, "no colour"),
         ({"train": [{"input": [["x" * 9999]]}]}, "a str is no colour"),
         ({"train": [{"input": [[{"a": 1}]]}]}, "no colour"),

@@ -20,6 +20,8 @@ from server.models.configuration import NUM_COLOURS
 MAX_JSON_BYTES: Final = 2**25
 _SPLIT_SEED: Final = 0
 _MAX_QUOTED, _HUGE = 50, 10**20
+#: Stands for each number that is not whole. None is a colour, and some take long to convert.
+_FRACTION: Final = object()
 _PAIR: Final = ("input", "output")
 #: Names of arrays, and so not of tasks.
 _KEYS: Final = {*SPLITS, "images"}
@@ -53,6 +55,7 @@ class Corpus:
     solutions: dict[str, list[list[Grids]]] = field(default_factory=dict)
     #: Files that held something else.
     left_out: list[str] = field(default_factory=list)
+    num_left_out_bytes: int = 0
 
     def add_file(self, content: bytes, *, name: str) -> None:
         """Add what a JSON file has. A task that is there already is left as it is.
@@ -68,6 +71,16 @@ class Corpus:
         for task in _read_tasks(value, name=path.stem):
             task.is_evaluation = is_evaluation
             self.tasks.setdefault(task.name, task)
+
+    def leave_out(self, name: str, *, num_bytes: int) -> None:
+        """Note a file that holds something else. Raises DatasetError if it is too much in all."""
+        self.left_out.append(name)
+        self.num_left_out_bytes += num_bytes
+        if self.num_left_out_bytes > MAX_JSON_BYTES:
+            raise DatasetError(
+                f"holds more than {MAX_JSON_BYTES} bytes of JSON that is no ARC task, such as "
+                f"{', '.join(self.left_out[:3])[:200]}; send the tasks alone"
+            )
 
     def list_tasks(self) -> list[Task]:
         """All tasks by their ids, with the outputs of their tests. Raises DatasetError."""
@@ -177,7 +190,9 @@ def _parse(content: bytes) -> Any:
             "per task may be larger"
         )
     try:
-        return json.loads(content, parse_constant=_refuse_constant)
+        return json.loads(
+            content, parse_constant=_refuse_constant, parse_float=lambda _text: _FRACTION
+        )
     except RecursionError:
         raise DatasetError("is JSON that is nested too deeply") from None
     except json.JSONDecodeError as error:
@@ -275,6 +290,8 @@ def _quote(value: object) -> str:
     """What was found, if it is short."""
     if isinstance(value, str) and len(value) <= _MAX_QUOTED:
         return ascii(value)
-    if isinstance(value, float | bool) or (isinstance(value, int) and abs(value) < _HUGE):
+    if value is _FRACTION:
+        return "a number with a point or an exponent"
+    if isinstance(value, bool) or (isinstance(value, int) and abs(value) < _HUGE):
         return str(value)
     return f"a {type(value).__name__}"

@@ -1,7 +1,7 @@
 """The process that reads a file of a user: `python -P -m server.files.checking TASK`.
 
 How much memory a file takes is known only once it is read. So it is read by a process of its own,
-which sets itself a limit of memory, and which ends with the process that started it.
+which sets itself limits of memory and time, and which ends with the process that started it.
 `server.files.inspection` starts it.
 """
 
@@ -35,6 +35,7 @@ def main() -> None:
     os.nice(_NICENESS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     limit_memory(task["max_bytes"])
+    limit_time(task["max_processor_seconds"])
     try:
         answer = run_task(task)
     except DatasetError as error:
@@ -103,6 +104,13 @@ def limit_memory(max_bytes: int) -> None:
     limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def limit_time(max_seconds: int) -> None:
+    """Let this process have so many seconds of the processor; then SIGXCPU ends it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    limit = max_seconds if hard == resource.RLIM_INFINITY else min(max_seconds, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
 
 
 def _end_with_parent() -> None:

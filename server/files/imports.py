@@ -198,12 +198,13 @@ def import_npy(path: Path, fit: Fit) -> Imported:
 def _read_corpus(archive: zipfile.ZipFile, names: Iterable[str]) -> Corpus:
     corpus = Corpus()
     for name in names:
-        if archive.getinfo(name).file_size > MAX_JSON_BYTES:
+        num_bytes = archive.getinfo(name).file_size
+        if num_bytes > MAX_JSON_BYTES:
             raise DatasetError(f"holds {name[:100]!r}, which is above {MAX_JSON_BYTES} bytes")
         try:
             corpus.add_file(archive.read(name), name=name)
         except NoTaskError:
-            corpus.left_out.append(name)
+            corpus.leave_out(name, num_bytes=num_bytes)
         except DatasetError as error:
             raise DatasetError(f"{name[:100]} {error}") from None
     return corpus

@@ -6,9 +6,11 @@ What was found is kept, so that an unchanged file is read only once.
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -33,6 +35,9 @@ from server.models.configuration import BuiltInDataset
 MAX_CHECK_BYTES: Final = 384 * 2**20
 #: Seconds that it may take, and that another one may wait for its turn.
 MAX_CHECK_SECONDS, MAX_WAIT_SECONDS = 180.0, 20.0
+#: Seconds that the check of an upload may take, and of these on the processor: others wait for it.
+#: One of the largest that are taken needs about six of them.
+MAX_UPLOAD_SECONDS, MAX_UPLOAD_PROCESSOR_SECONDS = 60.0, 20
 #: Requests that may wait. Each has one of the server's threads, of which there are forty.
 MAX_WAITING: Final = 8
 
@@ -46,6 +51,8 @@ _FRUGAL: Final = {
     "MALLOC_ARENA_MAX": "1",
 }
 _MAX_KNOWN: Final = 128
+#: How often a check looks whether somebody still waits for it.
+_LOOK_SECONDS: Final = 0.2
 
 Json = dict[str, Any]
 _logger = logging.getLogger(__name__)
@@ -53,6 +60,10 @@ _logger = logging.getLogger(__name__)
 
 class CheckLimitError(DatasetError):
     """To read a file takes more memory or time than it may."""
+
+
+class CheckStoppedError(UnavailableError):
+    """Nobody waits for the check any more."""
 
 
 class CheckedUpload(NamedTuple):
@@ -96,12 +107,35 @@ class _Checks:
         finally:
             self._places.release()
 
-    def run(self, task: Json, *, name: str) -> Json:
-        """The answer of `server.files.checking`. Raises DatasetError."""
+    def run_upload(self, task: Json, *, name: str, stop: threading.Event | None = None) -> Json:
+        """The answer about an upload. Raises DatasetError and CheckStoppedError."""
+        return self.run(
+            task,
+            name=name,
+            stop=stop or threading.Event(),
+            max_seconds=MAX_UPLOAD_SECONDS,
+            max_processor_seconds=MAX_UPLOAD_PROCESSOR_SECONDS,
+        )
+
+    def run(
+        self,
+        task: Json,
+        *,
+        name: str,
+        stop: threading.Event,
+        max_seconds: float,
+        max_processor_seconds: int,
+    ) -> Json:
+        """The answer of `server.files.checking`, which `stop` ends. Raises DatasetError and
+        CheckStoppedError."""
         # The child ends once nobody holds the other end of its standard input.
         child_end, own_end = os.pipe()
         try:
-            given = json.dumps({**task, "max_bytes": MAX_CHECK_BYTES})
+            limits = {
+                "max_bytes": MAX_CHECK_BYTES,
+                "max_processor_seconds": max_processor_seconds,
+            }
+            given = json.dumps({**task, **limits})
             self._process = subprocess.Popen(
                 [*_COMMAND, given],
                 env=os.environ | _FRUGAL,
@@ -111,18 +145,23 @@ class _Checks:
             )
             with self._process as process:
                 try:
-                    output, errors = process.communicate(timeout=MAX_CHECK_SECONDS)
+                    output, errors = _communicate(process, seconds=max_seconds, stop=stop)
                 except BaseException as error:
                     process.kill()
                     if isinstance(error, subprocess.TimeoutExpired):
                         raise CheckLimitError(
-                            f"{name}: to check it takes longer than {MAX_CHECK_SECONDS:g} s"
+                            f"{name}: to check it takes longer than {max_seconds:g} s"
                         ) from None
                     raise
         finally:
             self._process = None
             os.close(child_end)
             os.close(own_end)
+        if process.returncode == -signal.SIGXCPU:
+            raise CheckLimitError(
+                f"{name}: to check it takes longer than {max_processor_seconds} s of the "
+                "processor; send fewer grids, or send them as an .npz of uint8"
+            )
         return _read_answer(output, errors, code=process.returncode, name=name)
 
     def end(self) -> None:
@@ -147,7 +186,13 @@ class _Checks:
         DatasetError."""
         version = read_version(path)
         try:
-            answer = self.run({"do": task, "path": str(path)}, name=path.name)
+            answer = self.run(
+                {"do": task, "path": str(path)},
+                name=path.name,
+                stop=threading.Event(),
+                max_seconds=MAX_CHECK_SECONDS,
+                max_processor_seconds=int(MAX_CHECK_SECONDS) + 1,
+            )
         except CheckLimitError:
             raise  # on a machine that does less, it may be within the limits
         except DatasetError as error:
@@ -195,13 +240,16 @@ def read_contents(name: str, *, datasets_dir: Path) -> DatasetContents:
         return contents
 
 
-def check_upload(file: IO[bytes], *, fit: Fit, shown_name: str) -> CheckedUpload:
+def check_upload(
+    file: IO[bytes], *, fit: Fit, shown_name: str, stop: threading.Event | None = None
+) -> CheckedUpload:
     """Read a temporary file, and rewrite it as an `.npz` unless it is one already and stays as it
-    is. Raises DatasetError and UnavailableError."""
+    is. Raises DatasetError, UnavailableError, and CheckStoppedError once `stop` is set."""
     file.flush()
-    task = {"do": "convert", "path": file.name, "shown_name": shown_name}
+    task: Json = {"do": "convert", "path": file.name, "shown_name": shown_name}
     with _checks.take_turn():
-        answer = _checks.run({**task, "pad": fit.pad, "crop": fit.crop}, name=shown_name)
+        task |= {"pad": fit.pad, "crop": fit.crop}
+        answer = _checks.run_upload(task, name=shown_name, stop=stop)
     return CheckedUpload(unpack_contents(answer["contents"]), answer["note"])
 
 
@@ -249,8 +297,24 @@ def _find_contents(path: Path) -> DatasetContents | None:
 def _have_same_content(upload_path: Path, path: Path) -> bool:
     task = {"do": "compare", "path": str(upload_path), "other": str(path)}
     with _checks.take_turn():
-        is_same: bool = _checks.run(task, name=path.name)["is_same"]
+        is_same: bool = _checks.run_upload(task, name=path.name)["is_same"]
     return is_same
+
+
+def _communicate(
+    process: subprocess.Popen[bytes], *, seconds: float, stop: threading.Event
+) -> tuple[bytes, bytes]:
+    """What a process wrote. Raises TimeoutExpired and CheckStoppedError; it goes on then."""
+    ends_at = time.monotonic() + seconds
+    while True:
+        if stop.is_set():
+            raise CheckStoppedError("nobody waits for the check any more; nothing was stored")
+        left = max(0.0, ends_at - time.monotonic())
+        try:
+            return process.communicate(timeout=min(left, _LOOK_SECONDS))
+        except subprocess.TimeoutExpired:
+            if left <= _LOOK_SECONDS:
+                raise
 
 
 def _read_answer(output: bytes, errors: bytes, *, code: int, name: str) -> Json:

@@ -119,16 +119,12 @@ async def add_dataset(
     fit = Fit(pad=pad, crop=crop)
     check_fit(fit)
     extend_deadline(request, seconds=_UPLOAD_TIME_FACTOR * settings.request_seconds)
-    with uploads.enter(find_client(request)):
-        num_stored_bytes = await run_in_threadpool(ensure_space, engine, settings)
-        with (
-            open_upload(settings.datasets_dir) as file,
-            uploads.receive(file, settings=settings, num_stored_bytes=num_stored_bytes) as upload,
-        ):
+    with uploads.enter(find_client(request), settings=settings) as upload:
+        upload.num_stored_bytes = await run_in_threadpool(ensure_space, engine, settings)
+        with open_upload(settings.datasets_dir) as file:
             upload.check_size(int(request.headers.get("content-length") or 0))
-            async for chunk in request.stream():
-                upload.write(chunk)
-            checked = await uploads.check(file, fit=fit, shown_name=f"{name}.npz")
+            await upload.receive(request.stream(), file=file)
+            checked = await uploads.check(file, request=request, fit=fit, shown_name=f"{name}.npz")
             is_new = await run_in_threadpool(
                 _admit, file, checked, name=name, engine=engine, settings=settings
             )
