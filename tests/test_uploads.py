@@ -5,9 +5,11 @@ import io
 import json
 import os
 import re
+import select
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -237,6 +239,31 @@ def test_check_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
             check.wait(timeout=1)
         check.stdin.close()
         assert check.wait(timeout=60) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux sends this signal")
+def test_check_is_ended_with_the_process_that_started_it_whatever_it_does(tmp_path: Path) -> None:
+    pipe = tmp_path / "mine.npz"
+    os.mkfifo(pipe)
+    # The check's standard input stays open, so that only the signal can end it.
+    start = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    command = [sys.executable, "-c", start, *_command_of_check(pipe)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        deadline = time.monotonic() + 60
+        while not _has_reader(pipe) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        parent.kill()
+        # The output is at its end once nobody holds the other end of it.
+        assert select.select([parent.stdout], [], [], 30)[0]
+
+
+def _has_reader(pipe: Path) -> bool:
+    """Whether a process opens a named pipe, and waits for a writer."""
+    try:
+        os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)  # left open: the check then waits for bytes
+    except OSError:
+        return False
+    return True
 
 
 def _command_of_check(path: Path) -> list[str]:

@@ -6,9 +6,11 @@ which sets itself limits of memory and time, and which ends with the process tha
 """
 
 import base64
+import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -27,13 +29,15 @@ Json = dict[str, Any]
 #: Others on this machine, such as the server and its workers, go first.
 _NICENESS: Final = 5
 _STATM: Final = Path("/proc/self/statm")
+#: Of <linux/prctl.h>.
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def main() -> None:
     """Carry out the task of the command line; the answer is one JSON object."""
     task = json.loads(sys.argv[1])
     os.nice(_NICENESS)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     limit_memory(task["max_bytes"])
     limit_time(task["max_processor_seconds"])
     try:
@@ -113,9 +117,19 @@ def limit_time(max_seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
 
 
-def _end_with_parent() -> None:
-    """The other end of the standard input is closed when the process that started this one ends,
-    however it ends."""
+def end_with_parent() -> None:
+    """End with the process that started this one, however it ends.
+
+    Linux sends a signal when the thread that started this process ends, which waits for it. Others
+    only close the other end of the standard input. To read that takes the lock of the interpreter,
+    which one call may hold for seconds.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_wait_for_end_of_parent, daemon=True).start()
+
+
+def _wait_for_end_of_parent() -> None:
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 
