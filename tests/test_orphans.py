@@ -1,5 +1,7 @@
 """Files of killed processes are removed once nobody can need them."""
 
+import errno
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from conftest import BOTH_DATABASES, SubmitJob, drain, read, read_artifacts
 from sqlalchemy import Engine
 
 from server.files.artifacts import JobFiles
-from server.files.datasets import open_upload
+from server.files.datasets import NEW_SUFFIX, open_upload
 from server.jobs import queue
 from server.jobs.leases import Lease
 from server.jobs.orphans import MIN_AGE_SECONDS, OrphanSweep
@@ -78,6 +80,40 @@ def test_temporary_files_of_uploads_and_of_generated_data_are_removed(
         assert living.exists()
     assert kept.exists()
     assert list(settings.datasets_dir.iterdir()) == []
+
+
+def test_upload_of_a_killed_server_is_removed_at_the_next_start(
+    settings: Settings, sweep: OrphanSweep
+) -> None:
+    with open_upload(settings.datasets_dir) as upload:
+        living = Path(upload.name)
+        killed = leave(living.with_name(f".killed{living.suffix}"), age_seconds=0)
+        assert sweep.run() == 1
+        assert (living.exists(), killed.exists()) == (True, False)
+
+
+def test_upload_that_may_not_be_marked_yet_is_left_alone(
+    settings: Settings, sweep: OrphanSweep
+) -> None:
+    new = leave(settings.datasets_dir / f".begun{NEW_SUFFIX}", age_seconds=60)
+    assert [sweep.run(), new.exists()] == [0, True]
+    leave(new)
+    assert [sweep.run(), new.exists()] == [1, False]
+
+
+def test_upload_on_a_file_system_without_locks_is_removed_only_when_it_is_old(
+    settings: Settings, sweep: OrphanSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with open_upload(settings.datasets_dir) as upload:
+        path = Path(upload.name)
+        assert [sweep.run(), sweep.run()] == [0, 0]
+        os.utime(path, (0, 0))
+        assert [sweep.run(), path.exists()] == [0, True]
+        assert [sweep.run(), path.exists()] == [1, False]
 
 
 def test_files_of_jobs_that_go_on_are_left_to_their_attempts(

@@ -33,6 +33,8 @@ from server.texts import list_some
 NUM_SAMPLE_GRIDS: Final = 40
 #: Of uploads that are not complete.
 UPLOAD_SUFFIX: Final = ".part"
+#: Of those that are not marked yet as being written.
+NEW_SUFFIX: Final = ".new"
 #: The colours of the ARC editor, from background to brown.
 PALETTE: Final = np.array(
     [
@@ -150,13 +152,16 @@ def check_free(name: str) -> None:
 
 @contextmanager
 def open_upload(datasets_dir: Path) -> Iterator[IO[bytes]]:
-    """A temporary file for an upload, which others leave alone as long as it is open."""
+    """A temporary file for an upload, which others leave alone as long as it is open.
+
+    It gets its suffix only once it is marked, so that one without a mark has lost its process.
+    """
     datasets_dir.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(
-        dir=datasets_dir, prefix=".", suffix=UPLOAD_SUFFIX, delete=False
-    ) as file:
+    with NamedTemporaryFile(dir=datasets_dir, prefix=".", suffix=NEW_SUFFIX, delete=False) as file:
         try:
-            hold(Path(file.name), file.fileno())
+            path = Path(file.name)
+            hold(path, file.fileno())
+            file.name = str(path.rename(path.with_suffix(UPLOAD_SUFFIX)))
             yield file
         finally:
             Path(file.name).unlink(missing_ok=True)

@@ -14,13 +14,13 @@ from sqlalchemy import Engine
 from sqlmodel import Session, col, select
 
 from server.files.artifacts import JobFiles, list_job_ids
-from server.files.datasets import UPLOAD_SUFFIX
+from server.files.datasets import NEW_SUFFIX, UPLOAD_SUFFIX
 from server.files.filesystem import FileIdentity, identify, is_held, remove_if_unchanged
 from server.jobs.records import list_resume_point
 from server.models.tables import Artifact, Job, JobStatus
 from server.settings import Settings
 
-#: A younger file may belong to a process that lives.
+#: A younger file may belong to a process that lives, unless its mark says otherwise.
 MIN_AGE_SECONDS: Final = 3600.0
 _BATCH_SIZE: Final = 200
 
@@ -30,11 +30,12 @@ Orphans = dict[Path, FileIdentity]
 
 
 class OrphanSweep:
-    """Removes the orphans that are old, and that nobody writes any more.
+    """Removes the orphans that nobody writes any more.
 
-    A file that is marked while it is written tells whether it is. Any other one must be found
-    twice, each time old and unchanged. Once would not be enough: the clock may just have been set
-    ahead, which makes all files old.
+    A file that is marked while it is written tells whether it is. An upload is marked before it has
+    its suffix, so that it is removed at once; generated data must be old. Any other one must be
+    found twice, each time old and unchanged. Once would not be enough: the clock may just have been
+    set ahead, which makes all files old.
     """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
@@ -50,7 +51,7 @@ class OrphanSweep:
             match _is_held(path):
                 case False:
                     left[path] = identity
-                case None:
+                case None if _is_old(identity):
                     found[path] = identity
         left |= {path: each for path, each in found.items() if self._seen.get(path) == each}
         self._seen = {path: found[path] for path in found.keys() - left.keys()}
@@ -70,8 +71,9 @@ class OrphanSweep:
             yield from self._find_of_jobs(job_ids[first : first + _BATCH_SIZE])
 
     def _find_marked(self) -> Iterator[tuple[Path, FileIdentity]]:
-        """The old ones of those that are marked while they are written."""
-        yield from _find_old(self._settings.datasets_dir, f".*{UPLOAD_SUFFIX}")
+        """Those that are marked while they are written."""
+        yield from _find(self._settings.datasets_dir, f".*{UPLOAD_SUFFIX}")
+        yield from _find_old(self._settings.datasets_dir, f".*{NEW_SUFFIX}")
         yield from _find_old(self._settings.cache_dir, "*.tmp")
 
     def _find_of_jobs(self, job_ids: list[str]) -> Iterator[tuple[Path, FileIdentity]]:
@@ -98,13 +100,15 @@ class OrphanSweep:
 
 
 def _find_old(folder: Path, pattern: str) -> Iterator[tuple[Path, FileIdentity]]:
+    return (each for each in _find(folder, pattern) if _is_old(each[1]))
+
+
+def _find(folder: Path, pattern: str) -> Iterator[tuple[Path, FileIdentity]]:
     for path in folder.glob(pattern):
         try:
-            identity = identify(path)
+            yield path, identify(path)
         except FileNotFoundError:
             continue
-        if _is_old(identity):
-            yield path, identity
 
 
 def _is_held(path: Path) -> bool | None:

@@ -13,12 +13,12 @@ from sqlmodel import Session, col, select
 from server.database.engine import take_turn, write_transaction
 from server.errors import StorageFullError
 from server.files.artifacts import JobFiles
-from server.files.datasets import UPLOAD_SUFFIX
+from server.files.datasets import NEW_SUFFIX, UPLOAD_SUFFIX
 from server.models.tables import TERMINAL_STATUSES, Artifact, ArtifactKind, Job
 from server.settings import Settings
 
 #: Of files that are being written.
-_INCOMPLETE: Final = (UPLOAD_SUFFIX, ".tmp")
+_INCOMPLETE: Final = (UPLOAD_SUFFIX, NEW_SUFFIX, ".tmp")
 
 _logger = logging.getLogger(__name__)
 
