@@ -102,6 +102,7 @@ REFUSED: list[tuple[Json, str, str]] = [
     (B | {"name": 5}, "name", "string"),
     (B | {"metadata": {"k": "v" * 513}}, "metadata.k", "512"),
     (B | {"metadata": {"k": "a\0b"}}, "metadata.k", "pattern"),
+    (B | {"metadata": {"k": "v" * 500, "l": "\u00e9" * 262}}, "metadata", "1024 bytes in UTF-8"),
     (B | {"priority": 101}, "priority", "100"),
     (B | {"num_seed": 5}, "num_seed", "unknown field; did you mean num_seeds?"),
     (B | {"beta": 1}, "beta", "unknown field; did you mean config.beta?"),
@@ -124,6 +125,19 @@ def test_bad_study_is_refused_with_its_field_and_what_is_allowed(
     assert words in answer["errors"][0]["message"]
     assert len(answer["detail"]) < 1000
     assert read_state(engine, settings) == before
+
+
+def test_labels_have_a_bound_that_a_job_of_its_own_has_higher(client: TestClient) -> None:
+    labels = {f"{number:02}": "\u20ac" * 20 for number in range(16)}
+    assert client.post("/studies", json={**B, "metadata": labels}).status_code == 201
+    labels |= {"15": "\u20ac" * 40}
+    assert sum(len(key) + len(value.encode()) for key, value in labels.items()) == 1052
+    problem(client.post("/studies", json={**B, "metadata": labels}), 422)
+    assert client.post("/jobs", json={"option": "b", "metadata": labels}).status_code == 201
+    labels = {f"{number:02}": "\u20ac" * 85 for number in range(16)}
+    errors = problem(client.post("/jobs", json={"option": "b", "metadata": labels}), 422)["errors"]
+    assert [error["field"] for error in errors] == ["metadata"]
+    assert "at most 4096 bytes in UTF-8, not 4112" in errors[0]["message"]
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])

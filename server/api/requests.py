@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+)
 from sqlmodel import Session
 
 from server.files.inspection import check_dataset
@@ -16,6 +24,9 @@ from server.models.tables import Job
 from server.patterns import ONE_LINE, PLAIN_TEXT
 
 MAX_METADATA_PAIRS = 16
+#: Of all keys and values, in UTF-8. Each of the two thousand jobs that a study may have gets a copy
+#: of its labels, and so do their table and its index.
+MAX_LABEL_BYTES, MAX_STUDY_LABEL_BYTES = 4096, 1024
 
 _JOB_EXAMPLES: list[JsonValue] = [
     {"option": "b", "quick_test": True},
@@ -43,6 +54,25 @@ Labels = Annotated[
         json_schema_extra={"additionalProperties": False},
     ),
 ]
+
+
+def _limit_bytes(max_bytes: int) -> AfterValidator:
+    """All labels together have at most so many bytes. Raises ValueError."""
+
+    def check(labels: dict[str, str]) -> dict[str, str]:
+        num_bytes = sum(len(text.encode()) for pair in labels.items() for text in pair)
+        if num_bytes > max_bytes:
+            raise ValueError(
+                f"all keys and values together may have at most {max_bytes} bytes in UTF-8, not "
+                f"{num_bytes}"
+            )
+        return labels
+
+    return AfterValidator(check)
+
+
+JobLabels = Annotated[Labels, _limit_bytes(MAX_LABEL_BYTES)]
+StudyLabels = Annotated[Labels, _limit_bytes(MAX_STUDY_LABEL_BYTES)]
 
 
 #: The validation context of an HTML form, which sends everything as text.
@@ -78,7 +108,10 @@ class JobRequest(TrainingConfig, JsonBody):
     option: OptionName
     quick_test: bool = Field(default=False, description="5 epochs, a checkpoint each epoch")
     name: Name | None = None
-    metadata: Labels = Field(default_factory=dict, description="your own labels, to filter by")
+    metadata: JobLabels = Field(
+        default_factory=dict,
+        description=f"your own labels, to filter by; at most {MAX_LABEL_BYTES} bytes in all",
+    )
     priority: int = Field(default=0, ge=-100, le=100, description="higher runs first")
 
     def resolve_config(self, preset: Mapping[str, Any]) -> TrainingConfig:

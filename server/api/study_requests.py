@@ -21,7 +21,14 @@ from pydantic import (
 )
 from sqlmodel import Session
 
-from server.api.requests import JsonBody, Labels, Name, OptionConfig, OptionName
+from server.api.requests import (
+    MAX_STUDY_LABEL_BYTES,
+    JsonBody,
+    Name,
+    OptionConfig,
+    OptionName,
+    StudyLabels,
+)
 from server.errors import ConflictError, InvalidInputError
 from server.files.inspection import check_dataset
 from server.files.npz import DatasetError
@@ -164,7 +171,11 @@ class StudyRequest(JsonBody):
         default=DEFAULT_MAX_SEEDS, ge=1, le=MAX_SEEDS, description="of each arm of a race"
     )
     priority: int = Field(default=0, ge=-100, le=100, description="higher runs first")
-    metadata: Labels = Field(default_factory=dict, description="your own labels")
+    metadata: StudyLabels = Field(
+        default_factory=dict,
+        description="your own labels, which its jobs have too; at most "
+        f"{MAX_STUDY_LABEL_BYTES} bytes in all",
+    )
 
     def list_seeds(self) -> list[int]:
         """The seeds to queue at once; of a race, those of its first look."""
