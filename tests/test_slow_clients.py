@@ -14,7 +14,7 @@ import pytest
 from npz_files import GRIDS, make_npz
 from service import Service
 
-from server.api.connections import MAX_WAITING_PER_ADDRESS
+from server.api.connections import MAX_SMALL_CHUNKS, MAX_WAITING_PER_ADDRESS
 from server.api.limits import MAX_HEADER_BYTES
 
 REQUEST_SECONDS, HEADER_SECONDS = 1.0, 2.0
@@ -185,6 +185,33 @@ def test_endless_chunks_are_counted(service: Service) -> None:
     head = f"POST /jobs HTTP/1.1\r\n{HEAD}Transfer-Encoding: chunked\r\n\r\n"
     chunk = b"400\r\n" + b" " * 1024 + b"\r\n"
     assert read_status(exchange(service, head.encode() + 200 * chunk)) == 413
+
+
+SMALL_CHUNK = b"1\r\n \r\n"
+CHUNKED = f"POST /jobs HTTP/1.1\r\n{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode()
+
+
+def test_body_of_very_many_small_chunks_is_refused(service: Service) -> None:
+    answer = exchange(service, CHUNKED + 10 * MAX_SMALL_CHUNKS * SMALL_CHUNK)
+    assert read_status(answer) in (0, 400)  # not read any further, so that no answer may arrive
+
+
+def test_small_chunks_of_an_answered_request_are_not_read_on(service: Service) -> None:
+    head = CHUNKED.replace(b"application/json", b"text/plain").replace(b"close", b"keep-alive")
+    with closing(connect(service)) as connection:
+        connection.sendall(head)
+        assert read_status(connection.recv(65536)) == 415
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(10 * MAX_SMALL_CHUNKS * SMALL_CHUNK)
+            connection.sendall(f"0\r\n\r\nGET /healthz HTTP/1.1\r\n{HEAD}\r\n".encode())
+        assert read_all(connection) == b""
+
+
+def test_body_may_come_in_some_small_chunks_or_in_many_larger_ones(service: Service) -> None:
+    end = b"0\r\n\r\n"
+    some = exchange(service, CHUNKED + MAX_SMALL_CHUNKS * SMALL_CHUNK + end)
+    larger = exchange(service, CHUNKED + 500 * (b"80\r\n" + 128 * b" " + b"\r\n") + end)
+    assert [read_status(answer) for answer in (some, larger)] == [422, 422]
 
 
 @pytest.mark.parametrize(

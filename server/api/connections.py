@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import ClassVar, Final, Protocol
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -20,6 +21,11 @@ from server.settings import Settings
 MAX_CONNECTIONS: Final = 1000
 #: Of one address that are not being answered: silent ones, and those whose request still comes.
 MAX_WAITING_PER_ADDRESS: Final = 250
+#: What is read of a connection before others have their turn.
+_READ_BYTES: Final = 64 * 1024
+#: Of one request, if they are smaller than the next limit on average.
+MAX_SMALL_CHUNKS: Final = 1000
+_SMALL_CHUNK_BYTES: Final = 64
 #: Of what a process may open, the rest is for files and the database.
 _SHARE_OF_FILES: Final = 3 / 4
 
@@ -118,12 +124,38 @@ class ConnectionLimit:
             )
 
 
-class HttpProtocol(H11Protocol):
+class _BoundedParser(h11.Connection):
+    """h11's parser; a body of very many very small chunks is a fault for it.
+
+    Each chunk takes as long to parse as some kilobytes in one piece.
+    """
+
+    _num_chunks = _num_bytes = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._num_chunks = self._num_bytes = 0
+        elif isinstance(event, h11.Data):
+            self._num_chunks += event.chunk_start
+            self._num_bytes += len(event.data)
+            self._check_chunks()
+        return event
+
+    def _check_chunks(self) -> None:
+        is_small = self._num_bytes < self._num_chunks * _SMALL_CHUNK_BYTES
+        if is_small and self._num_chunks > MAX_SMALL_CHUNKS:
+            raise h11.RemoteProtocolError("too many small chunks")
+
+
+class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
     """uvicorn's protocol; it also closes a connection whose headers do not arrive in time, or that
-    is one too many."""
+    is one too many, and reads little at a time."""
 
     header_seconds: ClassVar[float]
     connection_limit: ClassVar[ConnectionLimit]
+    #: One for all connections: what is in it is copied before another one reads.
+    _buffer: ClassVar[memoryview] = memoryview(bytearray(_READ_BYTES))
     _header_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -141,8 +173,15 @@ class HttpProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.conn = _BoundedParser(h11.SERVER, MAX_HEADER_BYTES)
         self._start_header_timer()
         self.connection_limit.add(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._buffer[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         self.connection_limit.mark_used(self)
@@ -152,6 +191,16 @@ class HttpProtocol(H11Protocol):
             self._stop_header_timer()
         elif self._header_timer is None:
             self._start_header_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a request that is no HTTP; its body may turn out to be none after the answer."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connection_limit.remove(self)
@@ -180,7 +229,6 @@ def make_config(app: ASGIApp, settings: Settings, *, log_level: str) -> uvicorn.
         access_log=False,  # our own log line has more details
         http=_make_protocol(settings),
         ws="none",
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
         server_header=False,
