@@ -11,7 +11,12 @@ import httpx
 import pytest
 from service import Service
 
-from server.api.connections import MAX_CONNECTIONS, MAX_WAITING_PER_ADDRESS, ConnectionLimit
+from server.api.connections import (
+    MAX_CONNECTIONS,
+    MAX_WAITING_PER_ADDRESS,
+    ConnectionLimit,
+    UnreadAnswers,
+)
 
 #: The honest user is at 127.0.0.1.
 ATTACKERS = [f"127.0.0.{number}" for number in range(2, 8)]
@@ -23,6 +28,7 @@ class Line:
 
     address: str
     waits_for_client: bool = True
+    num_unread_bytes: int = 0
     is_closed: bool = field(default=False, init=False)
 
     def close(self) -> None:
@@ -81,6 +87,28 @@ def test_closed_connections_make_room() -> None:
     (third,) = open_lines(limit, "b", num=1)
     assert not second.is_closed
     assert not third.is_closed
+
+
+def test_network_that_leaves_most_unread_loses_its_oldest_answer() -> None:
+    answers = UnreadAnswers(max_bytes=10)
+    good, *evil = (
+        Line("good", num_unread_bytes=4),
+        Line("2001:db8::1", num_unread_bytes=3),
+        Line("2001:db8::2", num_unread_bytes=3),
+        Line("2001:db8::3", num_unread_bytes=3),
+    )
+    for line in (good, *evil):
+        answers.add(line)
+    assert [line.is_closed for line in (good, *evil)] == [False, True, False, False]
+
+
+def test_answer_that_is_read_makes_room_for_others() -> None:
+    answers = UnreadAnswers(max_bytes=10)
+    lines = [Line("a", num_unread_bytes=8) for _ in range(3)]
+    for line in lines:
+        answers.add(line)
+        answers.remove(line)
+    assert not any(line.is_closed for line in lines)
 
 
 @pytest.fixture(scope="module")

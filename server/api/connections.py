@@ -1,9 +1,10 @@
-"""Connections: how many there may be, and how long they may say nothing."""
+"""Connections: how many there may be, how long they may say nothing, and what they leave unread."""
 
 import asyncio
 import logging
 import resource
-from collections import OrderedDict
+import socket
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import ClassVar, Final, Protocol
@@ -11,10 +12,11 @@ from typing import ClassVar, Final, Protocol
 import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.api.limits import MAX_HEADER_BYTES
-from server.environment.hosts import is_within
+from server.environment.hosts import find_network, is_within
 from server.settings import Settings
 
 #: Of all clients together.
@@ -26,6 +28,14 @@ _READ_BYTES: Final = 64 * 1024
 #: Of one request, if they are smaller than the next limit on average.
 MAX_SMALL_CHUNKS: Final = 1000
 _SMALL_CHUNK_BYTES: Final = 64
+#: Of answers that their clients do not read, of all together.
+MAX_UNREAD_BYTES: Final = 64 * 1024 * 1024
+#: So much of an answer must be read in a time limit.
+_MIN_READ_BYTES: Final = 1024
+#: Above it nothing is added to an answer that its client does not read.
+_WAITING_BYTES: Final = 16 * 1024
+#: What the system keeps of an answer in addition, beyond what is on its way.
+_UNSENT_BYTES: Final = 64 * 1024
 #: Of what a process may open, the rest is for files and the database.
 _SHARE_OF_FILES: Final = 3 / 4
 
@@ -42,6 +52,10 @@ class Connection(Protocol):
     @property
     def waits_for_client(self) -> bool:
         """Whether the client has to send or to read something before anything goes on."""
+
+    @property
+    def num_unread_bytes(self) -> int:
+        """What waits to be sent until the client reads."""
 
     def close(self) -> None:
         """Close it without an answer."""
@@ -124,6 +138,63 @@ class ConnectionLimit:
             )
 
 
+class UnreadAnswers:
+    """What waits until clients read it, of which a server keeps `max_bytes`.
+
+    If there is more, the network that has most of it loses the connection that has been unread for
+    longest.
+    """
+
+    def __init__(self, *, max_bytes: int = MAX_UNREAD_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes: dict[Connection, int] = {}
+        self._total = 0
+        self._has_warned = False
+
+    def add(self, connection: Connection) -> None:
+        """Note a connection whose client does not read for now, and close some if it is too much.
+
+        It counts with all that is unread now until all but a rest of it has been read.
+        """
+        self.remove(connection)
+        self._num_bytes[connection] = connection.num_unread_bytes
+        self._total += self._num_bytes[connection]
+        while self._total > self._max_bytes:
+            self._warn()
+            self._close_one()
+
+    def remove(self, connection: Connection) -> None:
+        """Note that the client reads again, or has gone."""
+        self._total -= self._num_bytes.pop(connection, 0)
+
+    def _close_one(self) -> None:
+        by_network: Counter[str] = Counter()
+        for connection, num_bytes in self._num_bytes.items():
+            by_network[find_network(connection.address)] += num_bytes
+        ((largest, _),) = by_network.most_common(1)
+        found = next(each for each in self._num_bytes if find_network(each.address) == largest)
+        self.remove(found)
+        found.close()
+
+    def _warn(self) -> None:
+        """Once: an attack would fill the log."""
+        if not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                "clients leave more than %d bytes of their answers unread; connections of the "
+                "address with most of them are closed",
+                self._max_bytes,
+            )
+
+
+class _ReadersFlow(FlowControl):
+    """Reads nothing from a client that does not read either."""
+
+    def resume_reading(self) -> None:
+        if not self.write_paused:
+            super().resume_reading()
+
+
 class _BoundedParser(h11.Connection):
     """h11's parser; a body of very many very small chunks is a fault for it.
 
@@ -150,13 +221,21 @@ class _BoundedParser(h11.Connection):
 
 class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
     """uvicorn's protocol; it also closes a connection whose headers do not arrive in time, or that
-    is one too many, and reads little at a time."""
+    is one too many or does not read, and reads little at a time.
+
+    Nothing is read and no further request is begun while an answer is unread, so that a connection
+    keeps one answer at most.
+    """
 
     header_seconds: ClassVar[float]
+    send_seconds: ClassVar[float]
     connection_limit: ClassVar[ConnectionLimit]
+    unread_answers: ClassVar[UnreadAnswers]
     #: One for all connections: what is in it is copied before another one reads.
     _buffer: ClassVar[memoryview] = memoryview(bytearray(_READ_BYTES))
     _header_timer: asyncio.TimerHandle | None = None
+    _unread_timer: asyncio.TimerHandle | None = None
+    _is_completion_due = False
 
     @property
     def address(self) -> str:
@@ -168,12 +247,19 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
             return True
         return self.cycle.more_body or self.flow.write_paused
 
+    @property
+    def num_unread_bytes(self) -> int:
+        return self.transport.get_write_buffer_size()
+
     def close(self) -> None:
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.conn = _BoundedParser(h11.SERVER, MAX_HEADER_BYTES)
+        self.flow = _ReadersFlow(transport)
+        transport.set_write_buffer_limits(high=_WAITING_BYTES)
+        _bound_unsent(transport)
         self._start_header_timer()
         self.connection_limit.add(self)
 
@@ -204,8 +290,31 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.connection_limit.remove(self)
+        self.unread_answers.remove(self)
         self._stop_header_timer()
+        self._stop_unread_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.flow.pause_reading()
+        self._start_unread_timer()
+        self.unread_answers.add(self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_unread_timer()
+        self.unread_answers.remove(self)
+        self.flow.resume_reading()
+        if self._is_completion_due:
+            self._is_completion_due = False
+            super().on_response_complete()
+
+    def on_response_complete(self) -> None:
+        if self.flow.write_paused:
+            self._is_completion_due = True
+        else:
+            super().on_response_complete()
 
     def _start_header_timer(self) -> None:
         self._header_timer = self.loop.call_later(self.header_seconds, self._close_on_timeout)
@@ -218,6 +327,31 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
     def _close_on_timeout(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+    def _start_unread_timer(self) -> None:
+        num_bytes = self.num_unread_bytes
+        self._unread_timer = self.loop.call_later(self.send_seconds, self._check_reading, num_bytes)
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    def _check_reading(self, num_bytes: int) -> None:
+        """Close the connection if hardly any of the bytes have been read meanwhile."""
+        if self.num_unread_bytes > num_bytes - _MIN_READ_BYTES:
+            self.close()
+        else:
+            self._start_unread_timer()
+
+
+def _bound_unsent(transport: asyncio.Transport) -> None:
+    """Let the system keep little of what a client does not read, where it can."""
+    # The option's name is missing where there is no such option.
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    connection = transport.get_extra_info("socket")
+    if option is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+        connection.setsockopt(socket.IPPROTO_TCP, option, _UNSENT_BYTES)
 
 
 def make_config(app: ASGIApp, settings: Settings, *, log_level: str) -> uvicorn.Config:
@@ -240,7 +374,12 @@ def _make_protocol(settings: Settings) -> type[HttpProtocol]:
     """The protocol with its limits; uvicorn makes its instances itself."""
     is_proxy = partial(is_within, networks=settings.trusted_proxies)
     limit = ConnectionLimit(max_total=_allow_connections(), is_proxy=is_proxy)
-    own = {"header_seconds": settings.header_seconds, "connection_limit": limit}
+    own = {
+        "header_seconds": settings.header_seconds,
+        "send_seconds": settings.send_seconds,
+        "connection_limit": limit,
+        "unread_answers": UnreadAnswers(),
+    }
     return type("LimitedHttpProtocol", (HttpProtocol,), own)
 
 

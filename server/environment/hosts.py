@@ -62,6 +62,22 @@ def is_within(address: str, networks: Iterable[str]) -> bool:
     return any(found in ipaddress.ip_network(network) for network in networks)
 
 
+def find_network(address: str) -> str:
+    """Who is at an address: the /64 of one of IPv6, all of which one customer usually has.
+
+    IPv4 addresses, also those that are written as IPv6, and other texts stand for themselves.
+    """
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address)
+    except ValueError:
+        return address
+    if found.ipv4_mapped:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((int(found) >> 64 << 64, 64)))
+
+
 def _parse_network(number: int, entry: str) -> str:
     try:
         network = ipaddress.ip_network(strip_brackets(entry))
