@@ -41,6 +41,9 @@ from server.judging.verdicts import VerdictCache
 from server.settings import Settings
 from server.upkeep import keep_up, running, wait_for_database
 
+#: Longer answers are compressed in a thread, since others would wait for it.
+_THREAD_BYTES = 32 * 1024
+
 _DESCRIPTION = """\
 Trains β-VAEs on ARC grids under three loss configurations and says, with evidence, which one
 escapes mode collapse. Post a job, watch its reconstructions, compare the verdicts.
@@ -131,7 +134,9 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
         *([authentication] if settings.tokens else []),
         Middleware(RateLimit, rate=rate),
         Middleware(BodyRules),
-        Middleware(GZipMiddleware, minimum_size=1000, compresslevel=5),
+        Middleware(
+            GZipMiddleware, minimum_size=1000, compresslevel=5, thread_minimum_size=_THREAD_BYTES
+        ),
     ]
 
 

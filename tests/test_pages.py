@@ -332,6 +332,12 @@ def test_files_of_pages_are_kept_for_ever_under_the_name_of_their_content(
         answer = client.get(url)
         assert answer.status_code == 200
         assert "immutable" in answer.headers["cache-control"]
+        plain = client.get(url, headers={"Accept-Encoding": "identity"})
+        assert (answer.headers["content-encoding"], plain.content) == ("gzip", answer.content)
+        assert "content-encoding" not in plain.headers
+        assert len(plain.content) == int(plain.headers["content-length"])
+        # Whoever compresses anew does not know the length of what comes.
+        assert "content-length" in answer.headers
         assert answer.headers["content-type"].split(";")[0] in (
             "text/css",
             "text/javascript",

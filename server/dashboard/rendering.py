@@ -1,14 +1,16 @@
 """Rendering of pages: templates, static files and security headers."""
 
+import gzip
 import hashlib
 import json
 import mimetypes
+from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
 from fastapi import APIRouter, HTTPException, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, StreamingResponse
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
@@ -19,6 +21,8 @@ from server.texts import make_inert
 
 _STATIC_DIR = Path(__file__).parent / "static"
 _HASH_LENGTH = 16
+#: Of a static file, so that a client that does not read it keeps no copy of the whole.
+_PIECE_BYTES = 32 * 1024
 #: They end an embedding, an override or an isolate that began before them.
 _ENDS_OF_DIRECTION = "\N{POP DIRECTIONAL FORMATTING}\N{POP DIRECTIONAL ISOLATE}"
 _HEADERS = {
@@ -36,13 +40,20 @@ router = APIRouter(include_in_schema=False)
 
 
 class StaticFiles:
-    """The files in `static/`, each under a URL with a hash of its content."""
+    """The files in `static/`, each under a URL with a hash of its content.
+
+    Each is compressed once, and not for each client anew.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._contents = {
             path.relative_to(directory).as_posix(): path.read_bytes()
             for path in directory.rglob("*")
             if path.is_file()
+        }
+        self._compressed = {
+            name: gzip.compress(content, compresslevel=6, mtime=0)
+            for name, content in self._contents.items()
         }
         self._hashes = {
             name: hashlib.sha256(content).hexdigest()[:_HASH_LENGTH]
@@ -52,25 +63,36 @@ class StaticFiles:
     def url(self, name: str) -> str:
         return locate(f"/static/{self._hashes[name]}/{name}")
 
-    def read(self, name: str, *, content_hash: str) -> bytes | None:
-        return self._contents[name] if self._hashes.get(name) == content_hash else None
+    def read(self, name: str, *, content_hash: str, compressed: bool = False) -> bytes | None:
+        contents = self._compressed if compressed else self._contents
+        return contents[name] if self._hashes.get(name) == content_hash else None
 
 
 _static_files = StaticFiles(_STATIC_DIR)
 
 
 @router.get("/static/{content_hash}/{name:path}")
-def read_static_file(content_hash: str, name: str) -> Response:
+async def read_static_file(content_hash: str, name: str, request: Request) -> Response:
     """A static file. Its content never changes under its URL."""
-    content = _static_files.read(name, content_hash=content_hash)
+    compressed = "gzip" in request.headers.get("Accept-Encoding", "")
+    content = _static_files.read(name, content_hash=content_hash, compressed=compressed)
     if content is None:
         raise HTTPException(404, f"there is no file {name!r} with this hash")
     headers = {
         "Cache-Control": "public, max-age=31536000, immutable",
         "X-Content-Type-Options": "nosniff",
+        "Content-Length": str(len(content)),
+        "Vary": "Accept-Encoding",
     }
+    if compressed:
+        headers["Content-Encoding"] = "gzip"
     media_type = mimetypes.guess_type(name)[0] or "text/plain"
-    return Response(content, media_type=media_type, headers=headers)
+    return StreamingResponse(_cut(content), media_type=media_type, headers=headers)
+
+
+async def _cut(content: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(content), _PIECE_BYTES):
+        yield content[start : start + _PIECE_BYTES]
 
 
 def render_page(
