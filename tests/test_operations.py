@@ -27,10 +27,11 @@ from service import Service
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, select
+from starlette.requests import Request
 from study_results import end_seeds, post
 
 from server import logs
-from server.api.rates import Rate, RateCounter
+from server.api.rates import MAX_CLIENTS, Rate, RateCounter, find_client
 from server.cli.processes import worker_environment
 from server.database.engine import write_transaction
 from server.jobs import queue
@@ -253,6 +254,24 @@ def test_client_that_waits_as_long_as_it_was_told_is_allowed() -> None:
             now += wait_seconds + 0.001
             assert counter.hit("anna") == 0
         now += 1.0
+
+
+def test_more_clients_than_are_counted_forget_only_who_was_silent_for_longest() -> None:
+    counter = RateCounter(Rate.parse("1/hour"), clock=lambda: 0.0)
+    assert counter.hit("silent") == 0
+    assert counter.hit("anna") == 0
+    for number in range(MAX_CLIENTS - 1):
+        assert counter.hit(f"address {number}") == 0
+        assert counter.hit("anna") > 0
+    assert counter.hit("silent") == 0
+
+
+def test_addresses_of_one_network_are_one_client() -> None:
+    def name(address: str) -> str:
+        return find_client(Request({"type": "http", "client": (address, 1), "state": {}}))
+
+    assert name("2001:db8::1") == name("2001:db8::ffff:2") != name("2001:db8:0:1::1")
+    assert name("::ffff:192.0.2.1") == name("192.0.2.1") != name("::ffff:192.0.2.2")
 
 
 def test_guessing_tokens_is_rate_limited(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Self
@@ -12,10 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api.problems import respond
 from server.api.security import HEALTH_PATH
+from server.environment.hosts import find_network
 
 _UNIT_SECONDS: Final = {"second": 1, "minute": 60, "hour": 3600}
-#: Above so many clients those are forgotten that have sent nothing for two windows.
-_MAX_CLIENTS: Final = 10_000
+#: Above so many, the client is forgotten that has sent nothing for longest.
+MAX_CLIENTS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class RateCounter:
     def __init__(self, rate: Rate, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
         self._clock = clock
-        self._windows: dict[str, _Window] = {}
+        self._windows: OrderedDict[str, _Window] = OrderedDict()
         self._lock = threading.Lock()
 
     def hit(self, client: str) -> float:
@@ -70,18 +72,14 @@ class RateCounter:
     def _find_window(self, client: str, *, index: int) -> _Window:
         window = self._windows.get(client)
         if window is None:
-            if len(self._windows) >= _MAX_CLIENTS:
-                self._forget(before=index - 1)
             window = self._windows[client] = _Window(index)
+            if len(self._windows) > MAX_CLIENTS:
+                self._windows.popitem(last=False)
         elif window.index != index:
             former = window.count if window.index == index - 1 else 0
             window = self._windows[client] = _Window(index, former=former)
+        self._windows.move_to_end(client)
         return window
-
-    def _forget(self, *, before: int) -> None:
-        self._windows = {
-            client: window for client, window in self._windows.items() if window.index >= before
-        }
 
     def _find_wait(self, window: _Window, *, share: float) -> float:
         allowed = self._rate.num_requests - window.count
@@ -90,10 +88,13 @@ class RateCounter:
 
 
 def find_client(request: Request) -> str:
-    """Who asks: the token, or the address where none is needed. No token is named like one."""
+    """Who asks: the token, or the address where none is needed (of IPv6, its /64).
+
+    No token is named like an address.
+    """
     if token_name := getattr(request.state, "token_name", None):
         return f"token {token_name}"
-    return f"address {request.client.host if request.client else ''}"
+    return f"address {find_network(request.client.host) if request.client else ''}"
 
 
 class RateLimit:
