@@ -28,6 +28,7 @@ class Line:
 
     address: str
     waits_for_client: bool = True
+    has_request: bool = False
     num_unread_bytes: int = 0
     is_closed: bool = field(default=False, init=False)
 
@@ -87,6 +88,34 @@ def test_closed_connections_make_room() -> None:
     (third,) = open_lines(limit, "b", num=1)
     assert not second.is_closed
     assert not third.is_closed
+
+
+def test_many_networks_with_one_silent_connection_each_do_not_close_an_upload() -> None:
+    limit = make_limit(max_total=10)
+    upload, idle = Line("good", has_request=True), Line("good")
+    limit.add(upload)
+    limit.add(idle)
+    evil = [Line(f"evil {number}") for number in range(30)]
+    for line in evil:
+        limit.add(line)
+    assert not upload.is_closed
+    assert not evil[-1].is_closed
+
+
+def test_new_connection_is_not_closed_for_uploads_that_wait() -> None:
+    limit = make_limit(max_total=10)
+    for number in range(10):
+        limit.add(Line(f"evil {number}", has_request=True))
+    (late,) = open_lines(limit, "good", num=1)
+    assert not late.is_closed
+
+
+def test_addresses_of_one_network_count_together() -> None:
+    limit = make_limit(max_total=10)
+    honest = open_lines(limit, "good", num=2)
+    for number in range(20):
+        limit.add(Line(f"2001:db8::{number}"))
+    assert not any(line.is_closed for line in honest)
 
 
 def test_network_that_leaves_most_unread_loses_its_oldest_answer() -> None:

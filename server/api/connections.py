@@ -36,6 +36,8 @@ _MIN_READ_BYTES: Final = 1024
 _WAITING_BYTES: Final = 16 * 1024
 #: What the system keeps of an answer in addition, beyond what is on its way.
 _UNSENT_BYTES: Final = 64 * 1024
+#: So many connections of a network are no sign of an attack: a browser opens them.
+_FEW: Final = 6
 #: Of what a process may open, the rest is for files and the database.
 _SHARE_OF_FILES: Final = 3 / 4
 
@@ -54,6 +56,10 @@ class Connection(Protocol):
         """Whether the client has to send or to read something before anything goes on."""
 
     @property
+    def has_request(self) -> bool:
+        """Whether a request is under way."""
+
+    @property
     def num_unread_bytes(self) -> int:
         """What waits to be sent until the client reads."""
 
@@ -64,10 +70,11 @@ class Connection(Protocol):
 class ConnectionLimit:
     """The open connections of a server, of which there may be `max_total`.
 
-    If there are too many, the address that has most of them loses the connection that has waited
-    longest for its client: whoever opens many closes their own. One that is answered is never
-    closed. An address may have `max_waiting` that wait, unless it is that of a proxy, behind which
-    there are many clients.
+    If there are too many, the network that has most of them loses the connection that has waited
+    longest for its client: whoever opens many closes their own. Networks with a few are all alike.
+    One without a request goes before one whose request still comes, such as an upload, and the
+    newest goes last. One that is answered is never closed. A network may have `max_waiting` that
+    wait, unless it is that of a proxy, behind which there are many clients.
     """
 
     def __init__(
@@ -80,51 +87,53 @@ class ConnectionLimit:
         self._max_total = max_total
         self._max_waiting = max_waiting
         self._is_proxy = is_proxy
-        self._by_address: dict[str, OrderedDict[Connection, None]] = {}
-        self._num_open = 0
+        self._by_network: dict[str, OrderedDict[Connection, None]] = {}
+        self._by_use: OrderedDict[Connection, None] = OrderedDict()
         self._has_warned = False
 
     def add(self, connection: Connection) -> None:
         """Note a new connection, and close one if there are too many now."""
-        own = self._by_address.setdefault(connection.address, OrderedDict())
-        own[connection] = None
-        self._num_open += 1
-        if self._num_open > self._max_total:
+        own = self._by_network.setdefault(find_network(connection.address), OrderedDict())
+        own[connection] = self._by_use[connection] = None
+        if len(self._by_use) > self._max_total:
             self._warn(connection.address)
-            self._close_oldest(self._list_largest_first())
+            self._close_one([*self._list_large_ones(), self._by_use], newest=connection)
         elif self._waits_too_often(own) and not self._is_proxy(connection.address):
-            self._close_oldest([own])
+            self._close_one([own], newest=connection)
 
     def mark_used(self, connection: Connection) -> None:
         """Note that the client has just sent something."""
-        own = self._by_address.get(connection.address, OrderedDict())
-        if connection in own:
-            own.move_to_end(connection)
+        if connection in self._by_use:
+            self._by_use.move_to_end(connection)
+            self._by_network[find_network(connection.address)].move_to_end(connection)
 
     def remove(self, connection: Connection) -> None:
         """Note that it is closed; one that is closed already is no fault."""
-        own = self._by_address.get(connection.address)
-        if own is None or connection not in own:
+        if connection not in self._by_use:
             return
-        del own[connection]
-        self._num_open -= 1
-        if not own:
-            del self._by_address[connection.address]
+        del self._by_use[connection]
+        network = find_network(connection.address)
+        del self._by_network[network][connection]
+        if not self._by_network[network]:
+            del self._by_network[network]
 
     def _waits_too_often(self, own: Collection[Connection]) -> bool:
         # Most addresses have few, and are not counted.
         limit = self._max_waiting
         return len(own) > limit and sum(each.waits_for_client for each in own) > limit
 
-    def _list_largest_first(self) -> list[OrderedDict[Connection, None]]:
-        return sorted(self._by_address.values(), key=lambda own: len(own), reverse=True)
+    def _list_large_ones(self) -> list[OrderedDict[Connection, None]]:
+        """The networks with more than a few, from the largest."""
+        large = [own for own in self._by_network.values() if len(own) > _FEW]
+        return sorted(large, key=len, reverse=True)
 
-    def _close_oldest(self, groups: Iterable[Iterable[Connection]]) -> None:
-        """Close the first connection that waits for its client; if none does, no harm is done."""
-        waiting = (each for group in groups for each in group if each.waits_for_client)
-        if (oldest := next(waiting, None)) is not None:
-            self.remove(oldest)
-            oldest.close()
+    def _close_one(self, groups: Iterable[Iterable[Connection]], *, newest: Connection) -> None:
+        """Close one that waits for its client; if none does, no harm is done."""
+        found = (_find_waiting(group, newest=newest) for group in groups)
+        chosen = next((each for each in found if each is not None), newest)
+        if chosen.waits_for_client:
+            self.remove(chosen)
+            chosen.close()
 
     def _warn(self, address: str) -> None:
         """Once: an attack would fill the log."""
@@ -136,6 +145,17 @@ class ConnectionLimit:
                 self._max_total,
                 address,
             )
+
+
+def _find_waiting(group: Iterable[Connection], *, newest: Connection) -> Connection | None:
+    """The first one that waits for its client, if possible one without a request."""
+    first = None
+    for each in group:
+        if each is not newest and each.waits_for_client:
+            if not each.has_request:
+                return each
+            first = first or each
+    return first
 
 
 class UnreadAnswers:
@@ -242,10 +262,12 @@ class HttpProtocol(H11Protocol, asyncio.BufferedProtocol):
         return self.client[0] if self.client else ""
 
     @property
+    def has_request(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
     def waits_for_client(self) -> bool:
-        if self.cycle is None or self.cycle.response_complete:
-            return True
-        return self.cycle.more_body or self.flow.write_paused
+        return not self.has_request or self.cycle.more_body or self.flow.write_paused
 
     @property
     def num_unread_bytes(self) -> int:
