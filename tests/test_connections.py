@@ -11,7 +11,7 @@ import httpx
 import pytest
 from service import Service
 
-from server.api.connections import (
+from server.api.connection_limits import (
     MAX_CONNECTIONS,
     MAX_WAITING_PER_ADDRESS,
     ConnectionLimit,

@@ -14,7 +14,8 @@ import pytest
 from npz_files import GRIDS, make_npz
 from service import Service
 
-from server.api.connections import MAX_SMALL_CHUNKS, MAX_WAITING_PER_ADDRESS
+from server.api.connection_limits import MAX_WAITING_PER_ADDRESS
+from server.api.connections import MAX_SMALL_CHUNKS
 from server.api.limits import MAX_HEADER_BYTES
 
 REQUEST_SECONDS, HEADER_SECONDS, SEND_SECONDS = 1.0, 2.0, 2.0
