@@ -203,6 +203,15 @@ def test_options_are_not_more_than_can_be_chosen_from(
     assert put(client, "z").status_code == 201
 
 
+def test_options_that_arrive_together_do_not_pass_the_limit(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "MAX_OWN_OPTIONS", 2)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda index: put(client, f"x{index}"), range(16)))
+    assert sorted(answer.status_code for answer in answers) == [201] * 2 + [409] * 14
+
+
 # -- what is refused
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col
 
-from server.database.engine import write_transaction
+from server.database.engine import take_turn, write_transaction
 from server.errors import ConflictError, InvalidInputError, NotFoundError
 from server.models.configuration import resolve_config
 from server.models.names import is_name
@@ -187,6 +187,7 @@ def _lock_base(session: Session, name: str) -> Option:
 
 
 def _check_number(session: Session) -> None:
+    take_turn(session)  # two at the same time cannot both be the last one that is allowed
     if session.scalars(select(func.count()).select_from(OwnOption)).one() >= MAX_OWN_OPTIONS:
         raise OptionConflictError(
             f"there are {MAX_OWN_OPTIONS} own options already; delete one that you no longer need"
