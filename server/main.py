@@ -118,7 +118,10 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
     # Attempts to guess a token are limited per address.
     unauthenticated = RateLimit(ask_for_token, rate=rate)
     authentication = Middleware(
-        Authentication, tokens=settings.tokens, unauthenticated=unauthenticated
+        Authentication,
+        tokens=settings.tokens,
+        min_secret_length=settings.min_secret_length,
+        unauthenticated=unauthenticated,
     )
     return [
         Middleware(PathPrefix, prefix=settings.root_path),

@@ -22,11 +22,13 @@ from server.environment.hosts import (
 from server.environment.sources import list_sources
 from server.environment.variables import expand_home
 from server.tokens import (
+    DEFAULT_NAME,
     MIN_LENGTH_ON_NETWORK,
     MIN_SECRET_LENGTH,
     ApiToken,
     check_secret,
     check_strength,
+    parse_tokens,
 )
 
 # Container engines put secrets here, one file per secret, named like the variable.
@@ -327,19 +329,31 @@ class Settings(BaseSettings):
     @classmethod
     def _parse_tokens(cls, given: object) -> object:
         if isinstance(given, str):
-            return tuple(ApiToken.parse(entry) for entry in _split(given))
+            return parse_tokens(_split(given))
         return given
 
     @property
     def tokens(self) -> tuple[ApiToken, ...]:
         """All API tokens; if there are none, clients need no token."""
         secret = self.api_token.get_secret_value()
-        return (*self.api_tokens, *([ApiToken.of(secret, name="default")] if secret else []))
+        return (*self.api_tokens, *([ApiToken.of(secret, name=DEFAULT_NAME)] if secret else []))
 
     @property
     def is_private(self) -> bool:
         """Whether only this machine can reach the service."""
         return is_loopback(self.published_host or self.host)
+
+    @property
+    def is_served_to_others(self) -> bool:
+        """Whether others can reach the service: by itself, or by a proxy on this machine."""
+        names = (entry for host in self.allowed_hosts for entry in (host, host.rpartition(":")[0]))
+        has_public_name = bool(self.allowed_hosts) and not any(map(is_loopback, names))
+        return not self.is_private or bool(self.trusted_proxies) or has_public_name
+
+    @property
+    def min_secret_length(self) -> int:
+        """A token with a shorter secret opens nothing."""
+        return MIN_LENGTH_ON_NETWORK if self.is_served_to_others else MIN_SECRET_LENGTH
 
     @property
     def is_guarded(self) -> bool:

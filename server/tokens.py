@@ -18,6 +18,8 @@ _NUM_BYTES: Final = 32
 MIN_SECRET_LENGTH: Final = 6
 #: What a service needs that others can reach, and so can guess at all day.
 MIN_LENGTH_ON_NETWORK: Final = 16
+#: The name of the token that LOSSLAB_API_TOKEN is.
+DEFAULT_NAME: Final = "default"
 #: What every HTTP client and proxy passes on in a header, and fits into a cookie.
 _SECRET_PATTERN: Final = re.compile(r"[!-~]{0,2048}")
 #: What a script hashes by mistake, and what people type first; each also with a line's end.
@@ -67,9 +69,25 @@ class ApiToken:
         return f"{self.name}:{self.scope}:{self.sha256}"
 
 
-def find_token(secret: str, tokens: Iterable[ApiToken]) -> ApiToken | None:
+def parse_tokens(entries: Iterable[str]) -> tuple[ApiToken, ...]:
+    """Tokens of the settings, with names of their own: rates and keys go by them.
+
+    Raises ValueError.
+    """
+    tokens: dict[str, ApiToken] = {}
+    for token in map(ApiToken.parse, entries):
+        if token.name in tokens or token.name == DEFAULT_NAME:
+            other = "LOSSLAB_API_TOKEN" if token.name == DEFAULT_NAME else "another API token"
+            raise ValueError(f"{other} is called {token.name!r} already; give each its own name")
+        if any(token.sha256 == each.sha256 for each in tokens.values()):
+            raise ValueError(f"the API token {token.name!r} has the hash of another one")
+        tokens[token.name] = token
+    return tuple(tokens.values())
+
+
+def find_token(secret: str, tokens: Iterable[ApiToken], *, min_length: int) -> ApiToken | None:
     """The token of this secret, if any. Comparing takes the same time for every wrong secret."""
-    if len(secret) < MIN_SECRET_LENGTH:
+    if len(secret) < min_length:
         return None
     given = hash_token(secret)
     found = None

@@ -194,6 +194,7 @@ def test_one_token_of_several_leaves_a_quarter_of_the_queue_to_others(
         assert all(submit(engine, own) for _ in range(30))
         answer = ask()
         assert answer.status_code == 429
+        assert int(answer.headers["Retry-After"]) > 0
         assert "30 jobs of the token" in answer.text and "ada" in answer.text
         assert ask_for_job(bob)().status_code == 201
 

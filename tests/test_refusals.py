@@ -1,5 +1,7 @@
 """The HTTP API's answers to invalid requests."""
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from server.errors import LosslabError
 from server.main import create_app
 from server.models.tables import Artifact, ArtifactKind
 from server.settings import Settings
+
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.mark.parametrize(
@@ -191,6 +195,40 @@ def test_error_that_is_not_meant_for_clients_is_a_fault_with_a_request_id(
     answer = problem(response, 500)
     assert "secret" not in str(answer)
     assert f"request {answer['request_id']} failed" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("body", "quoted"),
+    [
+        ({"options": ["a"], "grid": {"\ud800": [1]}}, "\\ud800"),
+        ({"options": ["a"], "grid": {"\x9b\u202e": [1]}}, "\\u009b\\u202e"),
+    ],
+)
+@pytest.mark.usefixtures("no_traceback")
+def test_refusal_quotes_halves_of_characters_and_controls_in_other_words(
+    client: TestClient, body: dict[str, Any], quoted: str
+) -> None:
+    response = client.post("/studies", content=json.dumps(body), headers=JSON)
+    problem(response, 422)
+    assert quoted in response.text
+
+
+@BOTH_DATABASES
+@pytest.mark.usefixtures("no_traceback")
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT", "POST"])
+@pytest.mark.parametrize("name", ["%00", "a%00b", "%ed%a0%80", "%c2%9b%e2%80%ae"])
+def test_no_name_in_a_path_is_a_fault_of_the_server(
+    client: TestClient, method: str, name: str
+) -> None:
+    for path in list_named_paths(client):
+        response = client.request(method, path.replace("NAME", name), json={})
+        assert response.status_code < 500, (path, response.text)
+        assert not set("\x9b\u202e") & set(response.text), path
+
+
+def list_named_paths(client: TestClient) -> list[str]:
+    paths = client.get("/openapi.json").json()["paths"]
+    return [re.sub(r"\{\w+\}", "NAME", path) for path in paths if "{" in path]
 
 
 #: A refusal says the first few things and how many there are.

@@ -405,13 +405,64 @@ def test_short_token_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch, se
     assert secret not in describe_error(refused.value).replace("characters", "") or secret == "x"
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+#: Settings of services that others can reach.
+REACHED: list[dict[str, Any]] = [
+    {"host": "0.0.0.0"},
+    {"host": "::"},
+    {"host": "192.0.2.1"},
+    {"trusted_proxies": ("127.0.0.1/32",)},
+    {"allowed_hosts": ("lab.example",)},
+]
+
+
+@pytest.mark.parametrize("reached", REACHED)
 def test_token_that_can_be_guessed_is_refused_where_others_reach_the_service(
-    settings: Settings, host: str
+    settings: Settings, reached: dict[str, Any]
 ) -> None:
-    short = settings.model_copy(update={"host": host, "api_token": SecretStr("fifteen-letters")})
+    short = settings.model_copy(update=reached | {"api_token": SecretStr("fifteen-letters")})
     with pytest.raises(StartError, match="LOSSLAB_API_TOKEN has fewer than 16 characters"):
         ServerThread(short, log_level="warning")
+
+
+@pytest.mark.parametrize("reached", REACHED)
+def test_secret_that_can_be_guessed_opens_nothing_where_others_reach_the_service(
+    settings: Settings, reached: dict[str, Any]
+) -> None:
+    secrets = {"anna": "123456", "bert": "letmein1", "carl": "sixteen-letters-"}
+    tokens = tuple(ApiToken.of(secret, name=name) for name, secret in secrets.items())
+    own = settings.model_copy(update={"api_tokens": tokens})
+    reached_by_others = own.model_copy(update=reached)
+    for each, statuses in ((own, [200, 200, 200]), (reached_by_others, [401, 401, 200])):
+        with open_client(create_app(each)) as client:
+            found = [
+                client.get("/jobs", headers={"Authorization": f"Bearer {secret}"}).status_code
+                for secret in secrets.values()
+            ]
+        assert found == statuses
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["ada", "ada"], "another API token is called 'ada' already"),
+        (["ada", "default"], "LOSSLAB_API_TOKEN is called 'default' already"),
+    ],
+)
+def test_two_tokens_of_one_name_are_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, names: list[str], reason: str
+) -> None:
+    entries = [f"{name}:read:{hash_token(f'secret {place}')}" for place, name in enumerate(names)]
+    monkeypatch.setenv("LOSSLAB_API_TOKENS", ",".join(entries))
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    assert describe_error(refused.value).startswith(f"LOSSLAB_API_TOKENS: {reason}")
+
+
+def test_secret_under_two_names_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [f"{name}:read:{hash_token('one secret of both')}" for name in ("ada", "bob")]
+    monkeypatch.setenv("LOSSLAB_API_TOKENS", ",".join(entries))
+    with pytest.raises(ValidationError, match="'bob' has the hash of another one"):
+        Settings()
 
 
 # -- cookies

@@ -49,6 +49,7 @@ NAMES = [
     "हिन्दी ไทย",
     "🦖 👨\u200d👩\u200d👧 ❤\ufe0f",
     f"abc{OVERRIDE}gnp.exe",
+    "\x9b31m\x9d",
     "a\u2069\u202e b",
 ]
 
@@ -163,6 +164,8 @@ def test_names_are_whole_and_inert_wherever_they_are_shown(
         assert not [c for c in outside if c in COMMANDS and c not in "\n\r"], url
         assert not [c for c in outside if unicodedata.bidirectional(c) in ("R", "AL")], url
         assert "\u2069" not in re.sub(r"\u2068[^\u2068\u2069]*\u2069", "", page), url
+        # Inside, too: also a reader of the page's text may be a terminal.
+        assert not [c for c in page if c in COMMANDS and c not in "\u2068\u2069\n"], url
     everything = client.get(f"/comparisons/report.html?{query}").text
     for name in names:
         assert show_controls(name) in unescape(everything)

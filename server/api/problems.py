@@ -1,6 +1,7 @@
 """Every error answer as RFC 9457 `application/problem+json`."""
 
 import errno
+import json
 import logging
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -11,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from sqlalchemy.exc import DatabaseError, DBAPIError
+from sqlalchemy.exc import DatabaseError, DataError, DBAPIError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -23,10 +24,12 @@ from server.database.engine import OUTAGES, find_refusal
 from server.environment.access import REFUSALS, explain
 from server.errors import LosslabError, drop_consequences
 from server.messages import redact
-from server.texts import shorten
+from server.texts import escape_controls, shorten
 
 RETRY_AFTER_SECONDS: Final = 5
 RETRY_LATER: Final = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+#: What helps to come again, because others then need less.
+_RETRIED: Final = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
 #: Methods that change nothing.
 SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 #: For answers to requests that change something.
@@ -149,7 +152,7 @@ def _install_refusals(app: FastAPI) -> None:
         message = shorten(str(error), length=_MAX_DETAIL_CHARACTERS)
         errors = [FieldError(field=error.field, message=message)] if error.field else None
         detail = _list_errors(errors) if errors else message
-        headers = RETRY_LATER if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+        headers = RETRY_LATER if error.status in _RETRIED else None
         return respond(
             request, error.status, detail, title=error.title, errors=errors, headers=headers
         )
@@ -196,6 +199,12 @@ def _install_failures(app: FastAPI) -> None:
         _logger.error("no space is left: %s", error)
         return respond(request, 507, "no space is left on the disk; nothing was stored")
 
+    @app.exception_handler(DataError)
+    def on_unstorable(request: Request, error: DataError) -> Response:
+        _logger.warning("a value was sent that the database cannot store: %s", error.orig)
+        detail = f"a value has what the database cannot store, such as U+0000; {_NOT_DONE}"
+        return respond(request, 422, detail)
+
     for outage in OUTAGES:
         app.add_exception_handler(outage, on_outage)
 
@@ -239,12 +248,19 @@ def respond(
         page = presentation.show_problem(request, problem)
         page.headers.update(headers or {})
         return page
-    return JSONResponse(
-        problem.model_dump(exclude_none=True),
-        status_code=status,
-        headers=headers,
-        media_type=PROBLEM_TYPE,
+    return _ProblemResponse(
+        problem.model_dump(exclude_none=True), status_code=status, headers=headers
     )
+
+
+class _ProblemResponse(JSONResponse):
+    """A problem may quote anything that was sent: also controls, and halves of characters."""
+
+    media_type = PROBLEM_TYPE
+
+    def render(self, content: Any) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        return escape_controls(text).encode("utf-8", errors="backslashreplace")
 
 
 def _list_methods(request: Request) -> list[str]:

@@ -59,10 +59,16 @@ class Authentication:
     """
 
     def __init__(
-        self, app: ASGIApp, *, tokens: tuple[ApiToken, ...], unauthenticated: ASGIApp
+        self,
+        app: ASGIApp,
+        *,
+        tokens: tuple[ApiToken, ...],
+        min_secret_length: int,
+        unauthenticated: ASGIApp,
     ) -> None:
         self._app = app
         self._tokens = tokens
+        self._min_secret_length = min_secret_length
         self._unauthenticated = unauthenticated
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +76,8 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        token = find_token(read_token(request.headers, method=request.method), self._tokens)
+        secret = read_token(request.headers, method=request.method)
+        token = find_token(secret, self._tokens, min_length=self._min_secret_length)
         if token is None:
             await self._unauthenticated(scope, receive, send)
         elif token.scope is TokenScope.read and request.method not in SAFE_METHODS:

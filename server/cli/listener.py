@@ -24,11 +24,12 @@ def open_listener(settings: "Settings") -> socket.socket:
             f"refusing to listen on {settings.published_host or host}: without a token, anyone who "
             "can reach it could use the service; set LOSSLAB_API_TOKEN, or use --host 127.0.0.1"
         )
-    if settings.has_short_token and not settings.is_private:
+    if settings.has_short_token and settings.is_served_to_others:
         raise StartError(
             f"refusing to listen on {settings.published_host or host}: LOSSLAB_API_TOKEN has fewer "
-            f"than {MIN_LENGTH_ON_NETWORK} characters, and anyone who can reach the service could "
-            "guess it; `losslab token NAME` makes one"
+            f"than {MIN_LENGTH_ON_NETWORK} characters, and anyone who can reach the service, also "
+            "through a proxy (LOSSLAB_TRUSTED_PROXIES, LOSSLAB_ALLOWED_HOSTS), could guess it; "
+            "`losslab token NAME` makes one"
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

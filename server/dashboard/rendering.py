@@ -17,14 +17,13 @@ from markupsafe import Markup
 from server.api.addresses import locate, locate_base
 from server.judging.numbers import NO_VALUE, format_number, format_share
 from server.models.columns import utc_now
-from server.texts import make_inert
+from server.texts import make_inert, show_controls
 
 _STATIC_DIR = Path(__file__).parent / "static"
 _HASH_LENGTH = 16
 #: Of a static file, so that a client that does not read it keeps no copy of the whole.
 _PIECE_BYTES = 32 * 1024
 #: They end an embedding, an override or an isolate that began before them.
-_ENDS_OF_DIRECTION = "\N{POP DIRECTIONAL FORMATTING}\N{POP DIRECTIONAL ISOLATE}"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -183,16 +182,13 @@ class InertText(str):
         return cls(make_inert(text))
 
 
-def keep_isolated(value: Any) -> Any:
-    """What a template prints, with nothing that would end a `<bdi>` before its own end."""
-    if (
-        isinstance(value, str)
-        and not isinstance(value, InertText)
-        and any(end in value for end in _ENDS_OF_DIRECTION)
-    ):
-        for end in _ENDS_OF_DIRECTION:
-            value = value.replace(end, f"[U+{ord(end):04X}]")
-    return value
+def keep_inert(value: Any) -> Any:
+    """What a template prints, with no control that has an effect, and nothing that would end a
+    `<bdi>` before its own end."""
+    if not isinstance(value, str) or isinstance(value, InertText):
+        return value
+    # Markup stays what it is.
+    return type(value)(shown) if (shown := show_controls(value)) != value else value
 
 
 _environment = Environment(
@@ -200,7 +196,7 @@ _environment = Environment(
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,
-    finalize=keep_isolated,
+    finalize=keep_inert,
 )
 _environment.globals.update(
     static_url=_static_files.url,

@@ -190,10 +190,11 @@ def delete_dataset(name: Name, *, engine: EngineDep, settings: SettingsDep) -> N
         raise ConflictError(f"{name} is built in")
     with write_transaction(engine) as session:
         take_turn(session)  # so that no job is queued meanwhile that needs it
-        if user := _find_user(session, name):
-            raise ConflictError(f"{user} needs the data set {name!r}; cancel it first")
         try:
-            find_npz(name, datasets_dir=settings.datasets_dir).unlink()
+            path = find_npz(name, datasets_dir=settings.datasets_dir)
+            if user := _find_user(session, name):
+                raise ConflictError(f"{user} needs the data set {name!r}; cancel it first")
+            path.unlink()
         except (DatasetError, FileNotFoundError) as error:
             raise NotFoundError(str(error)) from None
 

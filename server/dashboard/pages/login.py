@@ -57,7 +57,7 @@ def show_login(request: Request, *, settings: SettingsDep, next: str = "/") -> R
 def log_in(request: Request, *, form: FormDep, settings: SettingsDep) -> Response:
     """Store the token in a cookie that no script can read and no other site can use."""
     target, given = make_local_path(form.get("next", "/")), form.get("token", "").strip()
-    if find_token(given, settings.tokens) is None:
+    if find_token(given, settings.tokens, min_length=settings.min_secret_length) is None:
         return render_page("login.html", request, status_code=403, next=target, has_failed=True)
     response = RedirectResponse(target, status_code=303)
     response.set_cookie(
