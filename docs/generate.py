@@ -17,8 +17,8 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from server.cli.main import app as command_line
-from server.cli.reporting import INTERRUPTED, UNDECIDED
-from server.errors import BAD_INPUT, FAILED
+from server.cli.reporting import UNDECIDED
+from server.errors import BAD_INPUT, FAILED, INTERRUPTED
 from server.judging.criteria import Thresholds
 from server.main import create_app
 from server.settings import Settings
@@ -339,7 +339,7 @@ def render_command_line() -> str:
         "page](settings.md).",
         f"Exit codes: 0 is success, {FAILED} is a failed job or request, {BAD_INPUT} is bad input, "
         f"{UNDECIDED} is a study that has ended without ruling out an arm or recommending one, "
-        f"{INTERRUPTED} is Ctrl-C while waiting.",
+        f"{INTERRUPTED} is Ctrl-C before the work was done.",
         *details,
     )
 

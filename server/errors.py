@@ -11,6 +11,8 @@ from typing import Final, TypeVar
 #: The exit codes of a command that failed, and of a command with invalid input.
 FAILED: Final = 1
 BAD_INPUT: Final = 2
+#: 128 plus SIGINT's number, the convention of shells.
+INTERRUPTED: Final = 130
 
 _Entry = TypeVar("_Entry", bound=Mapping[str, object])
 

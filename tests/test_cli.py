@@ -144,7 +144,7 @@ def test_interrupted_train_cancels_its_job(tmp_path: Path) -> None:
     ):
         wait_for(lambda: "epoch 1/1000" in stderr.read_text() or process.poll() is not None)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=40) == 1
+        assert process.wait(timeout=40) == 130
     answer = json.loads(stdout.read_text())
     assert answer["job"]["status"] == "cancelled"
     assert find_processes(tmp_path) == []
@@ -393,10 +393,11 @@ def test_interrupted_quickstart_cancels_its_study(tmp_path: Path) -> None:
     ):
         wait_for(lambda: "running" in stderr.read_text() or process.poll() is not None)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=40) == 1
+        assert process.wait(timeout=40) == 130
     with closing(sqlite3.connect(tmp_path / "losslab.db")) as database:
         rows = database.execute("SELECT status, count(*) FROM job GROUP BY status").fetchall()
     assert rows == [("cancelled", 3)]
+    assert "the study was cancelled" in stderr.read_text()
     assert "Traceback" not in stderr.read_text()
     assert find_processes(tmp_path) == []
 

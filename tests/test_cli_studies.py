@@ -306,7 +306,7 @@ def test_interrupted_local_study_is_cancelled(tmp_path: Path) -> None:
     ):  # fmt: skip
         wait_for(lambda: "running" in stderr.read_text() or process.poll() is not None)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=40) == 1
+        assert process.wait(timeout=40) == 130
     study = json.loads(stdout.read_text())
     assert study["num_by_status"] == {"cancelled": 2}
     assert find_processes(tmp_path) == []

@@ -344,6 +344,62 @@ def test_service_whose_workers_all_end_at_once_ends_with_its_reason(tmp_path: Pa
     assert "every worker ends just after its start" in done.stderr
 
 
+# -- Ctrl-C
+
+
+#: Runs a package after Ctrl-C was pressed in the middle of an import.
+INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder)
+sys.argv = [{package!r}, {argument!r}]
+runpy.run_module({package!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "module", "argument"),
+    [
+        ("server.cli", "typer", "--help"),
+        ("server.cli", "server.cli.terminal", "--help"),
+        ("server.cli", "server.settings", "serve"),  # imported by the command itself
+        ("worker", "torch", "--drain"),
+        ("worker", "server.logs", "--drain"),
+    ],
+)
+def test_interrupt_during_an_import_leaves_no_traceback(
+    tmp_path: Path, package: str, module: str, argument: str
+) -> None:
+    code = INTERRUPTED_IMPORT.format(package=package, module=module, argument=argument)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=make_environment(LOSSLAB_DATA_DIR=str(tmp_path)),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_interrupted_drain_says_by_its_exit_code_that_jobs_may_wait(tmp_path: Path) -> None:
+    environment = make_environment(LOSSLAB_DATA_DIR=str(tmp_path))
+    long = ["--option", "b", "--num-samples", "1000", "--epochs", "1000"]
+    with running_up(tmp_path) as up:  # whose end returns the job to the queue
+        assert up.run("submit", *long).returncode == 0
+    stderr = tmp_path / "stderr"
+    with (
+        stderr.open("w") as log,
+        forks.start("worker", "--drain", environment=environment, stdout=log, stderr=log) as worker,
+    ):
+        wait_for(lambda: "epoch" in stderr.read_text().lower() or worker.poll() is not None)
+        worker.send_signal(signal.SIGINT)
+        assert worker.wait(timeout=40) == 130
+
+
 # -- a service for others, configured beside
 
 

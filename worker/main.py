@@ -59,7 +59,7 @@ def main() -> None:
         )
     except (LosslabError, OSError, ValueError) as error:
         sys.exit(describe_error(error))
-    shutdown = threading.Event()
+    shutdown = _Shutdown()
     _install_signals(shutdown)
     if arguments.with_parent:
         _watch_parent(shutdown)
@@ -89,6 +89,8 @@ def main() -> None:
         _raise_unless_stopped(error, shutdown=shutdown)
     finally:
         engine.dispose()
+    if arguments.drain and shutdown.number:
+        sys.exit(128 + shutdown.number)  # jobs may wait
 
 
 def work(
@@ -124,6 +126,12 @@ def work(
     finally:
         loop.close()
         _report_stopped(engine, worker.id)
+
+
+class _Shutdown(threading.Event):
+    """A request to end, and the number of the signal that made it."""
+
+    number = 0
 
 
 class _ClaimLoop:
@@ -249,11 +257,12 @@ def _parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _install_signals(shutdown: threading.Event) -> None:
+def _install_signals(shutdown: _Shutdown) -> None:
     def on_signal(number: int, _frame: object) -> None:
         if shutdown.is_set():
             # A second signal means at once. What was committed stays, and the lease runs out.
             os._exit(128 + number)
+        shutdown.number = number
         shutdown.set()
 
     signal.signal(signal.SIGTERM, on_signal)

@@ -48,7 +48,14 @@ _CANCEL_SECONDS = 10.0
 _OUTPUT_TAIL_BYTES = 2000
 
 
-def train(settings: "Settings", request: Json, *, log: Path | None, on_update: OnUpdate) -> Json:
+def train(
+    settings: "Settings",
+    request: Json,
+    *,
+    log: Path | None,
+    stop: StopSignal,
+    on_update: OnUpdate,
+) -> Json:
     """Run one job in its own worker; returns `job` and `verdict` in the API's form.
 
     A signal to stop cancels the job. Raises pydantic.ValidationError and InvalidInputError
@@ -68,7 +75,7 @@ def train(settings: "Settings", request: Json, *, log: Path | None, on_update: O
     )
     engine = open_database(settings)
     try:
-        with StopSignal() as stop:
+        with stop:
             return _run_job(
                 engine, settings, wanted=wanted, log=log, stop=stop, on_update=on_update
             )

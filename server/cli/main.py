@@ -21,7 +21,6 @@ from server.cli.connections import (
 )
 from server.cli.quickstart import run_quickstart
 from server.cli.reporting import (
-    INTERRUPTED,
     check_report,
     console,
     describe_error,
@@ -35,6 +34,7 @@ from server.cli.reporting import (
     save_report,
 )
 from server.cli.terminal import CommandLine
+from server.errors import FAILED, INTERRUPTED
 
 if TYPE_CHECKING:
     from server.client import LosslabClient, ReportFormat
@@ -125,14 +125,15 @@ def train(
     settings = read_worker_settings(
         data_dir=data_dir, wandb_project="" if no_wandb else wandb_project
     )
+    stop = processes.StopSignal()
     with report_errors(), views.JobProgress(error_console) as progress:
-        answer = local.train(settings, request, log=log, on_update=progress.update)
+        answer = local.train(settings, request, log=log, stop=stop, on_update=progress.update)
     remember(f"job {answer['job']['id']} ended: {answer['job']['status']}")
     if as_json:
         print_json(answer)
     else:
         _print_run(answer, settings=settings, log=log)
-    _exit_unless_succeeded([answer["job"]])
+    _exit_unless_succeeded(answer["job"], stop=stop)
 
 
 @app.command(epilog="Example: losslab submit --option b --quick-test --wait")
@@ -170,7 +171,7 @@ def submit(
     if job["status"] == "paused":
         print_error(f"the job was paused; losslab resume {job['id']} continues it")
     if wait:
-        _exit_unless_succeeded([job])
+        _exit_unless_succeeded(job)
 
 
 @app.command(epilog="Example: losslab jobs --status running")
@@ -335,9 +336,9 @@ def _wait(client: "LosslabClient", job_id: str) -> Json:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _exit_unless_succeeded(ended: list[Json]) -> None:
-    if any(job["status"] != "succeeded" for job in ended):
-        raise typer.Exit(1)
+def _exit_unless_succeeded(job: Json, *, stop: processes.StopSignal | None = None) -> None:
+    if job["status"] != "succeeded":
+        raise typer.Exit((stop and stop.exit_code) or FAILED)
 
 
 def _print_run(answer: Json, *, settings: "Settings", log: Path | None) -> None:

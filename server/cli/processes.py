@@ -48,6 +48,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.is_urgent = False  #: requested a second time
+        self.exit_code: int | None = None  #: of a command that was stopped: 128 plus the number
         self._requested_at: float | None = None
         self._event = threading.Event()
 
@@ -75,10 +76,10 @@ class StopSignal:
         """Sleep for `seconds`, or until a signal asks to stop; returns whether one did."""
         return self._event.wait(seconds)
 
-    def _request(self, _number: int, _frame: FrameType | None) -> None:
+    def _request(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._requested_at is None:
-            self._requested_at = now
+            self._requested_at, self.exit_code = now, 128 + number
         elif now - self._requested_at > _SAME_REQUEST_SECONDS:
             self.is_urgent = True
         self._event.set()

@@ -16,6 +16,7 @@ from server.cli.processes import StopSignal, has_gpu
 from server.cli.reporting import (
     console,
     error_console,
+    print_error,
     print_paths,
     remember,
     report_errors,
@@ -73,7 +74,7 @@ def run_quickstart(
         if keep_serving:
             console.print(Text(f"Serving {service.url} until Ctrl-C."))
             service.run()
-    _exit_unless_judged(study)
+    _exit_unless_judged(study, stop=stop)
 
 
 def choose_config(*, num_samples: int | None) -> Json:
@@ -131,7 +132,9 @@ def _find_pictures(arms: Sequence[Json], *, runs_dir: Path) -> dict[str, Path]:
     }
 
 
-def _exit_unless_judged(study: Json) -> None:
+def _exit_unless_judged(study: Json, *, stop: StopSignal) -> None:
     """Raises typer.Exit if the study was stopped, or lost a job."""
     if any(arm["num_judged"] < len(arm["jobs"]) for arm in study["arms"]):
-        raise typer.Exit(FAILED)
+        if stop.is_set:
+            print_error("the study was cancelled; `losslab quickstart` begins a new one")
+        raise typer.Exit(stop.exit_code or FAILED)

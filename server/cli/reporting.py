@@ -26,8 +26,6 @@ Json = dict[str, Any]
 
 #: The exit code of a study that ruled nothing out: more seeds are needed, or no arm passes.
 UNDECIDED: Final = 3
-#: 128 plus SIGINT's number, the convention of shells.
-INTERRUPTED: Final = 130
 
 #: What the system says when standard output takes no more.
 OUTPUT_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})

@@ -19,7 +19,6 @@ from server.cli import local
 from server.cli.connections import open_client, open_private_client, read_private_settings
 from server.cli.processes import StopSignal
 from server.cli.reporting import (
-    INTERRUPTED,
     UNDECIDED,
     check_report,
     console,
@@ -37,7 +36,7 @@ from server.cli.study_views import (
     studies_table,
     study_view,
 )
-from server.errors import FAILED
+from server.errors import FAILED, INTERRUPTED
 
 if TYPE_CHECKING:
     from server.client import LosslabClient
@@ -157,13 +156,15 @@ def run(
     if report is not None:
         _check_report(report, no_wait=no_wait)
     own = read_private_settings(data_dir=data_dir) if is_local else None
+    stop = StopSignal()
     num_workers = _choose_num_workers(workers, options, fields, settings=own)
     if dry_run:
-        with _own_server(own, num_workers=0) if own else _running_server() as (client, _):
+        place = _own_server(own, num_workers=0, stop=stop) if own else _running_server()
+        with place as (client, _):
             plan = _plan(client, options, fields, num_own_workers=num_workers)
         print_answer(plan, as_json=as_json, view=plan_view)
         return
-    place = _own_server(own, num_workers=num_workers) if own else _running_server()
+    place = _own_server(own, num_workers=num_workers, stop=stop) if own else _running_server()
     with place as (client, follow):
         study = client.create_study(options, **fields)
         remember(f"study {study['id']} was posted")
@@ -173,7 +174,7 @@ def run(
         study = _follow(study["id"], follow=follow)
         if report is not None:
             _save_report(client, study["id"], path=report)
-    _print_and_exit(study, as_json=as_json)
+    _print_and_exit(study, as_json=as_json, stop=stop)
 
 
 @app.command("list", epilog="Example: losslab study list --limit 50")
@@ -326,12 +327,12 @@ def _running_server() -> "Iterator[tuple[LosslabClient, Follow]]":
 
 @contextmanager
 def _own_server(
-    settings: "Settings", *, num_workers: int
+    settings: "Settings", *, num_workers: int, stop: StopSignal
 ) -> "Iterator[tuple[LosslabClient, Follow]]":
     """A server with workers, which are stopped at the end. A signal to stop cancels the study."""
     with (
         report_errors(),
-        StopSignal() as stop,
+        stop,
         local.local_service(
             settings, num_workers=num_workers, stop=stop, log_name=_LOCAL_LOG
         ) as service,
@@ -385,12 +386,12 @@ def _print_started(study: Json, *, as_json: bool) -> None:
         console.print(f"losslab study wait {study['id']}", style="dim", highlight=False)
 
 
-def _print_and_exit(study: Json, *, as_json: bool) -> None:
+def _print_and_exit(study: Json, *, as_json: bool, stop: StopSignal | None = None) -> None:
     """Raises typer.Exit unless the study has ended with an answer."""
     print_answer(study, as_json=as_json, view=study_view)
     if study["status"] in ("cancelled", "paused"):
         resume = f"losslab study resume {study['id']} continues it"
         print_error(f"the study was {study['status']}; {resume}")
-        raise typer.Exit(FAILED)
+        raise typer.Exit((stop and stop.exit_code) or FAILED)
     if study["recommendation"]["state"] not in _ANSWERED:
         raise typer.Exit(UNDECIDED)

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from server.cli.reporting import describe_error, print_error
-from server.errors import FAILED
+from server.errors import FAILED, INTERRUPTED
 from server.logs import spell_letters
 from server.messages import redact, redact_tracebacks
 
@@ -26,6 +26,9 @@ class CommandLine(typer.Typer):
             finally:
                 if sys.stdout is not None:
                     sys.stdout.flush()
+        except KeyboardInterrupt:  # before the command began, or at its end
+            _drop_output()
+            sys.exit(INTERRUPTED)
         except BrokenPipeError:
             _drop_output()  # the reader has gone, as `head` does
             sys.exit(FAILED)
