@@ -273,6 +273,12 @@ class Settings(BaseSettings):
     def _parse_database_url(cls, given: str) -> str:
         return urls.parse_database_url(given)
 
+    @field_validator("database_password")
+    @classmethod
+    def _check_database_password(cls, given: SecretStr) -> SecretStr:
+        urls.check_characters([given.get_secret_value()])
+        return given
+
     @field_validator("api_token")
     @classmethod
     def _check_api_token(cls, given: SecretStr) -> SecretStr:

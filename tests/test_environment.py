@@ -21,17 +21,18 @@ from conftest import open_client
 from fastapi import FastAPI
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from test_events import find_free_port
 
 from server import logs
 from server.cli.processes import worker_environment
 from server.cli.reporting import describe_error
 from server.client import LosslabClient, RequestError
-from server.database.engine import open_database
+from server.database.engine import make_engine, open_database
 from server.environment.database_url import make_sqlite_url
 from server.environment.hosts import is_allowed, parse_allowed_hosts
 from server.environment.variables import read_foreign_secrets, tidy
+from server.errors import InvalidInputError
 from server.main import create_app
 from server.messages import forget_secrets, hide_secrets, redact
 from server.settings import PrivateSettings, Settings, WorkerSettings
@@ -280,6 +281,14 @@ def test_database_url_of_any_driver_is_understood(given_url: str, resolved: str)
         ("sqlite://{}", "three slashes"),
         ("sqlite://", "name a file"),
         ("sqlite:///:memory:", "name a file"),
+        ("sqlite:////tmp/{}.db?timeout=abc", "no parameters"),
+        ("sqlite:////tmp/{}.db?mode=ro", "no parameters"),
+        ("sqlite:////tmp/{}.db?cache=bogus&uri=true", "no parameters"),
+        ("sqlite:////tmp/{}%00.db", "control character"),
+        ("postgresql://u:{}%00x@127.0.0.1:1/d", "control character"),
+        ("postgresql://u%0A:{}@127.0.0.1:1/d", "control character"),
+        ("postgresql://u:{}@127.0.0.1:1/d%1b", "control character"),
+        ("postgresql://u:{}@127.0.0.1:1/d?sslmode=disable%00", "control character"),
     ],
 )
 def test_database_url_that_cannot_work_is_refused_without_a_part_of_it(
@@ -290,6 +299,19 @@ def test_database_url_that_cannot_work_is_refused_without_a_part_of_it(
     assert words in line
     assert TOKEN not in line
     assert "more" not in line
+
+
+@pytest.mark.parametrize("query", [f"plugin={TOKEN}", f"port={TOKEN}"])
+def test_database_url_that_the_driver_refuses_is_an_error_without_a_part_of_it(query: str) -> None:
+    with pytest.raises(InvalidInputError, match="LOSSLAB_DATABASE_URL has a parameter") as refused:
+        make_engine(Settings(database_url=f"postgresql://u:{TOKEN}@h/d?{query}"))
+    assert TOKEN not in str(refused.value)
+
+
+def test_password_of_the_database_has_no_control_character() -> None:
+    """PostgreSQL's library would read up to the NUL, and connect elsewhere."""
+    with pytest.raises(ValidationError, match="control character"):
+        Settings(database_password=SecretStr("before\0after"))
 
 
 @QUICK

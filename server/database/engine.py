@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, event, func, make_url
 from sqlalchemy.exc import (
+    ArgumentError,
     DatabaseError,
     DBAPIError,
     InterfaceError,
@@ -29,6 +30,7 @@ from sqlmodel import Session, create_engine, select
 from server.database.schema import migrate_schema
 from server.environment.access import AccessError, prepare_folder
 from server.environment.modes import close_to_others, file_mode
+from server.errors import InvalidInputError
 from server.models.columns import utc_now
 from server.settings import Settings
 
@@ -87,13 +89,14 @@ def open_database(settings: Settings) -> Engine:
 def make_engine(settings: Settings) -> Engine:
     """Prepare connections, without asking the database yet.
 
-    Errors and logs never show the parameters of a statement, such as names and labels.
+    Errors and logs never show the parameters of a statement, such as names and labels. Raises
+    InvalidInputError.
     """
     url = settings.resolved_database_url
     if url.startswith("sqlite"):
         _check_file(url)
         arguments: dict[str, Any] = {"timeout": _BUSY_TIMEOUT_SECONDS}
-        engine = create_engine(url, connect_args=arguments, hide_parameters=True)
+        engine = _create_engine(url, connect_args=arguments)
         _configure_sqlite(engine)
     else:
         # If a worker freezes or its machine is lost inside a transaction, the job's row stays
@@ -101,10 +104,17 @@ def make_engine(settings: Settings) -> Engine:
         idle_ms = round(1000 * settings.idle_transaction_seconds)
         idle = f"-c idle_in_transaction_session_timeout={idle_ms}ms"
         arguments = _CONNECTION | {"options": idle}
-        engine = create_engine(
-            url, pool_pre_ping=True, connect_args=arguments, hide_parameters=True
-        )
+        engine = _create_engine(url, pool_pre_ping=True, connect_args=arguments)
     return engine
+
+
+def _create_engine(url: str, **options: Any) -> Engine:
+    """Raises InvalidInputError, which has no part of the URL."""
+    try:
+        return create_engine(url, hide_parameters=True, **options)
+    except (ArgumentError, TypeError, ValueError):
+        reason = "has a parameter that is unknown or cannot have this value"
+        raise InvalidInputError(f"LOSSLAB_DATABASE_URL {reason}") from None
 
 
 def migrate(engine: Engine, settings: Settings) -> None:

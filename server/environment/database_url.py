@@ -1,6 +1,8 @@
 """The database's URL, as settings give it. No message here has any part of it."""
 
 import re
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -42,8 +44,16 @@ def parse_database_url(given: str) -> str:
         url = make_url(f"{_NAMES[database]}://{rest}")
     except (ArgumentError, ValueError):
         raise ValueError(_UNENCODED) from None
+    check_characters(_list_parts(url))
     checked = _check_sqlite(url) if database == "sqlite" else _check_postgresql(url, driver=driver)
     return checked.render_as_string(hide_password=False)
+
+
+def check_characters(texts: Iterable[str]) -> None:
+    """Raises ValueError for a control character: PostgreSQL's library would read a text up to its
+    first NUL, and connect to what the rest does not say."""
+    if any(unicodedata.category(letter) == "Cc" for text in texts for letter in text):
+        raise ValueError("must not have a control character, not even encoded, such as %00")
 
 
 def make_sqlite_url(path: Path) -> str:
@@ -69,6 +79,13 @@ def list_secrets(url: str) -> list[str]:
     return [str(secret) for secret in secrets if secret]
 
 
+def _list_parts(url: URL) -> Iterator[str]:
+    """All texts of a URL, decoded."""
+    yield from filter(None, (url.username, url.password, url.host, url.database))
+    for name, values in url.normalized_query.items():
+        yield from (name, *values)
+
+
 def _check_postgresql(url: URL, *, driver: str) -> URL:
     """Raises ValueError where a letter of the password was taken for the end of it."""
     database = url.database or ""
@@ -91,6 +108,11 @@ def _check_sqlite(url: URL) -> URL:
         raise ValueError("must have three slashes before the path: sqlite:///PATH")
     if not url.database or ":memory:" in url.database or url.query.get("mode") == "memory":
         raise ValueError("must name a file, which server and workers share: sqlite:///PATH")
+    if url.query:
+        raise ValueError(
+            "takes no parameters for SQLite: end it before the question mark, and write one in a "
+            "file's name as %3F"
+        )
     if url.database.startswith("~"):
         url = url.set(database=str(expand_home(Path(url.database))))
     return url
