@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -15,12 +15,12 @@ from pydantic_settings import (
 from server.environment import database_url as urls
 from server.environment.hosts import (
     is_loopback,
+    parse_address,
     parse_allowed_hosts,
     parse_networks,
-    strip_brackets,
 )
 from server.environment.sources import list_sources
-from server.environment.variables import expand_home
+from server.environment.variables import check_number, expand_home
 from server.tokens import (
     DEFAULT_NAME,
     MIN_LENGTH_ON_NETWORK,
@@ -34,7 +34,7 @@ from server.tokens import (
 # Container engines put secrets here, one file per secret, named like the variable.
 _SECRETS_DIR = Path("/run/secrets")
 _RATE_LIMIT: Final = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour)")
-_ROOT_PATH: Final = re.compile(r"(/[A-Za-z0-9_~@%+:-][A-Za-z0-9._~@%+:-]*)*")
+_ROOT_PATH: Final = re.compile(r"(/(?!\.)([A-Za-z0-9._~@+:-]|%[0-9A-Fa-f]{2})+)*")
 
 #: The settings that only a server uses.
 _OF_THE_SERVER: Final = frozenset({
@@ -263,6 +263,14 @@ class Settings(BaseSettings):
         given = [self.api_token.get_secret_value(), self.database_password.get_secret_value()]
         return [*filter(None, given), *urls.list_secrets(self.database_url)]
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_number(cls, given: object, info: ValidationInfo) -> object:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(given, str):
+            check_number(given, kind=field.annotation, example=field.default)
+        return given
+
     @field_validator("data_dir")
     @classmethod
     def _expand_home(cls, given: Path) -> Path:
@@ -289,7 +297,7 @@ class Settings(BaseSettings):
     @field_validator("host", "published_host")
     @classmethod
     def _tidy_host(cls, given: str) -> str:
-        return strip_brackets(given).lower()
+        return parse_address(given) if given else ""
 
     @field_validator("rate_limit")
     @classmethod
@@ -306,7 +314,10 @@ class Settings(BaseSettings):
     def _tidy_root_path(cls, given: str) -> str:
         path = f"/{given.strip('/')}".rstrip("/")
         if not _ROOT_PATH.fullmatch(path):
-            raise ValueError("must be a path such as /losslab, without a host")
+            raise ValueError(
+                "must be a path such as /losslab, without a host; after % come two hexadecimal "
+                "digits"
+            )
         return path
 
     @model_validator(mode="after")

@@ -191,7 +191,7 @@ def test_mistake_in_a_setting_stops_only_those_who_use_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["LEASE_SECONDS", "POLL_SECONDS", "NUM_WORKERS", "DATABASE_URL"])
 def test_mistake_in_a_setting_of_workers_stops_them(name: str) -> None:
-    with variables(**{name: "x"}), pytest.raises(ValidationError, match=r"(?i)number|integer|read"):
+    with variables(**{name: "x"}), pytest.raises(ValidationError, match=r"number|read"):
         WorkerSettings()
 
 
@@ -424,12 +424,55 @@ def test_allowed_hosts_are_normal_or_refused(entries: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("host", "meant", "is_guarded"),
-    [("[::1]", "::1", True), ("LOCALHOST", "localhost", True), ("0.0.0.0", "0.0.0.0", False)],
+    [
+        ("[::1]", "::1", True),
+        ("LOCALHOST", "localhost", True),
+        ("localhost.", "localhost", True),
+        ("0.0.0.0", "0.0.0.0", False),
+        ("fe80::1%eth0", "fe80::1%eth0", False),
+        ("Lab_1.example.org", "lab_1.example.org", False),
+    ],
 )
 def test_listening_host_is_normal(host: str, meant: str, is_guarded: bool) -> None:
     with variables(HOST=host):
         read = Settings()
     assert (read.host, read.is_guarded) == (meant, is_guarded)
+
+
+@pytest.mark.parametrize("name", ["HOST", "PUBLISHED_HOST"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "http://127.0.0.1",
+        "127.0.0.1:8000",
+        "[::1]:8000",
+        "lab example",
+        "*.example.org",
+        "*",
+        "a/b",
+    ],
+)
+def test_listening_host_that_is_none_is_refused_by_its_name(name: str, host: str) -> None:
+    assert refuse(**{name: host}).startswith(
+        f"LOSSLAB_{name}: must be an address such as 127.0.0.1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "given_number", "words"),
+    [
+        ("MAX_UPLOAD_BYTES", "256MiB", "a whole number without a unit, such as 268435456"),
+        ("LEASE_SECONDS", "30s", "a number without a unit, such as 30"),
+        ("LEASE_SECONDS", "nan", "a number without a unit, such as 30"),
+        ("POLL_SECONDS", "inf", "a number without a unit, such as 0.2"),
+        ("MAX_STREAMS", "1.5", "a whole number without a unit, such as 512"),
+        ("NUM_WORKERS", "auto", "a whole number without a unit, such as 1"),
+    ],
+)
+def test_number_that_is_none_is_refused_with_an_example(
+    name: str, given_number: str, words: str
+) -> None:
+    assert refuse(**{name: given_number}) == f"LOSSLAB_{name}: must be {words}"
 
 
 @pytest.mark.parametrize(
@@ -443,7 +486,7 @@ def test_root_path_is_normal(given_path: str, meant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "given_path", ["https://x/y", "a b", "/a/../b", "/a//b", "/a?b", "/<a>", "/."]
+    "given_path", ["https://x/y", "a b", "/a/../b", "/a//b", "/a?b", "/<a>", "/.", "/lo%zz", "/a%2"]
 )
 def test_root_path_that_is_none_is_refused(given_path: str) -> None:
     assert refuse(ROOT_PATH=given_path).startswith("LOSSLAB_ROOT_PATH: must be a path")

@@ -28,6 +28,24 @@ def strip_brackets(host: str) -> str:
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
+def parse_address(given: str) -> str:
+    """The one address or name of a machine in its form: lower case, without brackets and the dot of
+    the root. Raises ValueError."""
+    host = strip_brackets(given).lower().removesuffix(".")
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    if not host.isascii():
+        host = _encode(host)
+    if len(host) > _MAX_NAME_LENGTH or host.startswith("*") or not _NAME.fullmatch(host):
+        raise ValueError(
+            "must be an address such as 127.0.0.1 or a machine's name, without http:// and without "
+            "a port, which is LOSSLAB_PORT or --port"
+        )
+    return host
+
+
 def parse_allowed_hosts(entries: Iterable[str]) -> tuple[str, ...]:
     """The names in one form, each once: lower case, without scheme, port and the dot of the root.
 

@@ -4,9 +4,10 @@ A value may have passed through an editor on Windows, a `.env` file, a shell or 
 each of which adds something of its own.
 """
 
+import math
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 #: Of PostgreSQL's library, and of Weights & Biases.
@@ -28,6 +29,22 @@ def tidy(value: str) -> str:
 def read_variable(name: str) -> str:
     """An environment variable as it was meant; empty if it is not set."""
     return tidy(os.environ.get(name, ""))
+
+
+def check_number(text: str, *, kind: Any, example: Any) -> None:
+    """Raise ValueError for a text that is no finite number, if the kind is int or float. Bounds are
+    not checked here."""
+    if kind not in (int, float):
+        return
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - `--help` needs none of it
+
+    name = "a whole number" if kind is int else "a number"
+    try:
+        number = TypeAdapter(kind).validate_python(text)
+    except ValidationError:
+        number = math.nan
+    if isinstance(number, float) and not math.isfinite(number):
+        raise ValueError(f"must be {name} without a unit, such as {example:.12g}")
 
 
 def read_foreign_secrets() -> list[str]:
