@@ -337,6 +337,7 @@ def render_command_line() -> str:
         "Commands that ask a server find it at `LOSSLAB_URL` (default `http://127.0.0.1:8000`) and "
         "send `LOSSLAB_API_TOKEN` if it is set. All other settings are on [their own "
         "page](settings.md).",
+        "`losslab --version` shows the versions of losslab, Python and torch.",
         f"Exit codes: 0 is success, {FAILED} is a failed job or request, {BAD_INPUT} is bad input, "
         f"{UNDECIDED} is a study that has ended without ruling out an arm or recommending one, "
         f"{INTERRUPTED} is Ctrl-C before the work was done.",

@@ -3,6 +3,7 @@ that end, and a service for others that is configured beside."""
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import forks
@@ -342,6 +344,22 @@ def test_service_whose_workers_all_end_at_once_ends_with_its_reason(tmp_path: Pa
     )  # fmt: skip
     assert done.returncode == 1
     assert "every worker ends just after its start" in done.stderr
+
+
+# -- versions
+
+
+def test_version_is_one_line_with_all_that_support_asks_for() -> None:
+    """Torch is not imported for it."""
+    code = f"{COMMAND.partition(';')[0]}; import sys, atexit; "
+    code += "atexit.register(lambda: print('torch' in sys.modules)); app()"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, "--version"],
+        env=make_environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    python = platform.python_version()
+    line = f"losslab {version('losslab')}, Python {python}, torch {version('torch')}"
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{line}\nFalse\n", "")
 
 
 # -- Ctrl-C

@@ -4,6 +4,7 @@ Slow imports (fastapi, sqlmodel, httpx) are inside the functions that need them,
 answers at once; each such line has `noqa: PLC0415`.
 """
 
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -56,6 +57,33 @@ app = CommandLine(
 app.add_typer(studies.app, name="study")
 app.add_typer(options.app, name="option")
 app.add_typer(data_commands.app, name="data")
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+        try:  # its metadata are enough: to import torch takes seconds
+            torch = f"torch {version('torch')}"
+        except PackageNotFoundError:
+            torch = "no torch"
+        typer.echo(f"losslab {version('losslab')}, Python {platform.python_version()}, {torch}")
+        raise typer.Exit
+
+
+@app.callback()
+def _read_global_options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_print_version,
+            help="Show the versions of losslab, Python and torch, and exit.",
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command(epilog="Example: losslab up --workers 2")
