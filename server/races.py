@@ -14,9 +14,10 @@ from sqlmodel import Session
 from server.database.engine import database_now, write_transaction
 from server.jobs import seeds, studies
 from server.jobs.admission import Admission, QueueFullError
+from server.judging.criteria import CriteriaSet
 from server.judging.statistics import load_library
 from server.judging.studies import ResultCache, StudyVerdict, judge_study
-from server.models.studies import Study
+from server.models.studies import StoredStudyError, Study
 
 _logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def advance_races(engine: Engine, *, cache: ResultCache, admission: Admission) -
     for study_id in due:
         try:
             _advance(engine, study_id, cache=cache, admission=admission)
-        except QueueFullError as error:
+        except (QueueFullError, StoredStudyError) as error:
             _logger.warning("the next look of study %s waits: %s", study_id, error)
         except studies.StudyNotFoundError:
             _logger.info("study %s was deleted", study_id)
@@ -47,6 +48,8 @@ def _advance(engine: Engine, study_id: str, *, cache: ResultCache, admission: Ad
     load_library()
     with Session(engine) as session:
         study = studies.find_study(session, study_id)
+        if study.criteria not in set(CriteriaSet):
+            raise StoredStudyError("another version of Losslab stored the criteria of this study")
         verdict = judge_study(session, study, cache=cache)
         num_seeds = len(study.seeds)
     with write_transaction(engine) as session:

@@ -110,10 +110,19 @@ def make_value(column: Column[Any], number: int) -> Any:
         int: number,
         float: number + 0.25,
         str: column.name,
-        object: {column.name: str(number)},  # JSON
+        object: make_json(column.name, number),
         datetime: LONG_AGO + timedelta(seconds=number),
     }
     return values[column.type.python_type]
+
+
+def make_json(name: str, number: int) -> Any:
+    """JSON of the shape that the column has."""
+    if name in ("seeds", "rounds", "looks") or "_per_" in name:
+        return [number]
+    if name == "samples":
+        return [{name: number}]
+    return {name: number if name == "thresholds" else str(number)}
 
 
 def make_values(table: Table, **given: Any) -> Values:

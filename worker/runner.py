@@ -312,7 +312,7 @@ def _check_same_data(job: Job, summary: dict[str, Any]) -> None:
     """Raises DatasetError if an earlier attempt trained on other grids under the same name."""
     known = (job.dataset_summary or {}).get("sha256", summary["sha256"])
     if known != summary["sha256"]:
-        name = job.config["dataset"]
+        name = job.training_config.dataset
         raise DatasetError(
             f"the data set {name!r} is not the one that this job began with; restore the original "
             "data set and resume the job, or post a new one"

@@ -16,7 +16,7 @@ from server.judging.decisions import Recommendation
 from server.judging.studies import ArmVerdict
 from server.judging.verdicts import Verdict
 from server.models.columns import count_seconds, utc_now
-from server.models.configuration import TrainingConfig, fill_in, resolve_config
+from server.models.configuration import TrainingConfig, fill_in, read_config
 from server.models.epochs import EpochMetrics
 from server.models.tables import (
     Artifact,
@@ -212,7 +212,7 @@ class OptionPublic(BaseModel):
             name=option.name,
             option=option.name,
             base=option.base,
-            config=resolve_config(option.preset),
+            config=read_config(option.preset),
             overrides=dict(option.config),
             summary=option.summary,
             is_built_in=option.is_built_in,

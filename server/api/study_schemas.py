@@ -31,7 +31,9 @@ class StudySummary(BaseModel):
     num_jobs: int
     num_by_status: dict[JobStatus, int]
     progress: float = Field(description="of the jobs queued so far, 0 to 1")
-    criteria_set: CriteriaSet = Field(description="the criteria that decide")
+    criteria_set: CriteriaSet | str = Field(
+        description="the criteria that decide; a set of a later version has another name"
+    )
     until_decided: bool
     created_at: datetime
 
@@ -48,7 +50,7 @@ class StudySummary(BaseModel):
             num_jobs=entry.counts.num_jobs,
             num_by_status=dict(entry.counts.by_status),
             progress=entry.counts.progress,
-            criteria_set=CriteriaSet(study.criteria),
+            criteria_set=study.criteria,
             until_decided=study.until_decided,
             created_at=study.created_at,
         )

@@ -69,7 +69,7 @@ def _pair(epoch: EpochMetrics, information: Sequence[float], *, min_kl: float) -
     return [
         Dimension(number, kl, known, is_silent=kl > min_kl and known < SILENT_SHARE * kl)
         for number, (kl, known) in enumerate(
-            zip(epoch.val_kl_per_dimension, information, strict=True)
+            zip(epoch.val_kl_per_dimension, information, strict=False)
         )
     ]
 

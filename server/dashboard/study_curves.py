@@ -28,6 +28,7 @@ from server.judging.knowledge import Chance, find_levels
 from server.judging.numbers import format_number
 from server.judging.studies import ArmVerdict
 from server.judging.thinning import Values
+from server.models.configuration import read_config
 from server.models.epochs import EpochMetrics
 
 #: Points of one drawing, all seeds together; of longer trainings not every epoch is drawn.
@@ -125,7 +126,7 @@ def _draw_panel(
     svg = draw_curves(
         curves,
         scale=panel.make_scale(np.append(_join(curves), target.limits)),
-        num_epochs=max(int(arm.config["epochs"]) for arm in arms),
+        num_epochs=max(read_config(arm.config).epochs for arm in arms),
         label=_describe_curves(panel.title, curves, arms),
         target=target,
     )
@@ -189,11 +190,11 @@ def draw_strips(arms: Sequence[ArmVerdict], *, standard: Standard) -> list[Strip
 
 def _choose_epochs(arms: Sequence[ArmVerdict]) -> list[int] | None:
     """The epochs to draw; None for all of them."""
-    total = sum(len(arm.jobs) * int(arm.config["epochs"]) for arm in arms)
+    total = sum(len(arm.jobs) * read_config(arm.config).epochs for arm in arms)
     step = math.ceil(total / MAX_POINTS)
     if step <= 1:
         return None
-    last = {int(arm.config["epochs"]) for arm in arms}
+    last = {read_config(arm.config).epochs for arm in arms}
     return sorted({1, *last, *range(step, max(last), step)})
 
 

@@ -31,7 +31,7 @@ class DecisionCache:
         self, session: Session, entries: Sequence[StudyEntry], *, results: ResultCache
     ) -> dict[str, Recommendation]:
         """The decision of each ended study by its id, without those that would take too long."""
-        ended = [entry for entry in entries if entry.status.is_terminal]
+        ended = [entry for entry in entries if entry.status.is_terminal and entry.study.arms]
         keys = _identify(session, ended)
         found: dict[str, Recommendation] = {}
         num_left = MAX_JUDGED

@@ -1,14 +1,14 @@
 """How long jobs will take, by those that have succeeded."""
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 from sqlalchemy import select
 from sqlmodel import Session, col
 
 from server.models.columns import count_seconds
-from server.models.configuration import DEFAULT_NUM_SAMPLES
+from server.models.configuration import DEFAULT_NUM_SAMPLES, TrainingConfig, read_config
 from server.models.studies import Arm
 from server.models.tables import Job, JobStatus
 
@@ -31,20 +31,20 @@ def estimate_seconds(session: Session, arms: Sequence[Arm], *, num_workers: int)
     for sha256, config, started_at, ended_at in session.execute(newest.limit(_NUM_ESTIMATING)):
         if (seconds := count_seconds(started_at, ended_at)) is not None:
             by_identity.setdefault(sha256, []).append(seconds)
-            per_grid.append(seconds / _count_grids(config))
+            per_grid.append(seconds / _count_grids(read_config(config)))
     if not per_grid:
         return None
     speed = statistics.median(per_grid)
     of_arms = [
         statistics.median(by_identity[arm.config_sha256])
         if arm.config_sha256 in by_identity
-        else speed * _count_grids(arm.config)
+        else speed * _count_grids(arm.training_config)
         for arm in arms
     ]
     return sum(of_arms) / max(1, num_workers)
 
 
-def _count_grids(config: Mapping[str, Any]) -> int:
+def _count_grids(config: TrainingConfig) -> int:
     """How many grids a job of this configuration trains on, over all epochs."""
-    num_samples = config["num_samples"] or DEFAULT_NUM_SAMPLES  # data of users have any number
-    return int(config["epochs"]) * int(num_samples)
+    num_samples = config.num_samples or DEFAULT_NUM_SAMPLES  # data of users have any number
+    return max(1, config.epochs * num_samples)

@@ -83,7 +83,7 @@ def find_group(session: Session, job: Job) -> list[Job]:
     )
     by_seed: dict[int, Job] = {}
     for each in session.scalars(newest.limit(MAX_GROUP_SIZE)):
-        by_seed.setdefault(each.config["seed"], each)
+        by_seed.setdefault(each.training_config.seed, each)
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 

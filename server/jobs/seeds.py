@@ -3,7 +3,7 @@
 A study and its jobs are stored in one transaction, so that a study never has half of its jobs.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from server.jobs.batches import enqueue_all
 from server.jobs.options import BUILT_IN_OPTIONS, UnknownOptionError, read_options
 from server.jobs.studies import MAX_SEEDS, StudyStateError, count_jobs, derive_status, lock_study
 from server.jobs.submission import new_job
-from server.models.configuration import check_config
+from server.models.configuration import TrainingConfig, check_config, read_config
 from server.models.studies import Arm, Study, StudyJob
 from server.models.tables import IS_JUDGED, Job, JobStatus, OwnOption, new_id
 
@@ -231,8 +231,8 @@ def _find_reusable(
     """
     found: dict[tuple[str, int], tuple[bool, str]] = {}
     for job_id, sha256, config in _read_judged(session, arms) if study.reuse else ():
-        seed = config["seed"]
-        is_on_own_data = config.get("data_seed", seed) == _choose_seeds(study, seed)["data_seed"]
+        seed = config.seed
+        is_on_own_data = config.data_seed == _choose_seeds(study, seed)["data_seed"]
         if study.is_data_seed_fixed and not is_on_own_data:
             continue
         before = found.get((sha256, seed))
@@ -243,7 +243,7 @@ def _find_reusable(
 
 def _read_judged(
     session: Session, arms: Sequence[Arm]
-) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+) -> Iterator[tuple[str, str, TrainingConfig]]:
     """Id, identity and configuration of the judged jobs of these arms, oldest first."""
     jobs = (
         select(col(Job.id), col(Job.config_sha256), col(Job.config))
@@ -251,4 +251,4 @@ def _read_judged(
         .order_by(col(Job.created_at), col(Job.id))
     )
     for row in session.execute(jobs):
-        yield row.id, row.config_sha256, row.config
+        yield row.id, row.config_sha256, read_config(row.config)

@@ -230,7 +230,7 @@ def resume_study(session: Session, study_id: str, *, admission: Admission | None
     if admission is not None:
         live = (JobStatus.queued, JobStatus.running)
         num_jobs = sum(job.status not in live for job in open_jobs)
-        datasets = [arm.config["dataset"] for arm in study.arm_list]
+        datasets = [arm.training_config.dataset for arm in study.arm_list]
         admission.check(session, num_jobs=num_jobs, datasets=datasets)
         study.queued_by = admission.queued_by
     resume_all(session, open_jobs, queued_by=study.queued_by)

@@ -181,7 +181,7 @@ def _judge_seed(
     job: Job, epochs: History, thresholds: Thresholds, *, criteria_set: CriteriaSet
 ) -> SeedResult:
     return SeedResult.of(
-        job, epochs, seed=job.config["seed"], thresholds=thresholds, criteria_set=criteria_set
+        job, epochs, seed=job.training_config.seed, thresholds=thresholds, criteria_set=criteria_set
     )
 
 
@@ -189,7 +189,7 @@ def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
     """The jobs of each configuration in the order of their seeds, of each seed the newest."""
     groups: dict[str, dict[int, Job]] = {}
     for job in sorted(jobs, key=lambda job: job.created_at):
-        groups.setdefault(job.config_sha256, {})[job.config["seed"]] = job
+        groups.setdefault(job.config_sha256, {})[job.training_config.seed] = job
     return [[by_seed[seed] for seed in sorted(by_seed)] for by_seed in groups.values()]
 
 

@@ -10,13 +10,13 @@ set, in the order of their names. Its finding says which diagnosis a failure mea
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from server.judging.histories import EpochSummary, History
 from server.models.configuration import NEGLIGIBLE_LOSS, TrainingConfig, count_steps
@@ -131,6 +131,21 @@ class Thresholds(BaseModel):
         if self.min_accuracy > self.max_accuracy:
             raise ValueError("min_accuracy must not be above max_accuracy")
         return self
+
+
+def read_thresholds(stored: Mapping[str, float]) -> Thresholds:
+    """Stored thresholds; another version's that this one does not know or take are left out."""
+    try:
+        return Thresholds.model_validate(stored)
+    except ValidationError as error:
+        refused = {str(part) for item in error.errors() for part in item["loc"]}
+    known = {name: value for name, value in stored.items() if name not in refused}
+    return Thresholds.model_validate(known) if refused else Thresholds()
+
+
+def read_criteria_set(stored: str) -> CriteriaSet:
+    """A stored set of criteria; those of the specification in place of one of a later version."""
+    return CriteriaSet(stored) if stored in set(CriteriaSet) else CriteriaSet.spec
 
 
 class Criterion(BaseModel):

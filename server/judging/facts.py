@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import Session, col
 
+from server.models.configuration import read_config
 from server.models.studies import StudyJob
 from server.models.tables import Job
 
@@ -28,7 +29,7 @@ def read_facts(session: Session, study_id: str) -> dict[str, JobFacts]:
     )
     return {
         job_id: JobFacts(
-            data_seed=config.get("data_seed", config["seed"]),
+            data_seed=read_config(config).data_seed,
             epochs_completed=epochs_completed,
             device=device,
             summary=summary or {},

@@ -79,7 +79,9 @@ GROUP_METRICS: Final[dict[GroupMetric, RegisteredMetric]] = {
         "painted share", Side.paints, lambda epochs: 1 - epochs[-1].val_background_share
     ),
     GroupMetric.min_kl_per_dimension: RegisteredMetric(
-        "weakest KL (nats)", Side.knows, lambda epochs: min(epochs[-1].val_kl_per_dimension)
+        "weakest KL (nats)",
+        Side.knows,
+        lambda epochs: min(epochs[-1].val_kl_per_dimension, default=None),
     ),
     GroupMetric.val_foreground_ap: RegisteredMetric(
         "foreground AP", Side.knows, lambda epochs: epochs[-1].val_foreground_ap

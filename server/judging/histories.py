@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
-from pydantic_core import from_json
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import ColumnElement, String, cast, func, or_, select
 from sqlalchemy import Select as Query
 from sqlalchemy.orm import defer
@@ -32,6 +32,7 @@ _IN_PARTS: Final[Mapping[str, Any]] = {"yield_per": 200}
 # Columns of the table and not of the model: rows without objects come a fifth faster.
 _TABLE: Final = EpochMetrics.__table__.columns  # type: ignore[attr-defined]
 _LISTS: Final = [column.name for column in _TABLE if isinstance(column.type, FiniteJSON)]
+_LISTS_OF_NUMBERS: Final = TypeAdapter(list[list[float | None]])
 _KL_TEXT: Final = cast(_TABLE.val_kl_per_dimension, String)
 
 
@@ -244,10 +245,16 @@ def _add_kl_curves(
                 epochs[place] = row._replace(val_kl_total=kl.total, val_kl_min=kl.min)
 
 
-def _decode(texts: Sequence[str]) -> list[list[float]]:
-    # Decoding one long text is many times faster than decoding its parts.
-    lists: list[list[float]] = from_json(f"[{','.join(texts)}]")
-    return lists
+def _decode(texts: Sequence[str]) -> list[list[float | None]]:
+    """The lists of numbers; one that another version stored and that is none is empty."""
+    try:
+        # Decoding one long text is many times faster than decoding its parts.
+        return _LISTS_OF_NUMBERS.validate_json(f"[{','.join(texts)}]", strict=True)
+    except ValidationError:
+        if len(texts) == 1:
+            return [[]]
+        half = len(texts) // 2
+        return _decode(texts[:half]) + _decode(texts[half:])
 
 
 @contextmanager

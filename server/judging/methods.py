@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final
 
-from server.judging.criteria import CriteriaSet, Thresholds
+from server.judging.criteria import CriteriaSet, Thresholds, read_thresholds
 from server.judging.decisions import ERROR, join_names
 from server.judging.facts import JobFacts
 from server.judging.knowledge import METHOD, MeasureTable
 from server.judging.knowledge import SOURCES as MEASURE_SOURCES
 from server.judging.studies import ArmVerdict, StudyVerdict
 from server.judging.verdicts import judge
-from server.models.configuration import NOT_IDENTITY, BuiltInDataset, count_steps
+from server.models.configuration import NOT_IDENTITY, BuiltInDataset, count_steps, read_config
 from server.models.studies import Study
 from server.models.tables import Job
 
@@ -199,14 +199,11 @@ def _describe_steps(methods: Methods) -> str:
     steps: list[str] = []
     for arm, results in zip(methods.verdict.arms, methods.verdict.results, strict=True):
         jobs = (methods.facts.get(result.job_id or "") for result in results)
+        config = read_config(arm.config)
         for facts in jobs:
             num_train = facts.summary.get("num_train") if facts else None
             if num_train:
-                number = count_steps(
-                    int(num_train),
-                    epochs=int(arm.config["epochs"]),
-                    batch_size=int(arm.config["batch_size"]),
-                )
+                number = count_steps(num_train, epochs=config.epochs, batch_size=config.batch_size)
                 steps.append(_count(number))
     found = _unique(steps)
     return f" ({_join(found)} steps)" if found else ""
@@ -243,8 +240,8 @@ def _describe_criteria(methods: Methods) -> str:
 
 def _describe_changes(methods: Methods) -> str:
     """What a query put in place of the study's own criteria and thresholds."""
-    own = Thresholds.model_validate(methods.study.thresholds)
-    is_own_set = methods.verdict.criteria_set == CriteriaSet(methods.study.criteria)
+    own = read_thresholds(methods.study.thresholds)
+    is_own_set = methods.verdict.criteria_set == methods.study.criteria
     changed = [
         *(["thresholds"] if methods.thresholds != own else []),
         *([] if is_own_set else ["criteria"]),

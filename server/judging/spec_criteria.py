@@ -63,8 +63,8 @@ def _describe_collapse_target(evidence: Evidence) -> str:
         f"foreground recall at least {limits.min_foreground_recall:.2f} and fewer than "
         f"{limits.max_all_black_share:.0%} of reconstructions all black"
     )
-    if summary:
-        share = summary["background_share"]
+    share = (summary or {}).get("background_share")
+    if share is not None:
         target += f"; an all-background output would be {share:.1%} accurate"
     return target
 
@@ -75,7 +75,8 @@ def judge_kl(evidence: Evidence) -> Finding:
     limits = evidence.limits
     target = f"every dimension above {limits.min_kl_per_dimension:g} nats"
     final = evidence.final
-    if final is None:
+    # Another version may have stored lists that cannot be read, which are empty.
+    if final is None or not final.val_kl_per_dimension:
         return Finding(target=target)
     kl = final.val_kl_per_dimension
     num_active = sum(is_above(value, limits.min_kl_per_dimension) for value in kl)

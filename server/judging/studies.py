@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import load_only
 from sqlmodel import Session, col
 
-from server.judging.criteria import CriteriaSet, Thresholds
+from server.judging.criteria import CriteriaSet, Thresholds, read_criteria_set, read_thresholds
 from server.judging.decisions import Recommendation, recommend
 from server.judging.groups import GroupVerdict, SeedResult, judge_group
 from server.judging.histories import History, read_in_parts
@@ -106,8 +106,8 @@ def judge_study(
     cache: ResultCache | None = None,
 ) -> StudyVerdict:
     """Judge a study by its own criteria and thresholds, or by others."""
-    thresholds = thresholds or Thresholds.model_validate(study.thresholds)
-    criteria_set = criteria_set or CriteriaSet(study.criteria)
+    thresholds = thresholds or read_thresholds(study.thresholds)
+    criteria_set = criteria_set or read_criteria_set(study.criteria)
     arms = study.arm_list
     by_arm = read_results(
         session,
@@ -162,6 +162,8 @@ def read_results(
     )
     arms: list[list[SeedResult]] = [[] for _ in study.arms]
     for row in rows:
+        if row.arm >= len(arms):
+            continue  # of an arm that another version stored, and that cannot be read
         deleted = SeedResult(seed=row.seed, position=row.position)
         arms[row.arm].append(found.get(row.job_id or "", deleted))
     return arms

@@ -16,6 +16,7 @@ from server.judging.criteria import (
     CriterionStatus,
     Thresholds,
     list_criteria,
+    read_thresholds,
 )
 from server.judging.decisions import Recommendation, format_p_value
 from server.judging.differences import ArmDifference, compare_kept_arms
@@ -132,7 +133,7 @@ def make_report(
     return StudyReport(
         study=study,
         verdict=verdict,
-        thresholds=thresholds or Thresholds.model_validate(study.thresholds),
+        thresholds=thresholds or read_thresholds(study.thresholds),
         facts=read_facts(session, study.id),
         differences=compare_kept_arms(verdict),
         chance=Chance.read(session, study.id),

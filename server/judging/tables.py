@@ -20,7 +20,7 @@ from server.judging.studies import ArmVerdict, StudyVerdict
 from server.models.columns import FiniteJSON, count_seconds
 from server.models.configuration import NUM_COLOURS
 from server.models.epochs import EpochMetrics
-from server.models.studies import Study, StudyJob
+from server.models.studies import Arm, Study, StudyJob
 
 #: What makes a spreadsheet compute a cell; some also take the wide forms.
 _FORMULA_MARKS: Final = tuple("=+-@\t\r\n＝＋－＠")
@@ -57,17 +57,24 @@ def write_epochs(engine: Engine, study: Study) -> Iterator[str]:
     """One row per arm, seed and epoch, in this order; the first is the heading.
 
     A long table is never held as a whole. Each part is read in a session of its own, so that a
-    slow reader holds no connection.
+    slow reader holds no connection. Raises StoredStudyError before the first part.
     """
-    widths = _find_widths(study)
+    arms = study.arm_list
+    return _write_epochs(engine, study, arms=[arm.name for arm in arms], widths=_find_widths(arms))
+
+
+def _write_epochs(
+    engine: Engine, study: Study, *, arms: Sequence[str], widths: Mapping[str, int]
+) -> Iterator[str]:
     yield _encode([["arm", "seed", "job_id", *_name_epoch_columns(widths)]])
-    names, links = [arm.name for arm in study.arm_list], _read_links(engine, study)
+    links = _read_links(engine, study)
     for first in range(0, len(links), _JOBS_PER_QUERY):
         part = links[first : first + _JOBS_PER_QUERY]
         epochs = _read_epochs(engine, [job_id for _, _, job_id in part], widths=widths)
         yield _encode(
-            [_escape(names[arm]), seed, job_id, *cells]
+            [_escape(arms[arm]), seed, job_id, *cells]
             for arm, seed, job_id in part
+            if arm < len(arms)
             for cells in epochs[job_id]
         )
 
@@ -139,9 +146,9 @@ def _show_time(moment: datetime) -> str:
 # -- epochs
 
 
-def _find_widths(study: Study) -> dict[str, int]:
+def _find_widths(arms: Sequence[Arm]) -> dict[str, int]:
     """The number of values in each column of lists: that of the arm with the most."""
-    num_dimensions = max(int(arm.config["latent_dim"]) for arm in study.arm_list)
+    num_dimensions = max(arm.training_config.latent_dim for arm in arms)
     return {
         name: NUM_COLOURS if name.endswith("_per_colour") else num_dimensions for name in _LISTS
     }

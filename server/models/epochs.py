@@ -2,14 +2,15 @@
 
 from datetime import datetime
 
+from pydantic import StrictFloat
 from sqlalchemy import Column, Integer
 from sqlmodel import Field as Col
 from sqlmodel import SQLModel
 
 from server.models.columns import (
-    FiniteJSON,
     UTCDateTime,
     job_id_column,
+    json_type,
     store_finite_numbers,
     utc_now,
 )
@@ -42,8 +43,8 @@ class EpochMetrics(SQLModel, table=True):
     train_background_share: float  # share of cells predicted as background
     train_all_black_share: float  # share of reconstructions that are all background
     train_exact_grid_rate: float
-    train_recall_per_colour: list[float | None] = Col(sa_type=FiniteJSON)
-    train_kl_per_dimension: list[float] = Col(sa_type=FiniteJSON)  # nats
+    train_recall_per_colour: list[float | None] = Col(sa_type=json_type(list[StrictFloat | None]))
+    train_kl_per_dimension: list[float] = Col(sa_type=json_type(list[StrictFloat | None]))  # nats
     train_active_units: int  # dimensions with KL above 0.05 nats
     # Epochs of older versions lack these and the last ones of validation.
     train_foreground_share: float | None = None  # share of cells that are foreground
@@ -62,8 +63,8 @@ class EpochMetrics(SQLModel, table=True):
     val_background_share: float
     val_all_black_share: float
     val_exact_grid_rate: float
-    val_recall_per_colour: list[float | None] = Col(sa_type=FiniteJSON)
-    val_kl_per_dimension: list[float] = Col(sa_type=FiniteJSON)
+    val_recall_per_colour: list[float | None] = Col(sa_type=json_type(list[StrictFloat | None]))
+    val_kl_per_dimension: list[float] = Col(sa_type=json_type(list[StrictFloat | None]))
     val_active_units: int
     val_foreground_share: float | None = None
     val_foreground_precision: float | None = None
@@ -85,7 +86,9 @@ class EpochMetrics(SQLModel, table=True):
     val_marginal_kl: float | None = None  # nats, from the aggregated posterior to the prior
     val_active_units_variance: int | None = None  # dimensions with Var(mu) above 0.01
     #: Nats.
-    val_information_per_dimension: list[float] | None = Col(default=None, sa_type=FiniteJSON)
+    val_information_per_dimension: list[float] | None = Col(
+        default=None, sa_type=json_type(list[StrictFloat | None] | None)
+    )
 
 
 store_finite_numbers(EpochMetrics)

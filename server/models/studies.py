@@ -1,19 +1,22 @@
 """The tables of studies, and their arms."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from pydantic import BaseModel
+from pydantic import BaseModel, StrictFloat, StrictInt
 from sqlalchemy import Column, ForeignKey, Index, Integer, String, text
 from sqlmodel import Field as Col
 from sqlmodel import SQLModel
 
+from server.errors import ConflictError
 from server.models.columns import (
-    FiniteJSON,
     UTCDateTime,
+    json_type,
+    labels_column,
     study_id_column,
     utc_now,
 )
+from server.models.configuration import TrainingConfig, read_config
 from server.models.tables import new_id
 
 
@@ -24,6 +27,14 @@ class Arm(BaseModel):
     option: str
     config: dict[str, Any]  # complete, with the seed of the option
     config_sha256: str
+
+    @property
+    def training_config(self) -> TrainingConfig:
+        """As it is shown and judged, also if another version stored it."""
+        return read_config(self.config)
+
+
+_INTEGERS: Final = json_type(list[StrictInt])
 
 
 class Study(SQLModel, table=True):
@@ -44,24 +55,27 @@ class Study(SQLModel, table=True):
     id: str = Col(default_factory=new_id, primary_key=True, max_length=12)
     name: str | None = None
     labels: dict[str, str] = Col(
-        default_factory=dict, sa_column=Column("metadata", FiniteJSON, nullable=False)
+        default_factory=dict,
+        sa_column=labels_column(),
     )
     priority: int = 0
     queued_by: str = ""  # the token of the request that queued its jobs last; empty without one
     quick_test: bool = False
-    arms: list[dict[str, Any]] = Col(sa_type=FiniteJSON)  # each an Arm
-    seeds: list[int] = Col(sa_type=FiniteJSON)  # queued so far, for arms that are still in
+    arms: list[dict[str, Any]] = Col(sa_type=json_type(list[Arm]))  # each an Arm
+    #: Queued so far, for arms that are still in.
+    seeds: list[int] = Col(sa_type=_INTEGERS)
     #: How many seeds there were each time that some had been queued. A look takes an arm's first
     #: judged seeds of those that were queued when it was due: later ones never change it.
-    rounds: list[int] = Col(default_factory=list, sa_type=FiniteJSON)
+    rounds: list[int] = Col(default_factory=list, sa_type=_INTEGERS)
     data_seed: int | None = None  # None: each job's own seed
     is_data_seed_fixed: bool = False  # the request named it, so that no other data is reused
-    looks: list[int] = Col(sa_type=FiniteJSON)  # numbers of seeds at which the study is judged
+    looks: list[int] = Col(sa_type=_INTEGERS)  # numbers of seeds at which the study is judged
     num_planned_looks: int  # the first of them; later ones were asked for afterwards
     until_decided: bool = False  # a race
     max_seeds: int
     criteria: str = Col(default="spec", max_length=20)  # the set that judges it
-    thresholds: dict[str, float] = Col(sa_type=FiniteJSON)  # those that differ from the defaults
+    #: Those that differ from the defaults.
+    thresholds: dict[str, float] = Col(sa_type=json_type(dict[str, StrictFloat]))
     reuse: bool = False
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
     cancel_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
@@ -71,6 +85,9 @@ class Study(SQLModel, table=True):
 
     @property
     def arm_list(self) -> list[Arm]:
+        """Raises StoredStudyError if there are none that this version can read."""
+        if not self.arms:
+            raise StoredStudyError("another version of Losslab stored the arms of this study")
         return [Arm.model_validate(arm) for arm in self.arms]
 
 
@@ -90,3 +107,7 @@ class StudyJob(SQLModel, table=True):
         ),
     )
     is_reused: bool = False  # trained before the study
+
+
+class StoredStudyError(ConflictError):
+    """A study of another version, which this one cannot judge or queue."""

@@ -5,11 +5,10 @@ The metrics of jobs are in `server.models.epochs`, studies in `server.models.stu
 import uuid
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, StrictFloat, StrictInt
 from sqlalchemy import (
-    Column,
     Index,
     UniqueConstraint,
     and_,
@@ -20,15 +19,20 @@ from sqlmodel import Field as Col
 from sqlmodel import SQLModel, col
 
 from server.models.columns import (
-    FiniteJSON,
     UTCDateTime,
     job_id_column,
+    json_type,
+    labels_column,
     open_text_column,
     store_finite_numbers,
     text_column,
     utc_now,
 )
 from server.models.configuration import TrainingConfig, check_config, read_config
+
+#: Columns of settings, and of values that may be missing.
+_SETTINGS: Final = json_type(dict[str, Any], keeps_unreadable=True)
+_VALUES: Final = json_type(dict[str, Any] | None)
 
 
 class JobStatus(StrEnum):
@@ -86,6 +90,24 @@ def new_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
+class _StoredOverlap(BaseModel):
+    exact: StrictInt
+    by_orbit: StrictInt
+
+
+class _StoredSummary(BaseModel):
+    """What is used of a data set's summary; another version may store more or less."""
+
+    sha256: str = ""
+    num_train: StrictInt = 0
+    num_val: StrictInt = 0
+    num_test: StrictInt = 0
+    grid_size: StrictInt = 0
+    background_share: StrictFloat = 0.0
+    overlap: dict[Literal["val", "test"], _StoredOverlap] = {}
+    num_available: dict[str, StrictInt] = {}
+
+
 class Job(SQLModel, table=True):
     """One requested training run. Only `server.jobs.queue` changes its status; its worker writes
     the other columns through `server.jobs.records`."""
@@ -114,16 +136,19 @@ class Job(SQLModel, table=True):
     quick_test: bool = False
     is_pinned: bool = False  # its checkpoints stay when space is needed
     labels: dict[str, str] = Col(
-        default_factory=dict, sa_column=Column("metadata", FiniteJSON, nullable=False)
+        default_factory=dict,
+        sa_column=labels_column(),
     )
     priority: int = 0
-    config: dict[str, Any] = Col(sa_type=FiniteJSON)
+    config: dict[str, Any] = Col(sa_type=_SETTINGS)
     config_sha256: str = Col(default="", max_length=64)  # see `compute_config_sha256`
     study_id: str | None = Col(default=None, max_length=12, index=True)  # the study that made it
     queued_by: str = ""  # the token of the request that queued it last; empty without one
 
-    status: JobStatus = Col(default=JobStatus.queued, sa_column=text_column(JobStatus))
-    phase: JobPhase | None = Col(default=None, sa_column=text_column(JobPhase, nullable=True))
+    status: JobStatus = Col(default=JobStatus.queued, sa_column=text_column("status", JobStatus))
+    phase: JobPhase | None = Col(
+        default=None, sa_column=text_column("phase", JobPhase, nullable=True)
+    )
     progress: float = 0.0  # share of all planned steps, 0 to 1
     progress_at: datetime | None = Col(default=None, sa_type=UTCDateTime)  # when it last rose
     attempt: int = 0  # raised by every claim
@@ -134,7 +159,7 @@ class Job(SQLModel, table=True):
     lease_expires_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
     claimed_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
     claimed_progress: float = 0.0  # where the attempt began
-    resume_point: dict[str, Any] | None = Col(default=None, sa_type=FiniteJSON)  # a ResumePoint
+    resume_point: dict[str, Any] | None = Col(default=None, sa_type=_VALUES)  # a ResumePoint
     cancel_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
     pause_requested_at: datetime | None = Col(default=None, sa_type=UTCDateTime)
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
@@ -143,7 +168,7 @@ class Job(SQLModel, table=True):
     error_code: str | None = None
     error_message: str | None = None
     failure_kind: FailureKind | None = Col(
-        default=None, sa_column=text_column(FailureKind, nullable=True)
+        default=None, sa_column=text_column("failure_kind", FailureKind, nullable=True)
     )
 
     # Summary columns, so that a list of jobs does not read per-epoch rows.
@@ -157,10 +182,12 @@ class Job(SQLModel, table=True):
     val_foreground_recall: float | None = None
     val_foreground_iou: float | None = None
     device: str | None = None
-    dataset_summary: dict[str, Any] | None = Col(default=None, sa_type=FiniteJSON)
-    test_metrics: dict[str, Any] | None = Col(default=None, sa_type=FiniteJSON)  # of `best_epoch`
+    dataset_summary: dict[str, Any] | None = Col(
+        default=None, sa_type=json_type(_StoredSummary | None)
+    )
+    test_metrics: dict[str, Any] | None = Col(default=None, sa_type=_VALUES)  # of `best_epoch`
     # Of `best_likelihood_epoch`.
-    likelihood_test_metrics: dict[str, Any] | None = Col(default=None, sa_type=FiniteJSON)
+    likelihood_test_metrics: dict[str, Any] | None = Col(default=None, sa_type=_VALUES)
 
     @property
     def is_judged(self) -> bool:
@@ -235,7 +262,7 @@ class JobEvent(SQLModel, table=True):
     job_id: str = Col(sa_column=job_id_column())
     kind: str  # an EventKind
     message: str
-    data: dict[str, Any] | None = Col(default=None, sa_type=FiniteJSON)  # the values, for programs
+    data: dict[str, Any] | None = Col(default=None, sa_type=_VALUES)  # the values, for programs
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
 
 
@@ -266,7 +293,9 @@ class Artifact(SQLModel, table=True):
     file_name: str
     size_bytes: int
     sha256: str
-    samples: list[dict[str, float | None]] | None = Col(default=None, sa_type=FiniteJSON)
+    samples: list[dict[str, float | None]] | None = Col(
+        default=None, sa_type=json_type(list[dict[str, StrictFloat | None]] | None)
+    )
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
 
 
@@ -278,8 +307,8 @@ class OwnOption(SQLModel, table=True):
     name: str = Col(primary_key=True, max_length=64)
     base: str = Col(max_length=64)  # the option that it was derived from
     #: The settings in which it differs from its base.
-    config: dict[str, Any] = Col(sa_type=FiniteJSON)
-    preset: dict[str, Any] = Col(sa_type=FiniteJSON)  # those of its base and its own together
+    config: dict[str, Any] = Col(sa_type=_SETTINGS)
+    preset: dict[str, Any] = Col(sa_type=_SETTINGS)  # those of its base and its own together
     summary: str = ""
     created_at: datetime = Col(default_factory=utc_now, sa_type=UTCDateTime)
 

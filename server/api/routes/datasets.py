@@ -45,7 +45,7 @@ from server.files.inspection import (
 from server.files.npz import DatasetError
 from server.jobs import studies
 from server.jobs.retention import ensure_space, reserve_space
-from server.models.configuration import BuiltInDataset
+from server.models.configuration import BuiltInDataset, read_config
 from server.models.names import EntityName
 from server.models.tables import TERMINAL_STATUSES, Job
 from server.settings import Settings
@@ -230,6 +230,6 @@ def _find_user(session: Session, name: str) -> str | None:
     if job_id := session.exec(jobs.limit(1)).first():
         return f"job {job_id}"
     for race in studies.read_races(session):
-        if any(arm.config["dataset"] == name for arm in race.arm_list):
+        if any(read_config(arm["config"]).dataset == name for arm in race.arms):
             return f"study {race.id}"
     return None

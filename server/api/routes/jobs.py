@@ -179,7 +179,7 @@ def resume_job(
     """Let a paused, failed or cancelled job go on from its last valid checkpoint, or a succeeded
     one with more `epochs`. A queued or running job is not changed."""
     # Without its data set the job would fail later.
-    sha256 = check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
+    sha256 = check_dataset(job.training_config.dataset, datasets_dir=settings.datasets_dir)
     num_epochs = request.epochs if request is not None else None
     resumed = queue.resume(
         engine,

@@ -42,7 +42,7 @@ from server.jobs import seeds, studies
 from server.jobs.ages import AgeWatch
 from server.jobs.estimates import estimate_seconds
 from server.jobs.workers import count_live
-from server.judging.criteria import CriteriaSet, Thresholds
+from server.judging.criteria import CriteriaSet, Thresholds, read_thresholds
 from server.judging.statistics import plan_looks
 from server.judging.studies import ResultCache, judge_study
 from server.models.studies import Study
@@ -84,8 +84,9 @@ class StudyQuery(Thresholds):
         Raises RequestValidationError.
         """
         sent = self.model_dump(include=self.model_fields_set - {"criteria"})
+        own = read_thresholds(study.thresholds).model_dump()
         try:
-            return Thresholds.model_validate({**study.thresholds, **sent})
+            return Thresholds.model_validate({**own, **sent})
         except ValidationError as error:
             refuse_query("min_accuracy", error.errors()[0]["msg"].removeprefix("Value error, "))
 

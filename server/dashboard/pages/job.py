@@ -102,7 +102,7 @@ def change_job(
         case "pause":
             queue.pause(engine, job.id)
         case "resume":
-            sha256 = check_dataset(job.config["dataset"], datasets_dir=settings.datasets_dir)
+            sha256 = check_dataset(job.training_config.dataset, datasets_dir=settings.datasets_dir)
             num_epochs = _read_num_epochs(form)
             queue.resume(
                 engine,
@@ -123,7 +123,7 @@ def list_actions(job: Job | JobPublic) -> tuple[str, ...]:
         return ()
     if job.pause_requested_at is not None and job.status == JobStatus.running:
         return ("resume", "cancel")
-    return _ACTIONS[JobStatus(job.status)]
+    return _ACTIONS.get(JobStatus(job.status), ())
 
 
 def _read_shown(session: Session, job: Job) -> list[EpochMetrics]:
@@ -171,7 +171,7 @@ def _find_places(session: Session, job: Job) -> list[dict[str, Any]]:
     return [
         {
             "study": study,
-            "arm": study.arms[link.arm]["name"],
+            "arm": study.arms[link.arm]["name"] if link.arm < len(study.arms) else "unknown",
             "seed": link.seed,
             "number": link.position + 1,
         }
