@@ -32,9 +32,7 @@ test-python: $(VENV)/.developer  ## run every test except those of the container
 test-docker: $(VENV)/.developer  ## build the images and use the CPU stack in a container engine
 	docker/tests/run.sh $(BIN)/python
 
-# Both parts at once: the containers wait most of their time, for each other and for downloads.
-test-all: check  ## check, and run every test
-	$(MAKE) --jobs 2 test-python test-docker
+test-all: check test-python test-docker  ## check, and run every test
 
 docs: $(VENV)/.developer  ## write the generated pages, and build the documentation into site/
 	$(BIN)/python docs/generate.py

@@ -10,6 +10,8 @@ from page_views import HOSTILE, NEEDS_BROWSER, OpenPage, is_marked, mark, wait_u
 from playwright.sync_api import Page, expect
 from service import Service
 
+from server.texts import show_controls
+
 pytest_plugins = ["browser_visits"]
 pytestmark = NEEDS_BROWSER
 
@@ -113,7 +115,7 @@ def test_names_of_studies_and_arms_are_inert(
     wait_for_study(service, page, study["id"])
     page.reload()
     sentence = page.locator("#decision .sentence")
-    expect(sentence.locator("bdi")).to_have_text(BACKWARDS_ARM)
+    expect(sentence.locator("bdi")).to_have_text(show_controls(BACKWARDS_ARM))
     places = sentence.evaluate(
         """(element) => {
           const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
