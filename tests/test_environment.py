@@ -314,8 +314,13 @@ def test_password_of_the_database_has_no_control_character() -> None:
         Settings(database_password=SecretStr("before\0after"))
 
 
+def mark(text: str) -> str:
+    """A secret that is no word of a message: Hypothesis also tries the words of the code."""
+    return f"{text}Qz7"
+
+
 @QUICK
-@given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=8), st.text())
+@given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=5).map(mark), st.text())
 @example("Qz7first@Wx9second", "")
 @example("first/second", "")
 @example("first:8000/second", "")
@@ -594,8 +599,8 @@ def list_forms(secret: str) -> list[str]:
 
 
 secrets = st.text(
-    st.characters(exclude_categories=["C", "Z"], max_codepoint=0x2FFF), min_size=8, max_size=40
-)
+    st.characters(exclude_categories=["C", "Z"], max_codepoint=0x2FFF), min_size=5, max_size=37
+).map(mark)
 
 
 @QUICK

@@ -230,10 +230,10 @@ def test_study_that_cannot_be_judged_does_not_stop_the_other_races(
     end_seeds(engine, broken, {"a": "p"})
     with engine.begin() as connection:
         outdated = update(Study).where(col(Study.id) == broken)
-        connection.execute(outdated.values(thresholds={"no_such_threshold": 1}))
+        connection.execute(outdated.values(criteria="of a later version"))
     advance(engine)
     assert count_seeds(engine, race) == [5, 10, 10]
-    assert f"the race of study {broken} does not go on" in caplog.text
+    assert f"the next look of study {broken} waits: another version" in caplog.text
 
 
 def test_next_look_is_claimed_seed_by_seed_with_the_arms_in_turn(engine: Engine, race: str) -> None:

@@ -1,11 +1,11 @@
 """What the API answers, as JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from server.api.addresses import locate
 from server.jobs.options import Option
@@ -16,7 +16,7 @@ from server.judging.decisions import Recommendation
 from server.judging.studies import ArmVerdict
 from server.judging.verdicts import Verdict
 from server.models.columns import count_seconds, utc_now
-from server.models.configuration import TrainingConfig, fill_in, read_config
+from server.models.configuration import TrainingConfig, fill_in, read_config, resolve_config
 from server.models.epochs import EpochMetrics
 from server.models.tables import (
     Artifact,
@@ -194,6 +194,14 @@ def describe_checkpoints(
     ]
 
 
+def _resolve(preset: Mapping[str, Any]) -> TrainingConfig:
+    """The configuration of an option; one of another version as far as this one can read it."""
+    try:
+        return resolve_config(preset)
+    except ValidationError:
+        return read_config(preset)
+
+
 class OptionPublic(BaseModel):
     """A loss configuration to compare, and what it resolves to."""
 
@@ -212,7 +220,7 @@ class OptionPublic(BaseModel):
             name=option.name,
             option=option.name,
             base=option.base,
-            config=read_config(option.preset),
+            config=_resolve(option.preset),
             overrides=dict(option.config),
             summary=option.summary,
             is_built_in=option.is_built_in,
