@@ -14,7 +14,7 @@ from sqlmodel import Session
 from server.database.engine import database_now, write_transaction
 from server.jobs import seeds, studies
 from server.jobs.admission import Admission, QueueFullError
-from server.judging.criteria import CriteriaSet
+from server.judging.criteria import CriteriaSet, read_thresholds
 from server.judging.statistics import load_library
 from server.judging.studies import ResultCache, StudyVerdict, judge_study
 from server.models.studies import StoredStudyError, Study
@@ -48,8 +48,7 @@ def _advance(engine: Engine, study_id: str, *, cache: ResultCache, admission: Ad
     load_library()
     with Session(engine) as session:
         study = studies.find_study(session, study_id)
-        if study.criteria not in set(CriteriaSet):
-            raise StoredStudyError("another version of Losslab stored the criteria of this study")
+        _check_rules(study)
         verdict = judge_study(session, study, cache=cache)
         num_seeds = len(study.seeds)
     with write_transaction(engine) as session:
@@ -58,6 +57,19 @@ def _advance(engine: Engine, study_id: str, *, cache: ResultCache, admission: Ad
         if len(study.seeds) == num_seeds and studies.is_due(session, study):
             own = replace(admission, queued_by=study.queued_by)
             _queue_next_look(session, study, verdict, admission=own)
+
+
+def _check_rules(study: Study) -> None:
+    """A page may leave out what another version stored, but a race ends arms and itself for good.
+
+    Raises StoredStudyError.
+    """
+    is_judged_by_all = (
+        study.criteria in set(CriteriaSet)
+        and study.thresholds.items() <= read_thresholds(study.thresholds).model_dump().items()
+    )
+    if not (is_judged_by_all and study.seeds and study.looks):
+        raise StoredStudyError("another version of Losslab stored its rules or its looks")
 
 
 def _queue_next_look(

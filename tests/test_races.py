@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import BOTH_DATABASES
@@ -222,18 +223,34 @@ def test_race_that_is_over_goes_on_with_seeds_that_are_asked_for(
     assert "the error of 5% holds for the looks that were planned" in verdict.recommendation.reason
 
 
-def test_study_that_cannot_be_judged_does_not_stop_the_other_races(
-    engine: Engine, settings: Settings, race: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"criteria": "of a later version"},
+        {"thresholds": {"no_such_threshold": 1}},
+        {"thresholds": {"min_accuracy": 7}},
+        {"looks": {"after": 5}},
+        {"arms": []},
+    ],
+    ids=str,
+)
+def test_race_of_another_version_waits_for_it_and_does_not_stop_the_others(
+    engine: Engine,
+    settings: Settings,
+    race: str,
+    caplog: pytest.LogCaptureFixture,
+    stored: dict[str, Any],
 ) -> None:
     end_seeds(engine, race, {"a": "fffff", "b": "ppppp", "c": "ppppp"})
     broken = submit_study(engine, settings, options=["a"], until_decided=True, max_seeds=1)
     end_seeds(engine, broken, {"a": "p"})
     with engine.begin() as connection:
         outdated = update(Study).where(col(Study.id) == broken)
-        connection.execute(outdated.values(criteria="of a later version"))
+        connection.execute(outdated.values(stored))
     advance(engine)
     assert count_seeds(engine, race) == [5, 10, 10]
     assert f"the next look of study {broken} waits: another version" in caplog.text
+    assert not is_over(engine, broken)
 
 
 def test_next_look_is_claimed_seed_by_seed_with_the_arms_in_turn(engine: Engine, race: str) -> None:
