@@ -1,7 +1,9 @@
 """The dashboard as the server sends it: complete without a script, and safe."""
 
+import gzip
 import html
 import re
+from pathlib import Path
 
 import pytest
 from conftest import BOTH_DATABASES, TINY, SubmitJob, drain, queue_job, read
@@ -9,6 +11,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 from statements import recording
 
+from server.dashboard.rendering import StaticFiles
 from server.models.configuration import resolve_config
 from server.models.options import OPTIONS, BuiltInOption
 from server.models.tables import JobStatus
@@ -322,6 +325,15 @@ def test_pages_allow_nothing_but_their_own_files(client: TestClient, path: str) 
         assert address.startswith(("/", "#")), address
 
 
+def test_file_of_pages_is_compressed_once_for_all_requests(tmp_path: Path) -> None:
+    (tmp_path / "a.js").write_text("let a = 1;\n" * 1000)
+    files = StaticFiles(tmp_path)
+    content_hash = files.url("a.js").split("/")[2]
+    first, second = (files.read("a.js", content_hash=content_hash, compressed=True) for _ in "ab")
+    assert first is not None and first is second
+    assert gzip.decompress(first) == (tmp_path / "a.js").read_bytes()
+
+
 def test_files_of_pages_are_kept_for_ever_under_the_name_of_their_content(
     client: TestClient,
 ) -> None:
@@ -336,7 +348,6 @@ def test_files_of_pages_are_kept_for_ever_under_the_name_of_their_content(
         assert (answer.headers["content-encoding"], plain.content) == ("gzip", answer.content)
         assert "content-encoding" not in plain.headers
         assert len(plain.content) == int(plain.headers["content-length"])
-        # Whoever compresses anew does not know the length of what comes.
         assert "content-length" in answer.headers
         assert answer.headers["content-type"].split(";")[0] in (
             "text/css",

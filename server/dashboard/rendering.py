@@ -41,7 +41,7 @@ router = APIRouter(include_in_schema=False)
 class StaticFiles:
     """The files in `static/`, each under a URL with a hash of its content.
 
-    Each is compressed once, and not for each client anew.
+    Each is compressed once, not for each request.
     """
 
     def __init__(self, directory: Path) -> None:
