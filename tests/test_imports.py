@@ -161,6 +161,55 @@ def test_challenges_get_the_outputs_of_their_tests_from_the_solutions(store: Sto
     assert sum(9 in grid for array in both.values() for grid in array) == 4
 
 
+def make_uniform_zip(colours: dict[str, int]) -> bytes:
+    """Tasks by the paths of their files, each of one colour."""
+    return make_zip({path: encode(make_task(colour)) for path, colour in colours.items()})
+
+
+def test_tasks_of_one_name_for_training_and_for_evaluation_are_all_kept(store: Store) -> None:
+    colours = {f"training/{n}.json": 1 for n in range(9)}
+    colours |= {f"evaluation/{n}.json": 2 for n in range(3)}
+    arrays = convert(store(make_uniform_zip(colours)))
+    assert {key: len(array) for key, array in arrays.items()} == {"train": 64, "val": 8, "test": 24}
+    assert set(np.unique(arrays["test"])) == {0, 2}
+
+
+def test_two_versions_of_a_task_are_in_one_split(store: Store) -> None:
+    colours = {f"v{version}/{n}.json": 2 * n + version for version in (1, 2) for n in range(4)}
+    arrays = convert(store(make_uniform_zip(colours)))
+    assert sum(map(len, arrays.values())) == 8 * 8
+    for array in arrays.values():
+        found = set(np.unique(array)) - {0}
+        assert all({2 * n + 1, 2 * n + 2} <= found for n in range(4) if 2 * n + 1 in found)
+
+
+def test_task_that_is_there_twice_is_taken_once_and_with_all_of_its_outputs(store: Store) -> None:
+    tasks = {f"{n}": make_task(n) for n in range(5)}
+    without = {key: task | {"test": [{"input": make_grid(5, 3)}]} for key, task in tasks.items()}
+    members = {"challenges.json": encode(without)}
+    members |= {f"evaluation/{key}.json": encode(task) for key, task in tasks.items()}
+    imported = import_file(store(make_zip(members)), fit=Fit())
+    assert sum(map(len, imported.arrays.values())) == 5 * 8
+    assert "5 more were there twice" in imported.note
+
+
+def test_solutions_belong_to_the_tasks_beside_them(store: Store) -> None:
+    members = {}
+    for side, colour in (("training", 3), ("evaluation", 4)):
+        tasks = make_tasks(4)
+        for task in tasks.values():
+            task["train"][0] = {"input": make_grid(2, 2, colour)}
+            task["test"] = [{"input": make_grid(2, 2, colour)}]
+        members[f"{side}_challenges.json"] = encode(tasks)
+        members[f"{side}_solutions.json"] = encode(
+            {key: [make_grid(4, 4, colour + 5)] for key in tasks}
+        )
+    arrays = convert(store(make_zip(members)))
+    assert (arrays["test"] == 9).any()
+    assert not (arrays["test"] == 8).any()
+    assert not (arrays["train"] == 9).any()
+
+
 def test_other_json_beside_the_tasks_of_a_zip_is_left_out_and_named(store: Store) -> None:
     members = {f"tasks/{n}.json": encode(make_task(n)) for n in range(3)}
     members |= {"app/package.json": b'{"name": "x"}'}
@@ -204,7 +253,8 @@ def test_lists_of_pairs_are_tasks(store: Store) -> None:
     [
         ({"a": [make_grid(2, 2)]}, "solutions"),
         ({"a": [{"attempt_1": make_grid(2, 2), "attempt_2": []}]}, "submission"),
-        ({"images": [make_grid(2, 2)] * 20}, "numpy.savez"),
+        ({"images": [make_grid(2, 2)] * 20}, "**{k: numpy.array(v, 'uint8') for k, v in"),
+        ([make_grid(2, 2)] * 20, "images=numpy.array(json.load"),
         ({"option": "b"}, "no ARC task"),
         ([], "no ARC task"),
         ([1, 2], "no ARC task"),
@@ -328,6 +378,8 @@ def test_bare_array_is_taken_as_images(store: Store) -> None:
         (GRIDS.astype(np.float32), ".astype('uint8')"),
         (GRIDS[0], "shape (8, 8)"),
         (GRIDS[..., None], "array.squeeze(-1)"),
+        (GRIDS[:, None], "array.squeeze(1)"),
+        (np.float64(3), "has shape ()"),
         (np.zeros((20, 8, 8, 10), dtype=int), "array.argmax(-1)"),
         (np.zeros((20, 64), dtype=int), "array.reshape(-1, 8, 8)"),
         (GRIDS[:5], "train, val and test"),
@@ -354,6 +406,7 @@ def test_advice_on_a_bare_array_follows_from_its_header(
         (["arr_0"], "images=d['arr_0']"),
         (["a/train", "a/val", "a/test"], "train=d['a/train']"),
         (["first", "second"], "it has ['first', 'second']"),
+        (["__MACOSX/._a", "a"], "images=d['a']"),
     ],
 )
 def test_other_usual_names_get_the_line_that_renames_them(
@@ -444,6 +497,8 @@ def tar(content: bytes) -> bytes:
         (tar(make_npz(images=GRIDS)), "tar", "zip"),
         (b"7z\xbc\xaf\x27\x1c\0\4", "7z", "unpack"),
         (pickle.dumps(GRIDS), "pickle", "ever unpickled"),
+        (pickle.dumps(GRIDS, protocol=0), "pickle", "ever unpickled"),
+        (pickle.dumps([GRIDS], protocol=0), "pickle", "ever unpickled"),
         (b"1,2,3\n4,5,6\n", "CSV", "numpy.savez"),
         (b"a;b\n", "CSV", "numpy.savez"),
         (b"\x89HDF\r\n\x1a\n", "HDF5", "numpy.savez"),
@@ -455,6 +510,9 @@ def tar(content: bytes) -> bytes:
         (FORM, "form", "curl -T"),
         (make_zip({"archive/data.pkl": b"", "archive/data/0": b""}), "PyTorch", "weights_only"),
         (make_zip({"[Content_Types].xml": b"", "xl/a.xml": b""}), "office", "numpy.savez"),
+        (make_zip({"README.md": b"", "a/mine.npz": b""}), "holds 'a/mine.npz'", "unpack it first"),
+        (make_zip({"a.json.gz": b""}), "holds 'a.json.gz'", "unpack it first"),
+        (make_zip({"a.png": b"", "b.png": b""}), "no array, only a.png, b.png", "an .npz has"),
     ],
 )
 def test_file_of_another_kind_is_named_with_what_helps(

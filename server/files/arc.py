@@ -46,31 +46,58 @@ class Task:
     def pairs(self) -> list[list[Grids]]:
         return [*self.train, *self.test]
 
+    def is_same(self, other: "Task") -> bool:
+        """Whether the training pairs are the same; one of the two may lack outputs of its tests."""
+        return len(self.train) == len(other.train) and all(
+            len(mine) == len(theirs) and all(map(np.array_equal, mine, theirs))
+            for mine, theirs in zip(self.train, other.train, strict=True)
+        )
+
+    def take_from(self, other: "Task") -> None:
+        """Take the tests of the same task from elsewhere if they hold more."""
+        if sum(map(len, other.test)) > sum(map(len, self.test)):
+            self.test = other.test
+
 
 @dataclass(slots=True)
 class Corpus:
     """Tasks by their ids, and the outputs of tests from files of their own."""
 
-    tasks: dict[str, Task] = field(default_factory=dict)
-    solutions: dict[str, list[list[Grids]]] = field(default_factory=dict)
+    #: Several where tasks for training and tasks for evaluation have the same names.
+    tasks: dict[str, list[Task]] = field(default_factory=dict)
+    #: By the id of a task and whether it is for evaluation.
+    solutions: dict[tuple[str, bool], list[list[Grids]]] = field(default_factory=dict)
+    #: Tasks that were there already.
+    num_repeated: int = 0
     #: Files that held something else.
     left_out: list[str] = field(default_factory=list)
     num_left_out_bytes: int = 0
 
     def add_file(self, content: bytes, *, name: str) -> None:
-        """Add what a JSON file has. A task that is there already is left as it is.
-
-        Raises DatasetError.
-        """
+        """Add what a JSON file has. Raises DatasetError."""
         value, path = _parse(content), PurePosixPath(name)
         is_evaluation = any("evaluation" in part.lower() for part in path.parts)
         if is_solutions(value):
-            grids = {task: [[_read_grid(grid, task)] for grid in value[task]] for task in value}
-            self.solutions |= grids
+            for task in value:
+                outputs = [[_read_grid(grid, task)] for grid in value[task]]
+                self.solutions[task, is_evaluation] = outputs
             return
         for task in _read_tasks(value, name=path.stem):
             task.is_evaluation = is_evaluation
-            self.tasks.setdefault(task.name, task)
+            self._add_task(task)
+
+    def _add_task(self, task: Task) -> None:
+        """Nothing is lost: another task of the same name is kept beside the first, or, if both are
+        for the same splits, within it, since two versions of a task may not be in two splits."""
+        known = self.tasks.setdefault(task.name, [])
+        if same := next((other for other in known if other.is_same(task)), None):
+            same.take_from(task)
+            self.num_repeated += 1
+        elif sibling := next((o for o in known if o.is_evaluation is task.is_evaluation), None):
+            sibling.train += task.train
+            sibling.test += task.test
+        else:
+            known.append(task)
 
     def leave_out(self, name: str, *, num_bytes: int) -> None:
         """Note a file that holds something else. Raises DatasetError if it is too much in all."""
@@ -91,11 +118,17 @@ class Corpus:
             )
         if not self.tasks:
             raise DatasetError(f"holds no ARC task, only {', '.join(self.left_out[:3])[:200]}")
-        for name, task in self.tasks.items():
-            has_outputs = any(len(pair) == len(_PAIR) for pair in task.test)
-            if name in self.solutions and not has_outputs:
-                task.test += self.solutions[name]
-        return [self.tasks[name] for name in sorted(self.tasks)]
+        tasks = [task for name in sorted(self.tasks) for task in self.tasks[name]]
+        for task in tasks:
+            if not any(len(pair) == len(_PAIR) for pair in task.test):
+                task.test += self._find_solutions(task)
+        return tasks
+
+    def _find_solutions(self, task: Task) -> list[list[Grids]]:
+        """Those from beside the task, or else from wherever they are."""
+        sides = task.is_evaluation, not task.is_evaluation
+        found = (self.solutions.get((task.name, side)) for side in sides)
+        return next((outputs for outputs in found if outputs), [])
 
 
 def is_solutions(value: Any) -> bool:
@@ -229,9 +262,19 @@ def _describe_other(value: Any) -> str:
         return "is a submission of answers to ARC tasks; import the file of the challenges"
     return (
         "is JSON but no ARC task: an object with train and test, each a list of pairs of input and "
-        "output, or an object of such tasks by their ids. Other grids become an array: "
-        "numpy.savez(NEW_FILE, images=numpy.array(json.load(open(FILE)), dtype='uint8'))"
+        f"output, or an object of such tasks by their ids{_suggest_array(value)}"
     )
+
+
+def _suggest_array(value: Any) -> str:
+    """The line of Python that makes arrays of grids in another form, if there are any."""
+    if _is_list_of_grids(value):
+        given = "images=numpy.array(json.load(open(FILE)), dtype='uint8')"
+    elif isinstance(value, dict) and any(_is_list_of_grids(value.get(key)) for key in _KEYS):
+        given = "**{k: numpy.array(v, 'uint8') for k, v in json.load(open(FILE)).items()}"
+    else:
+        return ""
+    return f". Grids in other forms become arrays: numpy.savez(NEW_FILE, {given})"
 
 
 def _is_attempt(value: Any) -> bool:

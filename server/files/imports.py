@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, Final
 
 import numpy as np
@@ -26,6 +26,7 @@ from server.files.npz import (
     Grids,
     check_grids,
     check_header,
+    is_hidden,
     open_archive,
     read_header,
     write_npz,
@@ -214,6 +215,8 @@ def _import_tasks(corpus: Corpus, *, fit: Fit) -> Imported:
     tasks = corpus.list_tasks()
     arrays = stack(split_tasks(tasks), pad=fit.pad, crop=fit.crop)
     note = _describe_tasks(tasks, arrays)
+    if corpus.num_repeated:
+        note += f"; {corpus.num_repeated:,} more were there twice"
     if corpus.left_out:
         shown = ", ".join(name[-60:] for name in corpus.left_out[:3])
         number = len(corpus.left_out)
@@ -284,20 +287,19 @@ def _holds_tasks(names: Iterable[str]) -> bool:
 
 def _list_tasks(names: Iterable[str]) -> list[str]:
     """The JSON files of an archive, without what macOS adds and hidden files."""
-    return [
-        name
-        for name in names
-        if name.lower().endswith(".json")
-        and not any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
-    ]
+    return [name for name in names if name.lower().endswith(".json") and not is_hidden(name)]
 
 
 def _refuse_other_archives(names: Iterable[str]) -> None:
     """Raises DatasetError for the other kinds of files that are zip archives inside."""
+    names = list(names)
     for name in names:
         for pattern, message in _OTHER_ARCHIVES.items():
             if pattern.search(name):
                 raise DatasetError(message)
+    packed = [name for name in names if _PACKED.search(name) and not is_hidden(name)]
+    if packed and not any(name.endswith(".npy") for name in names):
+        raise DatasetError(f"holds {packed[0][-60:]!r}; {_UNPACK}")
 
 
 def _describe(found: Format | None, path: Path) -> str:
@@ -333,6 +335,8 @@ _AS_ARRAY: Final = "read it as an array of whole numbers (N, S, S); " + _ADVICE
 _NOT_UNPICKLED: Final = (
     "nothing is ever unpickled. Load it where you trust it, and save its arrays: " + _ADVICE
 )
+#: Files in an archive that hold the data in their turn.
+_PACKED: Final = re.compile(r"(?i)\.(npz|zip|7z|rar|tar|gz|bz2|xz|zst|tgz)\Z")
 _OTHER_ARCHIVES: Final[dict[re.Pattern[str], str]] = {
     re.compile(r"(^|/)data\.pkl$"): (
         "is a file of PyTorch, which is a pickle; with t = torch.load(FILE, weights_only=True): "
@@ -371,7 +375,11 @@ FORMATS: Final[tuple[Format, ...]] = (
     _name("a 7z archive", rb"7z\xbc\xaf\x27\x1c", _UNPACK + "; a zip of ARC tasks is taken"),
     _name("a RAR archive", rb"Rar!\x1a\x07", _UNPACK + "; a zip of ARC tasks is taken"),
     _name("a tar archive", rb".{257}ustar", "make a zip of the ARC tasks, or send the .npz inside"),
-    _name("a pickle", rb"\x80[\x02-\x05]", _NOT_UNPICKLED),
+    _name(
+        "a pickle",
+        rb"\x80[\x02-\x05]|\([dl]p0\n|c(numpy|torch|pandas|copy_reg|builtins|__builtin__|collections)[\w.]*\n",
+        _NOT_UNPICKLED,
+    ),
     _name("an HDF5 file", rb"\x89HDF\r\n", _AS_ARRAY),
     _name("a Parquet file", rb"PAR1", _AS_ARRAY),
     _name("an Arrow file", rb"ARROW1|\xff\xff\xff\xff.\x00\x00\x00", _AS_ARRAY),

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Final
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from server.errors import InvalidInputError
 from server.models.configuration import NUM_COLOURS
+from server.texts import list_some
 
 MAX_GRID_SIZE: Final = 32
 MAX_DATASET_BYTES: Final = 4 * 2**30
@@ -168,15 +169,15 @@ def check_header(header: Header, *, key: str, minimum: int) -> None:
             f"{key} is an array of Python objects; an integer dtype is needed. Grids of several "
             "sizes are padded to one size first, as with numpy.pad, or sent as ARC JSON"
         )
-    if dtype.kind not in "iu":
-        cast = f"; {key}.astype('uint8') converts whole numbers" if dtype.kind in "bf" else ""
-        raise DatasetError(f"{key} has dtype {dtype}; an integer dtype is needed{cast}")
     if len(shape) != 3 or shape[0] < minimum or min(shape) < 1:
         shown = str(shape) if len(shape) <= _MAX_DIMENSIONS_SHOWN else f"of {len(shape)} dimensions"
         raise DatasetError(
             f"{key} has shape {shown}; ({minimum} or more, S, S) is needed"
             f"{_suggest_shape(shape, minimum=minimum)}"
         )
+    if dtype.kind not in "iu":
+        cast = f"; {key}.astype('uint8') converts whole numbers" if dtype.kind in "bf" else ""
+        raise DatasetError(f"{key} has dtype {dtype}; an integer dtype is needed{cast}")
 
 
 def check_grids(arrays: Arrays) -> dict[str, Grids]:
@@ -266,16 +267,27 @@ def read_exactly(file: IO[bytes], num_bytes: int) -> bytes:
     return content
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a member is hidden, or one that macOS adds."""
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+
+
 # -- the arrays
 
 
 def _choose_keys(archive: zipfile.ZipFile) -> tuple[str, ...]:
-    members = [name for name in archive.namelist() if name.endswith(".npy")]
+    files = [name for name in archive.namelist() if not name.endswith("/") and not is_hidden(name)]
+    members = [name for name in files if name.endswith(".npy")]
     present = {member.removesuffix(".npy") for member in members}
     if present >= set(SPLITS):
         return SPLITS
     if "images" in present:
         return ("images",)
+    if not present and files:
+        raise DatasetError(
+            f"holds no array, only {list_some((f[-_MAX_KEY_SHOWN:] for f in files), limit=3)}; an "
+            ".npz has the arrays train, val and test, or images"
+        )
     shown = [key for key in sorted(present) if len(key) <= _MAX_KEY_SHOWN][:_MAX_KEYS_SHOWN]
     raise DatasetError(
         f"needs the keys train, val and test, or images; it has {shown or 'none'}"
@@ -327,6 +339,8 @@ def _suggest_shape(shape: tuple[int, ...], *, minimum: int) -> str:
     match shape:
         case (_, _, _, 1):
             return "; array.squeeze(-1) has it"
+        case (_, 1, _, _):
+            return "; array.squeeze(1) has it"
         case (_, _, _, 10):
             return "; array.argmax(-1) has it"
         case (_, cells) if cells > 0 and math.isqrt(cells) ** 2 == cells and shape[0] != cells:
