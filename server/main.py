@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from server.api.addresses import PathPrefix
-from server.api.bodies import BodyRules, HeadAsGet
+from server.api.bodies import BodyRules, HeadAsGet, InertJson
 from server.api.description import DescribedApi
 from server.api.event_feed import EventFeed
 from server.api.limits import Deadlines, HeaderLimit
@@ -140,6 +140,7 @@ def _list_middleware(settings: Settings, *, registry: CollectorRegistry) -> list
         Middleware(
             GZipMiddleware, minimum_size=1000, compresslevel=5, thread_minimum_size=_THREAD_BYTES
         ),
+        Middleware(InertJson),
     ]
 
 

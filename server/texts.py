@@ -1,8 +1,9 @@
 """Text from users inside other text: shown whole, and unable to change what stands beside it.
 
-A text may hold letters of any script. What is made visible here are characters that have no letter
-and command a reader's program: controls of terminals, and of the writing direction (Unicode
-Standard Annex 9). Data keep what was sent: JSON has the same text in other words.
+A text may hold letters of any script. What is made visible here are characters that have no letter:
+those that command a reader's program, which are the controls of terminals and of the writing
+direction (Unicode Standard Annex 9), and those that only make two texts look the same (Unicode
+Technical Standard 39). Data keep what was sent: JSON has the same text in other words.
 """
 
 import re
@@ -14,8 +15,25 @@ _RIGHT_TO_LEFT: Final = {"R", "AL", "AN"}
 _ISOLATE, _END_OF_ISOLATE = "\N{FIRST STRONG ISOLATE}", "\N{POP DIRECTIONAL ISOLATE}"
 #: Commands of terminals (C0 and C1) but for tab and line feed, separators of lines and paragraphs,
 #: and controls of direction.
-_CONTROL: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\u206a-\u206f]"
+_CONTROLS: Final = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\u206a-\u206f"
+_CONTROL: Final = re.compile(f"[{_CONTROLS}]")
+#: The same in the bytes of UTF-8; JSON itself has no raw C0 in a text.
+_ENCODED_CONTROL: Final = re.compile(
+    rb"\x7f|\xc2[\x80-\x9f]|\xe2\x80[\xa8-\xae]|\xe2\x81[\xa6-\xaf]"
+)
+#: Letters that are drawn as nothing: soft hyphens, fillers, spaces without width, tags.
+_BLANKS: Final = (
+    r"\xad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b\u2060-\u2065\u2800\u3164\ufeff\uffa0"
+    r"\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f"
+)
+#: Joiners, marks of direction and selectors of a variant: they belong to a letter beside them.
+_MARKS: Final = r"\u061c\u200c-\u200f\ufe00-\ufe0f\U000e0100-\U000e01ef"
+#: Letters that have such marks; the sign of a key is a digit, a selector and a frame.
+_MARKED: Final = rf"[^\x00-\x7f{_MARKS}]"
+#: Tags behind a black flag make another flag.
+_HIDDEN: Final = re.compile(
+    "\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f"
+    rf"|(?P<hidden>[{_CONTROLS}{_BLANKS}]|(?<!{_MARKED})[{_MARKS}](?!{_MARKED}))"
 )
 
 #: Names in a message, before the rest is only counted.
@@ -34,8 +52,14 @@ _WORD: Final = re.compile(
 
 
 def show_controls(text: str) -> str:
-    """Text with its controls as `[U+202E]`; tabs and line feeds stay."""
-    return _CONTROL.sub(lambda match: f"[U+{ord(match[0]):04X}]", text)
+    """Text with its controls, and what cannot be seen, as `[U+202E]`; tabs and line feeds stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return _HIDDEN.sub(_name_hidden, text)
+
+
+def _name_hidden(match: re.Match[str]) -> str:
+    return match[0] if match["hidden"] is None else f"[U+{ord(match['hidden']):04X}]"
 
 
 def isolate(text: str) -> str:
@@ -53,6 +77,20 @@ def make_inert(text: str) -> str:
 def escape_controls(json_text: str) -> str:
     """JSON with the controls in its texts escaped, which stands for the same value."""
     return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", json_text)
+
+
+def escape_encoded_controls(json_bytes: bytes) -> bytes:
+    """The same for JSON in UTF-8."""
+    return _ENCODED_CONTROL.sub(lambda match: b"\\u%04x" % ord(match[0].decode()), json_bytes)
+
+
+def split_encoded(piece: bytes) -> tuple[bytes, bytes]:
+    """A piece of UTF-8, and the beginning of a character at its end."""
+    # A control has up to three bytes, and only its last one can be missing or its last two.
+    for length in (1, 2):
+        if piece[-length:][:1] >= (b"\xc0" if length == 1 else b"\xe0"):
+            return piece[:-length], piece[-length:]
+    return piece, b""
 
 
 def list_some(names: Iterable[object], *, limit: int = MAX_LISTED) -> str:

@@ -3,15 +3,20 @@
 import html
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from conftest import TINY, drain, problem
 from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import Engine
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 from stored_state import State, read_state
 
-from server.api.bodies import MAX_BODY_BYTES
+from server.api.bodies import MAX_BODY_BYTES, InertJson
 from server.settings import Settings
 
 Finished = tuple[TestClient, dict[str, str]]
@@ -42,6 +47,7 @@ XSS = [
     "</script><!--<script>",
     "\u202eevil\u2028<b>",
 ]
+CONTROLS = set("\u202e\u2028\x9b\x7f")
 
 
 def state_of(client: TestClient) -> State:
@@ -300,10 +306,39 @@ def test_names_and_labels_are_text_wherever_they_are_shown(
         answer = client.get(url)
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers["x-content-type-options"] == "nosniff"
+        assert not CONTROLS & set(answer.text)
+        assert text in list_texts(answer.json())
+    events = client.get(f"/jobs/{job['id']}/events", headers={"Accept": "text/event-stream"})
+    assert not CONTROLS & set(events.text)
     markdown = client.get(f"/comparisons/report.md?{query}")
     assert markdown.headers["content-type"] == "text/plain; charset=utf-8"
     assert "<" not in markdown.text
     assert client.get(f"/comparisons/curves.png?{query}").status_code == 200
+
+
+def list_texts(value: Any) -> list[str]:
+    match value:
+        case dict():
+            return [text for item in value.values() for text in list_texts(item)]
+        case list():
+            return [text for item in value for text in list_texts(item)]
+        case _:
+            return [value] if isinstance(value, str) else []
+
+
+@given(st.text(max_size=20), st.data())
+def test_json_in_pieces_is_the_same_value_without_controls(text: str, data: st.DataObject) -> None:
+    content = json.dumps(text + "\x9b\u2028é🦖", ensure_ascii=False).encode()
+    cuts = data.draw(st.lists(st.integers(0, len(content)), max_size=6).map(sorted))
+    pieces = [content[a:b] for a, b in pairwise([0, *cuts, len(content)])]
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        response = StreamingResponse(iter(pieces), media_type="application/json")
+        await response(scope, receive, send)
+
+    got = TestClient(InertJson(answer)).get("/")
+    assert got.json() == json.loads(content)
+    assert not CONTROLS & set(got.text)
 
 
 @pytest.mark.parametrize("text", XSS)

@@ -29,6 +29,7 @@ from server.settings import Settings
 from server.texts import (
     MAX_LISTED,
     escape_controls,
+    escape_encoded_controls,
     escape_markdown,
     isolate,
     list_some,
@@ -60,6 +61,36 @@ def test_commands_are_shown_and_have_no_effect(control: str) -> None:
     assert show_controls(f"a{control}b") == make_inert(f"a{control}b") == shown
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\u200bb", "a[U+200B]b"),
+        ("\u200d\u200d", "[U+200D][U+200D]"),
+        ("\u3164", "[U+3164]"),
+        ("\u2800", "[U+2800]"),
+        ("b\ufe0f", "b[U+FE0F]"),
+        ("b\u200e", "b[U+200E]"),
+        ("b\xad", "b[U+00AD]"),
+        ("b\U000e0062", "b[U+E0062]"),
+        ("1\u2060", "1[U+2060]"),
+        *((text, text) for text in ("1\ufe0f\u20e3", "❤\ufe0f\u200d🔥", "\u200fعربي\u200f (v2)")),
+        *((text, text) for text in ("می\u200cخواهم", "क्\u200dष", "Zoë", "a\tb\nc")),
+        ("🏴\U000e0067\U000e0062\U000e007f",) * 2,
+    ],
+)
+def test_what_cannot_be_seen_is_named_unless_a_letter_needs_it(text: str, shown: str) -> None:
+    assert show_controls(text) == shown
+
+
+@given(st.text(st.characters(categories=["Cc", "Cf", "Zs", "Lo", "Mn"])))
+def test_no_text_is_drawn_as_nothing(text: str) -> None:
+    ignorable = {"Cc", "Cf", "Zs", "Zl", "Zp", "Mn"}
+    seen = {c for c in show_controls(text) if unicodedata.category(c) not in ignorable}
+    assert (
+        seen or text.isspace() or not text or set(map(unicodedata.category, text)) <= {"Mn", "Zs"}
+    )
+
+
 @given(st.text())
 def test_inert_text_has_no_command_and_ends_what_it_begins(text: str) -> None:
     inert = make_inert(text)
@@ -72,7 +103,9 @@ def test_inert_text_has_no_command_and_ends_what_it_begins(text: str) -> None:
 
 @given(st.text().map(lambda text: {"name": text + OVERRIDE}))
 def test_json_has_no_command_and_says_the_same(value: dict[str, str]) -> None:
-    text = escape_controls(json.dumps(value, ensure_ascii=False))
+    raw = json.dumps(value, ensure_ascii=False)
+    text = escape_controls(raw)
+    assert escape_encoded_controls(raw.encode()) == text.encode()
     assert json.loads(text) == value
     assert not [c for c in text if c in COMMANDS]
 
@@ -208,7 +241,7 @@ def test_pictures_have_the_letters_of_many_scripts(name: str) -> None:
     ("text", "drawn"),
     [
         ("a\ue000b", "a\ufffdb"),
-        ("a\ufe0fb\u200d", "ab"),
+        ("é\ufe0fç\u200d", "éç"),
         (f"a{OVERRIDE}b", "a[U+202E]b"),
     ],
 )

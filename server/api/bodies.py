@@ -1,19 +1,21 @@
-"""Bodies: what those of requests may be, and answers without one for HEAD."""
+"""Bodies: what those of requests may be, answers without one for HEAD, and what stands in JSON."""
 
 from typing import Final
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.problems import SAFE_METHODS, find_presentation, respond
+from server.texts import escape_encoded_controls, split_encoded
 
 #: Of every request but an upload.
 MAX_BODY_BYTES: Final = 64 * 1024
 
 _TOO_LONG: Final = f"a body may have at most {MAX_BODY_BYTES} bytes here"
 _JSON: Final = "application/json"
+_EVENTS: Final = "text/event-stream"
 #: Uploads are no JSON.
 _UPLOADS: Final = "/datasets/"
 
@@ -77,6 +79,58 @@ class HeadAsGet:
             scope["method"] = "HEAD"
 
 
+class InertJson:
+    """Escapes controls in JSON, also in that of events: it has the same value, and a terminal that
+    shows it obeys nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_http = scope["type"] == "http"
+        await self._app(scope, receive, _InertAnswer(send).send if is_http else send)
+
+
+class _InertAnswer:
+    """One answer. Its start is sent at once unless it has a length, which then is of one body."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._is_json = False
+        self._start: Message | None = None
+        self._rest = b""  # the beginning of a character whose end is in the next piece
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = Headers(raw=message["headers"])
+            media_type = _read_media_type(headers)
+            self._is_json = _is_json(media_type) or media_type == _EVENTS
+            if self._is_json and "Content-Length" in headers:
+                self._start = message
+                return
+        elif self._is_json and message["type"] == "http.response.body":
+            message = {**message, "body": self._escape(message)}
+            await self._send_start(num_bytes=len(message["body"]))
+        await self._send(message)
+
+    def _escape(self, message: Message) -> bytes:
+        content: bytes = self._rest + message.get("body", b"")
+        whole, self._rest = content, b""
+        if message.get("more_body", False):
+            whole, self._rest = split_encoded(content)
+        return escape_encoded_controls(whole)
+
+    async def _send_start(self, *, num_bytes: int) -> None:
+        if self._start is not None:
+            MutableHeaders(raw=self._start["headers"])["Content-Length"] = str(num_bytes)
+            await self._send(self._start)
+            self._start = None
+
+
+def _read_media_type(headers: Headers) -> str:
+    return headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
 def _count(receive: Receive) -> Receive:
     """`receive`, which raises HTTPException 413 for a body that is too long."""
     num_bytes = 0
@@ -115,7 +169,7 @@ def _refuse_type(request: Request) -> str | None:
             f"the body is compressed (Content-Encoding: {encoding[:50]}); send it as it is, "
             "without Content-Encoding"
         )
-    media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    media_type = _read_media_type(request.headers)
     if not has_body(request.headers) or not _needs_json(request) or _is_json(media_type):
         return None
     sent = f"not {media_type[:100]}" if media_type else "which is missing"
