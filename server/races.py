@@ -48,7 +48,7 @@ def _advance(engine: Engine, study_id: str, *, cache: ResultCache, admission: Ad
     load_library()
     with Session(engine) as session:
         study = studies.find_study(session, study_id)
-        _check_rules(study)
+        check_rules(study)
         verdict = judge_study(session, study, cache=cache)
         num_seeds = len(study.seeds)
     with write_transaction(engine) as session:
@@ -59,7 +59,7 @@ def _advance(engine: Engine, study_id: str, *, cache: ResultCache, admission: Ad
             _queue_next_look(session, study, verdict, admission=own)
 
 
-def _check_rules(study: Study) -> None:
+def check_rules(study: Study) -> None:
     """A page may leave out what another version stored, but a race ends arms and itself for good.
 
     Raises StoredStudyError.

@@ -112,6 +112,65 @@ def test_no_address_fails_because_of_a_stored_value(stored: Stored) -> None:
     assert not failed, "\n".join(failed)
 
 
+@BOTH_DATABASES
+def test_no_command_fails_because_of_a_stored_value(stored: Stored) -> None:
+    """Some values for each column, other ones each time; the seed makes a failure repeatable."""
+    chance = random.Random(1)
+    client, engine, failed = stored.client, stored.engine, list[str]()
+    (study,) = client.get("/studies").json()["data"]
+    job = client.get("/jobs").json()["data"][0]["id"]
+    commands: list[tuple[str, str, Any]] = [
+        ("POST", f"/studies/{study['id']}/seeds", {"num": 1}),
+        *(
+            ("POST", f"/studies/{study['id']}/{name}", None)
+            for name in ("pause", "resume", "cancel")
+        ),
+        *(("POST", f"/jobs/{job}/{name}", {"epochs": 9}) for name in ("resume", "pause", "cancel")),
+        ("PATCH", f"/jobs/{job}", {"name": "x", "pinned": True}),
+        ("POST", "/studies", {"options": ["a", "b"], "num_seeds": 2, "reuse": True}),
+        ("POST", "/jobs", {"option": "own"}),
+        ("POST", "/studies", {"options": ["a", "own"], "num_seeds": 1}),
+        ("PUT", "/options/own", {"base": "b", "config": {"beta": 2.0}}),
+        ("PUT", "/options/next", {"base": "own", "config": {"beta": 3.0}}),
+    ]
+    for table, column, values in list_changes(engine):
+        if table not in ("job", "study", "study_job", "own_option", "metrics"):
+            continue
+        for value in chance.sample(values, min(len(values), NUM_VALUES)):
+            is_json = column != "criteria" and values is not WORDS
+            with engine.connect() as connection:
+                before = connection.execute(
+                    text(f'SELECT CAST("{column}" AS VARCHAR) FROM {table}')
+                ).scalar()
+            replace(engine, table, column, value, is_json=is_json)
+            for method, path, body in commands:
+                answer = client.request(method, path, json=body)
+                if answer.status_code >= 500:
+                    failed.append(f"{table}.{column} = {value[:60]}: {path}: {answer.text[:80]}")
+            replace(engine, table, column, before, is_json=is_json)
+    assert not failed, "\n".join(failed)
+
+
+def test_option_that_cannot_be_read_trains_no_job(stored: Stored) -> None:
+    replace(stored.engine, "own_option", "preset", '{"beta": "x", "newer": 1}', is_json=True)
+    for path, body in (
+        ("/jobs", {"option": "own"}),
+        ("/studies", {"options": ["own"], "num_seeds": 1}),
+    ):
+        refused = problem(stored.client.post(path, json=body), 409)
+        assert "stored the settings of this option" in refused["detail"]
+        assert "newer" in refused["detail"]
+    assert stored.client.get("/options/own").status_code == 200
+
+
+@pytest.mark.parametrize("column", ["seeds", "looks", "arms"])
+def test_study_that_cannot_be_read_gets_no_seeds(stored: Stored, column: str) -> None:
+    (study,) = stored.client.get("/studies").json()["data"]
+    replace(stored.engine, "study", column, '{"after": 5}', is_json=True)
+    refused = problem(stored.client.post(f"/studies/{study['id']}/seeds", json={"num": 1}), 409)
+    assert "another version of Losslab stored" in refused["detail"]
+
+
 def test_words_of_a_later_version_are_shown_in_lists(stored: Stored) -> None:
     """A status, a state of a worker and a set of criteria that this version does not know."""
     client, engine = stored.client, stored.engine

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from server.api.addresses import locate
 from server.jobs.options import Option
@@ -16,7 +16,13 @@ from server.judging.decisions import Recommendation
 from server.judging.studies import ArmVerdict
 from server.judging.verdicts import Verdict
 from server.models.columns import count_seconds, utc_now
-from server.models.configuration import TrainingConfig, fill_in, read_config, resolve_config
+from server.models.configuration import (
+    StoredConfigError,
+    TrainingConfig,
+    fill_in,
+    read_config,
+    resolve_config,
+)
 from server.models.epochs import EpochMetrics
 from server.models.tables import (
     Artifact,
@@ -198,7 +204,7 @@ def _resolve(preset: Mapping[str, Any]) -> TrainingConfig:
     """The configuration of an option; one of another version as far as this one can read it."""
     try:
         return resolve_config(preset)
-    except ValidationError:
+    except StoredConfigError:
         return read_config(preset)
 
 

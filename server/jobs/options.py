@@ -163,6 +163,7 @@ def _store(
 ) -> bool:
     with write_transaction(engine) as session:
         preset = {**_lock_base(session, base).preset, **config}
+        wanted = resolve_config(preset)
         stored = _read_row(session, name, with_for_update=True)
         if stored is None:
             _check_number(session)
@@ -171,7 +172,7 @@ def _store(
             )
             session.add(row)
             return True
-        if resolve_config(stored.preset) != resolve_config(preset):
+        if resolve_config(stored.preset) != wanted:
             raise OptionConflictError(
                 f"there is another option {name!r} with other settings, and an option never "
                 "changes; use another name, or delete it first"

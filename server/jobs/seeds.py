@@ -17,7 +17,7 @@ from server.jobs.options import BUILT_IN_OPTIONS, UnknownOptionError, read_optio
 from server.jobs.studies import MAX_SEEDS, StudyStateError, count_jobs, derive_status, lock_study
 from server.jobs.submission import new_job
 from server.models.configuration import TrainingConfig, check_config, read_config
-from server.models.studies import Arm, Study, StudyJob
+from server.models.studies import Arm, StoredStudyError, Study, StudyJob
 from server.models.tables import IS_JUDGED, Job, JobStatus, OwnOption, new_id
 
 #: What a job's row takes from the model of its arm, apart from these.
@@ -116,10 +116,12 @@ def extend_study(
 ) -> Study:
     """Queue further seeds and plan `looks` at them; a study that was cancelled goes on with them.
 
-    Raises StudyStateError above the limits and while the study is paused, and what
-    `admission` raises.
+    Raises StudyStateError above the limits and while the study is paused, StoredStudyError, and
+    what `admission` raises.
     """
     study = lock_study(session, study_id)
+    if not (study.seeds and study.looks):
+        raise StoredStudyError("another version of Losslab stored the seeds or looks of this study")
     total = len(study.seeds) + num_seeds
     if total > MAX_SEEDS:
         raise TooManySeedsError(

@@ -146,10 +146,14 @@ def resolve_config(
 ) -> TrainingConfig:
     """An option's preset, then the quick test, then the overrides.
 
-    Raises pydantic.ValidationError.
+    Raises pydantic.ValidationError, and StoredConfigError if the preset alone is refused.
     """
     quick = QUICK_TEST if quick_test else {}
-    return TrainingConfig.model_validate({**preset, **quick, **(overrides or {})})
+    try:
+        return TrainingConfig.model_validate({**preset, **quick, **(overrides or {})})
+    except ValidationError:
+        _check_preset(preset)
+        raise
 
 
 def read_config(stored: Mapping[str, Any]) -> TrainingConfig:
@@ -193,6 +197,21 @@ def fill_in(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(config, name) for name in TrainingConfig.model_fields} | dict(stored)
 
 
+def _check_preset(preset: Mapping[str, Any]) -> None:
+    """Raises StoredConfigError if another version stored settings that this one does not take."""
+    try:
+        TrainingConfig.model_validate(preset)
+    except ValidationError as error:
+        raise StoredConfigError(
+            "another version of Losslab stored the settings of this option, and this one cannot "
+            f"train with them: {_list_problems(error)}"
+        ) from None
+
+
+def _list_problems(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+
+
 def check_config(stored: Mapping[str, Any]) -> TrainingConfig:
     """A stored configuration that a job is to be trained with.
 
@@ -201,15 +220,15 @@ def check_config(stored: Mapping[str, Any]) -> TrainingConfig:
     try:
         return TrainingConfig.model_validate({**EARLIER_VALUES, **stored})
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise StoredConfigError(
             "another version of Losslab stored this configuration, and this one cannot train with "
-            f"it: {'; '.join(problems)}"
+            f"it: {_list_problems(error)}"
         ) from None
 
 
 class StoredConfigError(ConflictError):
-    """The stored configuration of a job is of another version; the message says what is unknown."""
+    """The stored configuration of a job or an option is of another version; the message says what
+    is unknown."""
 
 
 def count_steps(num_train: int, *, epochs: int, batch_size: int) -> int:

@@ -46,6 +46,7 @@ from server.judging.criteria import CriteriaSet, Thresholds, read_thresholds
 from server.judging.statistics import plan_looks
 from server.judging.studies import ResultCache, judge_study
 from server.models.studies import Study
+from server.races import check_rules
 from server.settings import Settings
 
 router = APIRouter(
@@ -248,6 +249,8 @@ def add_seeds(
     """Queue further seeds of each arm, of a race those of each kept arm, and look again at them.
     The stated error holds for the looks that were planned."""
     check_datasets(study, datasets_dir=settings.datasets_dir)
+    if study.until_decided:
+        check_rules(study)
     with Session(engine) as session:
         kept = judge_study(session, study, cache=cache).kept if study.until_decided else None
 
@@ -308,4 +311,5 @@ def _delete_jobs(engine: Engine, study_id: str, *, settings: Settings) -> int:
 
 def _extend_looks(study: Study, *, num_seeds: int) -> list[int]:
     """The looks so far, and further ones up to so many seeds."""
-    return [*study.looks, *(look for look in plan_looks(num_seeds) if look > study.looks[-1])]
+    last = max(study.looks, default=0)
+    return [*study.looks, *(look for look in plan_looks(num_seeds) if look > last)]
