@@ -7,8 +7,13 @@ product ran.
     python -m benchmarks.evidence ID [ID ...]
 
 Reads the studies from the server at LOSSLAB_URL by both sets of criteria, writes
-`results/evidence.json`, and puts the tables into the page of results. The studies of short
-trainings, by which thresholds were chosen, have a file of their own:
+`results/evidence.json`, and puts the tables into the page of results. Six times as long a training
+has a file and tables of its own:
+
+    losslab study a b cross_entropy c --seeds 10 --epochs 30
+    python -m benchmarks.evidence ID --results thirty_epochs
+
+So have the studies of short trainings, by which thresholds were chosen, but no tables:
 
     losslab study b c cross_entropy --grid num_samples=2500,5000,10000,20000 --seeds 3 --quick
     losslab study b --grid num_samples=30000,40000,60000 --seeds 3 --quick
@@ -25,7 +30,8 @@ from benchmarks.machine import REPOSITORY, describe_machine, show, write_results
 from server.client import DEFAULT_URL, LosslabClient
 
 RESULTS_PAGE = REPOSITORY / "docs" / "results.md"
-SHOWN_RESULTS = "evidence"
+#: Files whose tables are between marks of the same name in the page.
+SHOWN_RESULTS = ("evidence", "thirty_epochs")
 PACKAGES = ("losslab", "torch", "numpy", "scipy")
 #: What the tables show of a run's last epoch, what it paints and what it knows: heading, metric and
 #: number format.
@@ -55,7 +61,7 @@ Json = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("study_ids", metavar="ID", nargs="+")
-    parser.add_argument("--results", default=SHOWN_RESULTS, help="name of the file in results/")
+    parser.add_argument("--results", default=SHOWN_RESULTS[0], help="name of the file in results/")
     arguments = parser.parse_args()
     url, token = os.environ.get("LOSSLAB_URL", DEFAULT_URL), os.environ.get("LOSSLAB_API_TOKEN")
     with LosslabClient(url, token=token) as client:
@@ -64,8 +70,8 @@ def main() -> None:
     write_results(arguments.results, results)
     page = format_page(results)
     print(page)
-    if arguments.results == SHOWN_RESULTS:
-        show(page, name="evidence", page=RESULTS_PAGE)
+    if arguments.results in SHOWN_RESULTS:
+        show(page, name=arguments.results, page=RESULTS_PAGE)
 
 
 def describe(client: LosslabClient, study_id: str) -> Json:

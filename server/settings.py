@@ -1,6 +1,5 @@
 """Settings of this process, from `LOSSLAB_*` environment variables and secret files."""
 
-import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Self
 
@@ -18,9 +17,10 @@ from server.environment.hosts import (
     parse_address,
     parse_allowed_hosts,
     parse_networks,
+    parse_root_path,
 )
 from server.environment.sources import list_sources
-from server.environment.variables import check_number, expand_home
+from server.environment.variables import check_number, expand_home, split_list, tidy_rate
 from server.tokens import (
     DEFAULT_NAME,
     MIN_LENGTH_ON_NETWORK,
@@ -33,8 +33,6 @@ from server.tokens import (
 
 # Container engines put secrets here, one file per secret, named like the variable.
 _SECRETS_DIR = Path("/run/secrets")
-_RATE_LIMIT: Final = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour)")
-_ROOT_PATH: Final = re.compile(r"(/(?!\.)([A-Za-z0-9._~@+:-]|%[0-9A-Fa-f]{2})+)*")
 
 #: The settings that only a server uses.
 _OF_THE_SERVER: Final = frozenset({
@@ -302,23 +300,12 @@ class Settings(BaseSettings):
     @field_validator("rate_limit")
     @classmethod
     def _check_rate_limit(cls, given: str) -> str:
-        limit = given.replace(" ", "").lower()
-        if not _RATE_LIMIT.fullmatch(limit):
-            raise ValueError(
-                "must read NUMBER/second, NUMBER/minute or NUMBER/hour, as in 6000/minute"
-            )
-        return limit
+        return tidy_rate(given)
 
     @field_validator("root_path")
     @classmethod
     def _tidy_root_path(cls, given: str) -> str:
-        path = f"/{given.strip('/')}".rstrip("/")
-        if not _ROOT_PATH.fullmatch(path):
-            raise ValueError(
-                "must be a path such as /losslab, without a host; after % come two hexadecimal "
-                "digits"
-            )
-        return path
+        return parse_root_path(given)
 
     @model_validator(mode="after")
     def _check_lease(self) -> Self:
@@ -333,20 +320,20 @@ class Settings(BaseSettings):
     @field_validator("allowed_hosts", mode="before")
     @classmethod
     def _parse_hosts(cls, given: object) -> object:
-        entries = _split(given) if isinstance(given, str) else given
+        entries = split_list(given) if isinstance(given, str) else given
         return parse_allowed_hosts(entries) if isinstance(entries, tuple | list) else entries
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _parse_proxies(cls, given: object) -> object:
-        entries = _split(given) if isinstance(given, str) else given
+        entries = split_list(given) if isinstance(given, str) else given
         return parse_networks(entries) if isinstance(entries, tuple | list) else entries
 
     @field_validator("api_tokens", mode="before")
     @classmethod
     def _parse_tokens(cls, given: object) -> object:
         if isinstance(given, str):
-            return parse_tokens(_split(given))
+            return parse_tokens(split_list(given))
         return given
 
     @property
@@ -406,8 +393,3 @@ class PrivateSettings(Settings):
     users may be configured."""
 
     unused: ClassVar[frozenset[str]] = _OF_THE_SERVER | _OF_A_SERVICE
-
-
-def _split(given: str) -> tuple[str, ...]:
-    """Split at commas and spaces."""
-    return tuple(given.replace(",", " ").split())

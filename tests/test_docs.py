@@ -224,13 +224,15 @@ def test_site_has_no_script_of_the_repository(site: Path) -> None:
     assert list(site.rglob("*.py")) == []
 
 
-def test_shown_evidence_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["evidence", "thirty_epochs"])
+def test_shown_evidence_is_the_measured_one(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks import evidence  # noqa: PLC0415 - found by the line before
 
-    results, page = json.loads(read("benchmarks/results/evidence.json")), read("docs/results.md")
+    assert name in evidence.SHOWN_RESULTS
+    results, page = json.loads(read(f"benchmarks/results/{name}.json")), read("docs/results.md")
     shown = evidence.format_page(results)
-    assert f"<!-- evidence -->\n\n{shown}\n\n<!-- /evidence -->" in page
+    assert f"<!-- {name} -->\n\n{shown}\n\n<!-- /{name} -->" in page
     for study in results["studies"]:
         judged = [each["num_judged"] for arm in study["arms"] for each in arm["verdicts"].values()]
         assert (study["status"], set(judged)) == ("succeeded", {len(study["seeds"])})

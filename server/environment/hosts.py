@@ -11,6 +11,7 @@ _LABEL: Final = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME: Final = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*")
 _SCHEME: Final = re.compile(r"https?://", re.IGNORECASE)
 _PORT: Final = re.compile(r":[0-9]{1,5}$")
+_PATH: Final = re.compile(r"(/(?!\.)([A-Za-z0-9._~@+:-]|%[0-9A-Fa-f]{2})+)*")
 _MAX_NAME_LENGTH: Final = 253
 
 
@@ -44,6 +45,16 @@ def parse_address(given: str) -> str:
             "a port, which is LOSSLAB_PORT or --port"
         )
     return host
+
+
+def parse_root_path(given: str) -> str:
+    """The path below which the service is reached: `/losslab`, or nothing. Raises ValueError."""
+    path = f"/{given.strip('/')}".rstrip("/")
+    if not _PATH.fullmatch(path):
+        raise ValueError(
+            "must be a path such as /losslab, without a host; after % come two hexadecimal digits"
+        )
+    return path
 
 
 def parse_allowed_hosts(entries: Iterable[str]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ each of which adds something of its own.
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -13,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 #: Of PostgreSQL's library, and of Weights & Biases.
 _FOREIGN_SECRETS: Final = ("PGPASSWORD", "WANDB_API_KEY")
 _PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy")
+_RATE: Final = re.compile(r"[1-9][0-9]{0,8}/(second|minute|hour)")
 _QUOTES: Final = "'\""
 #: Of a file that an editor on Windows has written.
 _BYTE_ORDER_MARK: Final = "\ufeff"
@@ -45,6 +47,19 @@ def check_number(text: str, *, kind: Any, example: Any) -> None:
         number = math.nan
     if isinstance(number, float) and not math.isfinite(number):
         raise ValueError(f"must be {name} without a unit, such as {example:.12g}")
+
+
+def tidy_rate(given: str) -> str:
+    """`6000/minute` for `6000 / Minute`. Raises ValueError."""
+    rate = given.replace(" ", "").lower()
+    if not _RATE.fullmatch(rate):
+        raise ValueError("must read NUMBER/second, NUMBER/minute or NUMBER/hour, as in 6000/minute")
+    return rate
+
+
+def split_list(given: str) -> tuple[str, ...]:
+    """The entries between commas and spaces."""
+    return tuple(given.replace(",", " ").split())
 
 
 def read_foreign_secrets() -> list[str]:
