@@ -5,12 +5,13 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from server.finite import make_finite
 from server.messages import redact
@@ -18,25 +19,36 @@ from server.texts import show_controls
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s%(context)s"
 
+_T = TypeVar("_T")
+
 #: The id in every log line of a request.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-# A global: a worker has one job at a time, and several of its threads log about it.
-_job_id: str | None = None
+#: The job that a thread of a worker works for.
+_job_id: ContextVar[str | None] = ContextVar("job_id", default=None)
 
 
 @contextmanager
 def mark_job(job_id: str) -> Iterator[None]:
-    """Add the job's id to every log line of this process while the context is entered."""
-    global _job_id
-    _job_id = job_id
+    """Add the job's id to every log line of this thread while the context is entered."""
+    token = _job_id.set(job_id)
     try:
         yield
     finally:
-        _job_id = None
+        _job_id.reset(token)
+
+
+def keep_marks(work: Callable[[], _T]) -> Callable[[], _T]:
+    """The same work for another thread, whose lines then have the marks of this one's."""
+    return partial(copy_context().run, work)
+
+
+def is_of_job(job_id: str) -> Callable[[logging.LogRecord], bool]:
+    """A filter of the lines of threads that work for this job."""
+    return lambda _record: _job_id.get() == job_id
 
 
 def _add_context(record: logging.LogRecord) -> bool:
-    marks = {"request_id": request_id.get(), "job_id": _job_id}
+    marks = {"request_id": request_id.get(), "job_id": _job_id.get()}
     known = {name: value for name, value in marks.items() if value is not None}
     record.__dict__["marks"] = known
     record.__dict__["context"] = "".join(f" {name}={value}" for name, value in known.items())

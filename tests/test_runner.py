@@ -59,6 +59,39 @@ def test_job_ends_with_metrics_checkpoints_pictures_and_log(
     assert job.dataset_summary["num_train"] == 160
 
 
+def test_two_jobs_at_the_same_time_have_the_numbers_and_logs_of_each_alone(
+    settings: Settings, engine: Engine, submit_job: SubmitJob
+) -> None:
+    alone = [submit_job(option, epochs=3, seed=7) for option in "bc"]
+    drain(settings, engine)
+    together = [submit_job(option, epochs=3, seed=7) for option in "bc"]
+    claimed = [queue.claim(engine, worker_id=f"w{n}", lease_seconds=60) for n in range(2)]
+    threads = [
+        threading.Thread(
+            target=run_job, args=[job], kwargs={"settings": settings, "engine": engine}
+        )
+        for job in claimed
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for before, job in zip(alone, together, strict=True):
+        rows = [[numbers(row) for row in read_rows(engine, each)] for each in (before, job)]
+        assert rows[0] == rows[1]
+        assert len(rows[0]) == 3
+        log = JobFiles(settings.runs_dir, job.id).read_log()
+        assert [
+            line.partition("[EPOCH ")[2][:1] for line in log.splitlines() if "[EPOCH" in line
+        ] == [
+            "1",
+            "2",
+            "3",
+        ]
+        assert f"[JOB] {job.id}: option {job.option}" in log
+        assert log.count("[JOB] succeeded") == 1
+
+
 def test_rows_name_files_that_exist_and_verify(
     settings: Settings, engine: Engine, submit_job: SubmitJob
 ) -> None:
@@ -247,10 +280,9 @@ def test_nothing_of_a_job_that_has_ended_takes_memory_from_the_next(
     engine: Engine,
     submit_job: SubmitJob,
     is_lost: bool,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     # pytest keeps what is logged, with the error in it and all that the error passed through.
-    caplog.set_level(logging.CRITICAL, logger="worker")
+    logging.disable(logging.CRITICAL)
     submitted = submit_job(epochs=1000 if is_lost else 2)
     claimed = queue.claim(engine, worker_id="w1", lease_seconds=30)
     assert claimed is not None
@@ -269,6 +301,7 @@ def test_nothing_of_a_job_that_has_ended_takes_memory_from_the_next(
         left = [thing for thing in gc.get_objects() if type(thing) is Trainer]
     finally:
         gc.enable()
+        logging.disable(logging.NOTSET)
     assert not runner.is_alive()
     assert left == []
 

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from server.jobs import leases
 from server.jobs.leases import Lease, LeaseLostError
 from server.jobs.reaper import Reaper
+from server.logs import keep_marks
 from server.settings import Settings
 
 _LISTEN_SECONDS = 0.5
@@ -56,7 +57,7 @@ class Heartbeat:
         self._reaper = reaper
         self._overdue_at = time.monotonic() + (settings.max_job_seconds or math.inf)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=keep_marks(self._run), name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

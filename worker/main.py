@@ -26,7 +26,7 @@ from server.errors import LosslabError, StorageFullError
 from server.jobs import queue, workers
 from server.jobs.admission import count_queued
 from server.jobs.reaper import Reaper
-from server.logs import configure_logging, mark_job
+from server.logs import configure_logging
 from server.messages import describe_error, hide_secrets, redact_tracebacks
 from server.models.tables import Worker, WorkerState
 from server.settings import Settings, WorkerSettings
@@ -173,14 +173,13 @@ class _ClaimLoop:
         )
         if job is None:
             return False
-        with mark_job(job.id):
-            failure = run_job(
-                job,
-                settings=self._settings,
-                engine=self._engine,
-                shutdown=self._shutdown,
-                reaper=self._reaper,
-            )
+        failure = run_job(
+            job,
+            settings=self._settings,
+            engine=self._engine,
+            shutdown=self._shutdown,
+            reaper=self._reaper,
+        )
         if failure is not None and failure.is_of_disk:
             self._room.doubt()
         self._beat_at = 0.0

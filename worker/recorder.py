@@ -7,12 +7,14 @@ from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 from torch import Tensor
 
 from server.files.artifacts import LostFileError, WrittenFile
 from server.jobs import records
+from server.logs import keep_marks
 from server.models.epochs import EpochMetrics
 from server.models.tables import Artifact, ArtifactKind, BestBy, ResumePoint
 from worker.attempt import Attempt
@@ -112,7 +114,9 @@ class EpochRecorder:
 
     def _submit(self, store: Callable[[], None]) -> None:
         self._saved_at = time.monotonic()
-        self._pending.append(self._executor.submit(_store_again_if_lost, store))
+        self._pending.append(
+            self._executor.submit(keep_marks(partial(_store_again_if_lost, store)))
+        )
 
     def _make_room(self, num_pending: int) -> None:
         while self._pending and (self._pending[0].done() or len(self._pending) > num_pending):

@@ -17,7 +17,7 @@ from server.files.npz import DatasetError
 from server.jobs import queue, records
 from server.jobs.leases import LeaseLostError
 from server.jobs.reaper import Reaper
-from server.logs import FileLog, LineFormatter
+from server.logs import FileLog, LineFormatter, is_of_job, mark_job
 from server.models.tables import (
     Artifact,
     BestBy,
@@ -46,6 +46,8 @@ _TEST_COLUMNS: Final = {
     BestBy.loss: "test_metrics",
     BestBy.likelihood: "likelihood_test_metrics",
 }
+#: Jobs that run at the same time open and close their logs one after another.
+_changing_logs = threading.Lock()
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -63,29 +65,37 @@ def run_job(
     the job back after the current step. Raises DeviceBrokenError after the failure was stored; no
     other error of the job or the database leaves this function.
     """
-    attempt = open_attempt(
-        job,
-        settings=settings,
-        engine=engine,
-        shutdown=shutdown or threading.Event(),
-        reaper=reaper or Reaper(engine, settings=settings),
-    )
-    failure = None
+    with mark_job(job.id):
+        attempt = open_attempt(
+            job,
+            settings=settings,
+            engine=engine,
+            shutdown=shutdown or threading.Event(),
+            reaper=reaper or Reaper(engine, settings=settings),
+        )
+        failure = _run_with_heartbeat(attempt)
+    # A trainer refers to itself, and exceptions refer to their frames: without this, the device's
+    # memory would still be in use when the next job needs it.
+    gc.collect()
+    return failure
+
+
+def _run_with_heartbeat(attempt: Attempt) -> Failure | None:
+    """Raises DeviceBrokenError."""
     with attempt.heartbeat:
         try:
-            failure = _run_to_its_end(attempt)
+            return _run_to_its_end(attempt)
         except LeaseLostError as error:
             _logger.warning("%s; nothing more is written", error)
         except Exception as error:
             if not is_outage(error):
                 raise
             _logger.error(
-                "the database is away; job %s is requeued when its lease expires: %s", job.id, error
+                "the database is away; job %s is requeued when its lease expires: %s",
+                attempt.job.id,
+                error,
             )
-    # A trainer refers to itself, and exceptions refer to their frames: without this, the device's
-    # memory would still be in use when the next job needs it.
-    gc.collect()
-    return failure
+    return None
 
 
 def _run_to_its_end(attempt: Attempt) -> Failure | None:
@@ -95,7 +105,7 @@ def _run_to_its_end(attempt: Attempt) -> Failure | None:
     """
     try:
         attempt.files.create()
-        with _job_log(attempt.files):
+        with _job_log(attempt.files, job_id=attempt.job.id):
             _run_logged(attempt)
     except TrainingStopped:
         _stop(attempt)
@@ -341,18 +351,21 @@ def _stop(attempt: Attempt) -> None:
 
 
 @contextmanager
-def _job_log(files: JobFiles) -> Iterator[None]:
-    """Send what the worker logs to the job's own log as well."""
+def _job_log(files: JobFiles, *, job_id: str) -> Iterator[None]:
+    """Send what the worker logs about the job to the job's own log as well."""
     handler = FileLog(files.log_path)
+    handler.addFilter(is_of_job(job_id))
     handler.setFormatter(LineFormatter(_LOG_FORMAT))
     worker_logger = logging.getLogger("worker")
-    level = worker_logger.level
-    # The job's log is complete, whatever level the process itself shows.
-    worker_logger.setLevel(min(level or logging.INFO, logging.INFO))
-    worker_logger.addHandler(handler)
+    with _changing_logs:
+        # The job's log is complete, whatever level the process itself shows.
+        worker_logger.setLevel(logging.INFO)
+        worker_logger.addHandler(handler)
     try:
         yield
     finally:
-        worker_logger.removeHandler(handler)
-        worker_logger.setLevel(level)
+        with _changing_logs:
+            worker_logger.removeHandler(handler)
+            if not worker_logger.handlers:
+                worker_logger.setLevel(logging.NOTSET)
         handler.close()
