@@ -221,6 +221,13 @@ class Settings(BaseSettings):
         description="workers that share this machine's cores; each uses its share of them, and "
         "`losslab up` starts as many",
     )
+    jobs_per_worker: int | None = Field(
+        default=None,
+        ge=1,
+        le=16,
+        description="jobs that a worker trains at the same time; by default 8 on a GPU, or one per "
+        "core if there are fewer, and 1 on a CPU",
+    )
     wandb_project: str = Field(
         default="", description="Weights & Biases project that each job is also logged to"
     )

@@ -134,7 +134,8 @@ def run_worker(settings: Settings, *arguments: str, point: str | None = None) ->
 
 def _make_environment(settings: Settings) -> dict[str, str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("LOSSLAB_")}
-    given = settings.model_dump(include={"data_dir", "database_url", *QUICK})
+    names = {"data_dir", "database_url", "jobs_per_worker", *QUICK}
+    given = settings.model_dump(include=names, exclude_none=True)
     ours = {f"LOSSLAB_{key.upper()}": str(value) for key, value in given.items()}
     return clean | ours | {"OMP_NUM_THREADS": "1"}
 
@@ -176,6 +177,10 @@ def _oversleep(*_args: Any, **_kwargs: Any) -> None:
 
 def _break_device(*_args: Any, **_kwargs: Any) -> NoReturn:
     raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+def _run_out_of_memory(*_args: Any, **_kwargs: Any) -> None:
+    torch.empty(2**55)
 
 
 def _pace(*_args: Any, **_kwargs: Any) -> None:
@@ -239,6 +244,8 @@ def _install(point: str) -> None:
             _patch(queue, "finish", _die)
         case "device_failure":
             _patch(Trainer, "_train_step", _break_device, call=MIDDLE_OF_EPOCH_2)
+        case "out_of_memory":
+            _patch(Trainer, "_train_step", _run_out_of_memory, call=MIDDLE_OF_EPOCH_2)
         case "slow_step":
             _patch(Trainer, "_train_step", _oversleep, call=MIDDLE_OF_EPOCH_2)
         case "paced":  # there is time to interrupt it, at no cost

@@ -467,6 +467,7 @@ def test_listening_host_that_is_none_is_refused_by_its_name(name: str, host: str
     ("name", "given_number", "words"),
     [
         ("MAX_UPLOAD_BYTES", "256MiB", "a whole number without a unit, such as 268435456"),
+        ("JOBS_PER_WORKER", "8x", "a whole number without a unit, such as 1"),
         ("LEASE_SECONDS", "30s", "a number without a unit, such as 30"),
         ("LEASE_SECONDS", "nan", "a number without a unit, such as 30"),
         ("POLL_SECONDS", "inf", "a number without a unit, such as 0.2"),

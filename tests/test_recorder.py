@@ -43,7 +43,12 @@ def begin_attempt(job: Job, *, settings: Settings, engine: Engine) -> Attempt:
     assert claimed is not None
     reaper, shutdown = Reaper(engine, settings=settings), threading.Event()
     attempt = open_attempt(
-        claimed, settings=settings, engine=engine, shutdown=shutdown, reaper=reaper
+        claimed,
+        settings=settings,
+        engine=engine,
+        shutdown=shutdown,
+        reaper=reaper,
+        give_up_slot=lambda: False,
     )
     attempt.files.create()
     return attempt

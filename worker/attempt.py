@@ -44,6 +44,8 @@ class Attempt:
     engine: Engine
     heartbeat: Heartbeat
     retrying: Retrying
+    #: Whether the job's slot ends, since there was no memory beside other jobs.
+    give_up_slot: Callable[[], bool]
 
     def write(
         self,
@@ -63,7 +65,13 @@ class Attempt:
 
 
 def open_attempt(
-    job: Job, *, settings: Settings, engine: Engine, shutdown: threading.Event, reaper: Reaper
+    job: Job,
+    *,
+    settings: Settings,
+    engine: Engine,
+    shutdown: threading.Event,
+    reaper: Reaper,
+    give_up_slot: Callable[[], bool],
 ) -> Attempt:
     """The attempt that a claim began."""
     assert job.worker_id is not None, "the job was not claimed"
@@ -78,6 +86,7 @@ def open_attempt(
             lease, engine=engine, settings=settings, shutdown=shutdown, reaper=reaper
         ),
         retrying=outlast_outages(shutdown),
+        give_up_slot=give_up_slot,
     )
 
 

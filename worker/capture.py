@@ -4,14 +4,17 @@ A step has some 300 kernels, each of which takes longer to launch than to run.
 """
 
 import logging
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from worker.device import sharing_device
+
 _NUM_WARM_UPS = 3
+_own = threading.local()
 
 _logger = logging.getLogger(__name__)
 
@@ -48,9 +51,11 @@ def capture(
     has neither arguments nor a result: all that it reads and writes keeps its address.
     """
     try:
-        with warming_up or nullcontext():
-            _warm_up(work)
-        return _record(work, generator=generator).replay
+        # Gradients have one thread per device: another job's warm-up would run into the recording.
+        with sharing_device:
+            with warming_up or nullcontext():
+                _warm_up(work)
+            return _record(work, generator=generator).replay
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -82,7 +87,8 @@ def _record(work: Callable[[], None], *, generator: torch.Generator) -> torch.cu
     graph.register_generator_state(generator)
     stream = torch.cuda.current_stream()
     try:
-        with torch.cuda.graph(graph):
+        # Other threads go on with their own work on the device meanwhile.
+        with torch.cuda.graph(graph, stream=_side_stream(), capture_error_mode="thread_local"):
             work()
     finally:
         # A recording that fails leaves its own stream behind.
@@ -90,7 +96,10 @@ def _record(work: Callable[[], None], *, generator: torch.Generator) -> torch.cu
     return graph
 
 
-@cache
 def _side_stream() -> torch.cuda.Stream:
-    """One stream for all warm-ups: libraries keep some memory for each stream that they saw."""
-    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    """One stream for all warm-ups and recordings of a thread: libraries keep some memory for each
+    stream that they saw, and a stream that another thread records can do nothing else."""
+    if not hasattr(_own, "side_stream"):
+        _own.side_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream: torch.cuda.Stream = _own.side_stream
+    return stream

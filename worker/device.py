@@ -2,8 +2,10 @@
 
 import ctypes
 import os
-from contextlib import AbstractContextManager
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final
 
 import torch
 
@@ -12,6 +14,10 @@ from server.environment.cores import THREAD_VARIABLES, count_cores, read_counts
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**30
+
+#: Held while something changes or needs what all jobs of this process share: the generators of
+#: PyTorch, and the capture of a graph, which another one's work would break.
+sharing_device: Final = threading.Lock()
 
 
 def choose_device() -> torch.device:
@@ -24,6 +30,19 @@ def describe_device(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     num_threads = torch.get_num_threads()
     return f"cpu, {num_threads} thread{'s' if num_threads != 1 else ''}"
+
+
+@contextmanager
+def own_stream() -> Iterator[None]:
+    """What this thread computes on a GPU runs beside what others compute.
+
+    Made once per thread: PyTorch has 32 streams and hands them out again after the last.
+    """
+    if choose_device().type != "cuda":
+        yield
+        return
+    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+        yield
 
 
 def make_deterministic() -> None:

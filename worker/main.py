@@ -40,6 +40,7 @@ from worker.device import (
 from worker.failures import DeviceBrokenError
 from worker.room import Room
 from worker.runner import run_job
+from worker.slots import Slots, choose_num_slots
 
 _PARENT_CHECK_SECONDS = 1.0
 
@@ -64,7 +65,8 @@ def main() -> None:
     if arguments.with_parent:
         _watch_parent(shutdown)
     keep_freed_memory()
-    take_share_of_cores(num_workers=settings.num_workers)
+    num_slots = 1 if arguments.job is not None else choose_num_slots(settings)
+    take_share_of_cores(num_workers=settings.num_workers * num_slots)
     try:
         engine = outlast_outages(shutdown, give_up_seconds=0)(open_database, settings)
     except (LosslabError, OSError) as error:
@@ -73,12 +75,16 @@ def main() -> None:
         _raise_unless_stopped(error, shutdown=shutdown)
         return
     try:
-        work(
-            settings,
-            engine=engine,
-            shutdown=shutdown,
-            is_drain=arguments.drain or arguments.job is not None,
-            job_id=arguments.job,
+        slots = Slots(num_slots, shutdown=shutdown)
+        slots.run(
+            lambda: work(
+                settings,
+                engine=engine,
+                shutdown=shutdown,
+                is_drain=arguments.drain or arguments.job is not None,
+                job_id=arguments.job,
+                slots=slots,
+            )
         )
     except DeviceBrokenError as error:
         _logger.critical("%s; this worker ends, and another must be started", error)
@@ -100,16 +106,24 @@ def work(
     shutdown: threading.Event,
     is_drain: bool = False,
     job_id: str | None = None,
+    slots: Slots | None = None,
 ) -> None:
-    """Claim and run jobs until `shutdown`; with `is_drain`, until no job waits.
+    """Claim and run jobs, one at a time, until `shutdown`; with `is_drain`, until no job waits.
 
     With `job_id` only that job is run. Raises DeviceBrokenError, and with `is_drain`
     StorageFullError if jobs wait that cannot be run.
     """
     worker = outlast_outages(shutdown, give_up_seconds=0)(_register, engine)
-    loop = _ClaimLoop(settings, engine=engine, shutdown=shutdown, worker=worker, job_id=job_id)
+    loop = _ClaimLoop(
+        settings,
+        engine=engine,
+        shutdown=shutdown,
+        worker=worker,
+        job_id=job_id,
+        slots=slots or Slots(1, shutdown=shutdown),
+    )
     try:
-        while not shutdown.is_set():
+        while not shutdown.is_set() and not loop.is_given_up:
             try:
                 if loop.run_next():
                     continue
@@ -145,7 +159,10 @@ class _ClaimLoop:
         shutdown: threading.Event,
         worker: Worker,
         job_id: str | None,
+        slots: Slots,
     ) -> None:
+        self.is_given_up = False  # for want of memory
+        self._slots = slots
         self._settings = settings
         self._engine = engine
         self._shutdown = shutdown
@@ -163,7 +180,7 @@ class _ClaimLoop:
         # A worker that is older than the server's schema must not touch any job.
         check_schema(self._engine)
         self._beat_if_due()
-        if self.find_obstacle():
+        if self.find_obstacle() or self._slots.find_obstacle():
             return False
         job = queue.claim(
             self._engine,
@@ -179,6 +196,7 @@ class _ClaimLoop:
             engine=self._engine,
             shutdown=self._shutdown,
             reaper=self._reaper,
+            give_up_slot=self._give_up,
         )
         if failure is not None and failure.is_of_disk:
             self._room.doubt()
@@ -187,7 +205,13 @@ class _ClaimLoop:
 
     def find_obstacle(self) -> str | None:
         """Until when no job is claimed. Who names one job waits to hear of its failure instead."""
-        return None if self._job_id is not None else self._room.find_obstacle()
+        if self._job_id is not None:
+            return None
+        return self._room.find_obstacle()
+
+    def _give_up(self) -> bool:
+        self.is_given_up = self._slots.give_up_one()
+        return self.is_given_up
 
     def may_find_work(self) -> bool:
         """Whether a job waits, or may be requeued soon since its worker seems to be dead."""

@@ -3,7 +3,7 @@
 import gc
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Final
@@ -58,12 +58,14 @@ def run_job(
     engine: Engine,
     shutdown: threading.Event | None = None,
     reaper: Reaper | None = None,
+    give_up_slot: Callable[[], bool] = lambda: False,
 ) -> Failure | None:
     """Run a job that this worker has claimed until it ends, is handed back or is lost.
 
     Returns the failure with which the attempt ended, if any was stored. Setting `shutdown` hands
-    the job back after the current step. Raises DeviceBrokenError after the failure was stored; no
-    other error of the job or the database leaves this function.
+    the job back after the current step. So does a lack of memory, if `give_up_slot` returns True:
+    fewer jobs run at the same time from then on. Raises DeviceBrokenError after the failure was
+    stored; no other error of the job or the database leaves this function.
     """
     with mark_job(job.id):
         attempt = open_attempt(
@@ -72,6 +74,7 @@ def run_job(
             engine=engine,
             shutdown=shutdown or threading.Event(),
             reaper=reaper or Reaper(engine, settings=settings),
+            give_up_slot=give_up_slot,
         )
         failure = _run_with_heartbeat(attempt)
     # A trainer refers to itself, and exceptions refer to their frames: without this, the device's
@@ -115,6 +118,9 @@ def _run_to_its_end(attempt: Attempt) -> Failure | None:
         if is_outage(error):
             raise
         failure = describe_failure(error, job=attempt.job)
+        if failure.kind is FailureKind.oom and attempt.give_up_slot():
+            attempt.write(queue.hand_back, reason="no memory was left beside other jobs")
+            return None
         _logger.error("job %s failed: %s", attempt.job.id, failure.message)
         try:
             _fail(attempt, failure)

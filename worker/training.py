@@ -2,7 +2,6 @@
 nor files."""
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from server.errors import LosslabError
 from server.models.configuration import TrainingConfig
 from worker.capture import StepInputs, capture
 from worker.data import Dataset, DeviceGrids
-from worker.device import autocast, make_deterministic
+from worker.device import autocast, make_deterministic, sharing_device
 from worker.evaluation import EvaluationMetrics, EvaluationSums, compute_log_prior
 from worker.losses import (
     GridLoss,
@@ -30,8 +29,6 @@ from worker.model import BetaVAE, VAEOutput, choose_weight_seed
 from worker.optimizer import Adam, compute_learning_rate
 
 _EVALUATION_BATCH_SIZE = 500
-#: PyTorch draws initial weights from the one generator of the process.
-_initialising = threading.Lock()
 
 
 class NonFiniteLossError(LosslabError, ArithmeticError):
@@ -132,7 +129,7 @@ class Trainer:
         self._val_sums = self._make_evaluation_sums(self._val_grids)
         self._step_losses = torch.zeros(self.steps_per_epoch, device=device)
         self._forget_graphs()
-        with _initialising, torch.random.fork_rng(devices=[]):
+        with sharing_device, torch.random.fork_rng(devices=[]):
             torch.manual_seed(choose_weight_seed(config))
             model = BetaVAE(latent_dim=config.latent_dim, grid_size=dataset.grid_size)
         # PyTorch's stubs have no memory format for modules.

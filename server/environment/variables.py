@@ -34,9 +34,10 @@ def read_variable(name: str) -> str:
 
 
 def check_number(text: str, *, kind: Any, example: Any) -> None:
-    """Raise ValueError for a text that is no finite number, if the kind is int or float. Bounds are
-    not checked here."""
-    if kind not in (int, float):
+    """Raise ValueError for a text that is no finite number, if the kind is int or float, or one of
+    them or None. Bounds are not checked here."""
+    kind = next((each for each in (int, float) if kind in (each, each | None)), None)
+    if kind is None:
         return
     from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - `--help` needs none of it
 
@@ -46,7 +47,9 @@ def check_number(text: str, *, kind: Any, example: Any) -> None:
     except ValidationError:
         number = math.nan
     if isinstance(number, float) and not math.isfinite(number):
-        raise ValueError(f"must be {name} without a unit, such as {example:.12g}")
+        raise ValueError(
+            f"must be {name} without a unit, such as {1 if example is None else example:.12g}"
+        )
 
 
 def tidy_rate(given: str) -> str:
