@@ -356,10 +356,17 @@ class Settings(BaseSettings):
 
     @property
     def is_served_to_others(self) -> bool:
-        """Whether others can reach the service: by itself, or by a proxy on this machine."""
-        names = (entry for host in self.allowed_hosts for entry in (host, host.rpartition(":")[0]))
-        has_public_name = bool(self.allowed_hosts) and not any(map(is_loopback, names))
-        return not self.is_private or bool(self.trusted_proxies) or has_public_name
+        """Whether others can reach the service: by itself, or by a proxy that is named."""
+        return not self.is_private or bool(self.trusted_proxies)
+
+    @property
+    def public_names(self) -> tuple[str, ...]:
+        """The allowed hosts by which others may reach the service, if there is a proxy."""
+        return tuple(
+            host
+            for host in self.allowed_hosts
+            if not is_loopback(host) and not is_loopback(host.rpartition(":")[0])
+        )
 
     @property
     def min_secret_length(self) -> int:

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from stored_state import read_state
 
 from server.api import security
-from server.cli.listener import StartError
+from server.cli.listener import StartError, open_listener
 from server.cli.processes import ServerThread
 from server.cli.reporting import describe_error
 from server.dashboard import rendering
@@ -411,7 +411,6 @@ REACHED: list[dict[str, Any]] = [
     {"host": "::"},
     {"host": "192.0.2.1"},
     {"trusted_proxies": ("127.0.0.1/32",)},
-    {"allowed_hosts": ("lab.example",)},
 ]
 
 
@@ -422,6 +421,20 @@ def test_token_that_can_be_guessed_is_refused_where_others_reach_the_service(
     short = settings.model_copy(update=reached | {"api_token": SecretStr("fifteen-letters")})
     with pytest.raises(StartError, match="LOSSLAB_API_TOKEN has fewer than 16 characters"):
         ServerThread(short, log_level="warning")
+
+
+def test_short_token_beside_a_public_name_is_told_at_the_start(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The name alone says nothing of who can reach it."""
+    changes = {"api_token": SecretStr("s3cret"), "allowed_hosts": ("127.0.0.1:80", "lab.example")}
+    open_listener(settings.model_copy(update=changes | {"port": 0})).close()
+    (warning,) = caplog.messages
+    assert "if a proxy serves others as lab.example (LOSSLAB_ALLOWED_HOSTS)" in warning
+    caplog.clear()
+    long = {"api_token": SecretStr("sixteen-letters-")}
+    open_listener(settings.model_copy(update=changes | long | {"port": 0})).close()
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("reached", REACHED)

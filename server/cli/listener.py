@@ -1,15 +1,20 @@
 """The address on which a server listens, or why it cannot."""
 
 import errno
+import logging
 import socket
 from typing import TYPE_CHECKING
 
 from server.environment.access import describe_user
 from server.errors import LosslabError
+from server.texts import list_some
 from server.tokens import MIN_LENGTH_ON_NETWORK
 
 if TYPE_CHECKING:
     from server.settings import Settings
+
+
+_logger = logging.getLogger(__name__)
 
 
 class StartError(LosslabError):
@@ -28,8 +33,15 @@ def open_listener(settings: "Settings") -> socket.socket:
         raise StartError(
             f"refusing to listen on {settings.published_host or host}: LOSSLAB_API_TOKEN has fewer "
             f"than {MIN_LENGTH_ON_NETWORK} characters, and anyone who can reach the service, also "
-            "through a proxy (LOSSLAB_TRUSTED_PROXIES, LOSSLAB_ALLOWED_HOSTS), could guess it; "
-            "`losslab token NAME` makes one"
+            "through a proxy (LOSSLAB_TRUSTED_PROXIES), could guess it; `losslab token NAME` makes "
+            "one"
+        )
+    if settings.has_short_token and settings.public_names:
+        _logger.warning(
+            "LOSSLAB_API_TOKEN has fewer than %d characters: if a proxy serves others as %s "
+            "(LOSSLAB_ALLOWED_HOSTS), they can guess it; `losslab token NAME` makes a longer one",
+            MIN_LENGTH_ON_NETWORK,
+            list_some(settings.public_names, limit=3),
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
