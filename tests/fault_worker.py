@@ -31,7 +31,7 @@ from worker.training import Trainer, TrainingState
 
 #: A job of 15 steps per epoch that saves resume points inside its epochs.
 SHORT_JOB = {"num_samples": 150, "epochs": 3, "batch_size": 8}
-MIDDLE_OF_EPOCH_2 = 22
+MIDDLE_OF_EPOCH_1, MIDDLE_OF_EPOCH_2 = 8, 22
 #: Short leases and short retry delays. One thread per worker on every machine, since
 #: the numbers of a training depend on how many there are.
 QUICK: dict[str, Any] = {
@@ -179,6 +179,11 @@ def _break_device(*_args: Any, **_kwargs: Any) -> NoReturn:
     raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 
+def _let_save(*_args: Any, **_kwargs: Any) -> None:
+    """After this step a resume point is due, however fast the machine is."""
+    time.sleep(1.2 * QUICK["checkpoint_seconds"])
+
+
 def _run_out_of_memory(*_args: Any, **_kwargs: Any) -> None:
     torch.empty(2**55)
 
@@ -235,8 +240,10 @@ def _install(point: str) -> None:
         case "mid_batch":
             _patch(Trainer, "_train_step", _die, call=MIDDLE_OF_EPOCH_2)
         case "mid_checkpoint_write":
+            _patch(Trainer, "_train_step", _let_save, call=MIDDLE_OF_EPOCH_1)
             _patch(recorder, "save_checkpoint", _write_half, call=2)
         case "file_without_row":
+            _patch(Trainer, "_train_step", _let_save, call=MIDDLE_OF_EPOCH_1)
             _patch(WrittenFile, "publish", _die, call=2, is_after=True)
         case "checkpoint_without_row":
             _patch(WrittenFile, "publish", _die_after_checkpoint, is_after=True)

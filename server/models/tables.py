@@ -346,7 +346,7 @@ class WorkerState(StrEnum):
 
 
 class Worker(SQLModel, table=True):
-    """A process that claims jobs, and its last heartbeat."""
+    """A process, or one slot of it, that claims jobs, and its last heartbeat."""
 
     __tablename__ = "worker"
 
