@@ -165,6 +165,22 @@ def test_last_slot_is_never_given_up() -> None:
     assert [slots.give_up_one() for _ in range(4)] == [True, True, False, False]
 
 
+def test_slot_is_not_given_up_once_the_others_have_ended() -> None:
+    slots, entered, answers = (
+        Slots(3, shutdown=threading.Event()),
+        threading.Barrier(3),
+        list[bool](),
+    )
+
+    def work() -> None:
+        if entered.wait() == 0:
+            wait_for(lambda: sum(t.name.startswith("slot ") for t in threading.enumerate()) == 1)
+            answers.append(slots.give_up_one())
+
+    slots.run(work)
+    assert answers == [False]
+
+
 def test_one_job_at_a_time_on_a_cpu_unless_told_otherwise(settings: Settings) -> None:
     assert choose_num_slots(settings) == 1
     assert choose_num_slots(settings.model_copy(update={"jobs_per_worker": 5})) == 5

@@ -36,9 +36,10 @@ class Slots:
     """The slots of this process. All of them end when `shutdown` is set."""
 
     def __init__(self, num: int, *, shutdown: threading.Event) -> None:
-        self._num = num
+        self._num = num  # that still work
         self._shutdown = shutdown
         self._changing = threading.Lock()
+        self._given_up: set[int] = set()  # threads
         self._errors: list[BaseException] = []
 
     def run(self, work: Callable[[], None]) -> None:
@@ -64,6 +65,7 @@ class Slots:
             if self._num == 1:
                 return False
             self._num -= 1
+            self._given_up.add(threading.get_ident())
             _logger.warning("out of memory: from now on at most %d jobs at a time", self._num)
             return True
 
@@ -84,3 +86,7 @@ class Slots:
         except BaseException as error:
             self._errors.append(error)
             self._shutdown.set()
+        finally:
+            # Nobody else takes over what the last slot that works would give up.
+            with self._changing:
+                self._num -= threading.get_ident() not in self._given_up
