@@ -121,7 +121,8 @@ def test_more_marks_than_can_be_compared_are_told(
         expect(page.locator("#compare-marked")).to_contain_text(f"{num_marked} marked")
         if num_marked < 101:
             expect(page.locator("#compare-marked")).to_be_enabled()
-            page.get_by_role("link", name="Older jobs").click()
+            with page.expect_event("load"):
+                page.get_by_role("link", name="Older jobs").click()
     expect(page.get_by_text("100 can be compared at once")).to_be_visible()
     expect(page.locator("#compare-marked")).to_be_disabled()
 
