@@ -238,6 +238,19 @@ def test_shown_evidence_is_the_measured_one(monkeypatch: pytest.MonkeyPatch, nam
         assert (study["status"], set(judged)) == ("succeeded", {len(study["seeds"])})
 
 
+def test_shown_attacks_are_the_measured_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import attacks  # noqa: PLC0415 - found by the line before
+
+    rows = json.loads(read("benchmarks/results/attacks.json"))["attacks"]
+    shown = f"<!-- attacks -->\n\n{attacks.format_table(rows)}\n\n<!-- /attacks -->"
+    assert shown in read("docs/security.md")
+    assert {row["attack"] for row in rows} == set(attacks.ATTACKS)
+    for row in rows:
+        assert row["health_seconds_99th"] < attacks.MAX_HEALTH_SECONDS
+        assert row["memory_growth_mib"] < attacks.MAX_GROWTH_MIB
+
+
 def test_shown_study_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks import study  # noqa: PLC0415 - found by the line before
