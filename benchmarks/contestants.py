@@ -108,7 +108,7 @@ def make_plain(grids: np.ndarray, *, device: torch.device) -> Round:
         total_loss = 0.0
         for step, batch in enumerate(loader):
             batch = batch.to(device)
-            output = model(batch)
+            output = model(batch, noise=torch.randn(len(batch), 10, device=device))
             loss = compute_plain_loss(output, batch, class_weights).total.mean()
             optimizer.zero_grad()
             loss.backward()
@@ -152,7 +152,8 @@ def make_pythae(grids: np.ndarray, *, device: torch.device) -> Round:
 
         def forward(self, inputs: DatasetOutput, **_: object) -> ModelOutput:
             batch = inputs["data"]
-            loss = compute_plain_loss(self.vae(batch), batch, class_weights).total.mean()
+            output = self.vae(batch, noise=torch.randn(len(batch), 10, device=batch.device))
+            loss = compute_plain_loss(output, batch, class_weights).total.mean()
             return ModelOutput(loss=loss)
 
     trainer = BaseTrainer(

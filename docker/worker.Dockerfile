@@ -1,6 +1,6 @@
 # A worker. With the default arguments PyTorch comes with CUDA; the host needs NVIDIA's driver and
-# container toolkit. For a smaller image without CUDA set TORCH_INDEX_URL, as docker/compose.cpu.yml
-# does.
+# container toolkit. For a smaller image without CUDA set TORCH_INDEX_URL and an empty APT_PACKAGES, as
+# docker/compose.cpu.yml does.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS build
@@ -25,6 +25,11 @@ ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Losslab worker" \
       org.opencontainers.image.description="Trains the jobs that the server takes" \
       org.opencontainers.image.revision="${REVISION}"
+# On a GPU, PyTorch's compiler needs one of C. Without it a worker trains more slowly.
+ARG APT_PACKAGES="gcc libc6-dev"
+RUN [ -z "$APT_PACKAGES" ] \
+    || { apt-get update && apt-get install -y --no-install-recommends $APT_PACKAGES \
+         && rm -rf /var/lib/apt/lists/*; }
 RUN groupadd --gid 10001 losslab \
     && useradd --uid 10001 --gid losslab --no-create-home --shell /usr/sbin/nologin losslab \
     && install -d -o losslab -g losslab /data

@@ -27,7 +27,8 @@ from server.models.configuration import TrainingConfig
 from server.settings import Settings
 from worker import recorder
 from worker.checkpoints import save_checkpoint
-from worker.training import Trainer, TrainingState
+from worker.step import TrainingStep
+from worker.training import TrainingState
 
 #: A job of 15 steps per epoch that saves resume points inside its epochs.
 SHORT_JOB = {"num_samples": 150, "epochs": 3, "batch_size": 8}
@@ -238,25 +239,25 @@ def _install(point: str) -> None:
         case "claimed":
             _patch(worker.main, "run_job", _die)
         case "mid_batch":
-            _patch(Trainer, "_train_step", _die, call=MIDDLE_OF_EPOCH_2)
+            _patch(TrainingStep, "run", _die, call=MIDDLE_OF_EPOCH_2)
         case "mid_checkpoint_write":
-            _patch(Trainer, "_train_step", _let_save, call=MIDDLE_OF_EPOCH_1)
+            _patch(TrainingStep, "run", _let_save, call=MIDDLE_OF_EPOCH_1)
             _patch(recorder, "save_checkpoint", _write_half, call=2)
         case "file_without_row":
-            _patch(Trainer, "_train_step", _let_save, call=MIDDLE_OF_EPOCH_1)
+            _patch(TrainingStep, "run", _let_save, call=MIDDLE_OF_EPOCH_1)
             _patch(WrittenFile, "publish", _die, call=2, is_after=True)
         case "checkpoint_without_row":
             _patch(WrittenFile, "publish", _die_after_checkpoint, is_after=True)
         case "row_without_status":
             _patch(queue, "finish", _die)
         case "device_failure":
-            _patch(Trainer, "_train_step", _break_device, call=MIDDLE_OF_EPOCH_2)
+            _patch(TrainingStep, "run", _break_device, call=MIDDLE_OF_EPOCH_2)
         case "out_of_memory":
-            _patch(Trainer, "_train_step", _run_out_of_memory, call=MIDDLE_OF_EPOCH_2)
+            _patch(TrainingStep, "run", _run_out_of_memory, call=MIDDLE_OF_EPOCH_2)
         case "slow_step":
-            _patch(Trainer, "_train_step", _oversleep, call=MIDDLE_OF_EPOCH_2)
+            _patch(TrainingStep, "run", _oversleep, call=MIDDLE_OF_EPOCH_2)
         case "paced":  # there is time to interrupt it, at no cost
-            _patch(Trainer, "_train_step", _pace)
+            _patch(TrainingStep, "run", _pace)
         case "frozen_first_sweep":
             _patch(JobFiles, "sweep", _freeze, call=1)
         case "frozen_later_sweep":

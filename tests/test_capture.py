@@ -11,6 +11,7 @@ from server.models.configuration import TrainingConfig
 from worker.atomic import generate_atomic
 from worker.capture import StepInputs, capture
 from worker.data import Dataset
+from worker.step import StepPath
 from worker.training import EpochResult, Trainer, TrainingStopped
 
 CPU = torch.device("cpu")
@@ -84,9 +85,9 @@ def test_the_warm_up_and_a_failed_recording_leave_no_trace_in_the_numbers(
 ) -> None:
     plain = list(make_trainer(dataset, CPU).epochs())
     trainer = make_trainer(dataset, CPU)
-    trainer._is_captured = False
+    step = trainer._step
+    capture(step._run, name="step", generator=step.generator, warming_up=step.unchanged())
     assert [numbers(r) for r in trainer.epochs()] == [numbers(r) for r in plain]
-    assert trainer._is_captured
 
 
 def test_the_warm_up_changes_neither_weights_nor_moments(dataset: Dataset) -> None:
@@ -94,9 +95,9 @@ def test_the_warm_up_changes_neither_weights_nor_moments(dataset: Dataset) -> No
     with pytest.raises(TrainingStopped):
         next(stopped.epochs())
     before = stopped.copy_state().tensors
-    with stopped._unchanged():
+    with stopped._step.unchanged():
         for _ in range(3):
-            stopped._train_step()
+            stopped._step._run()
     after = stopped.copy_state().tensors
     assert before.keys() == after.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
@@ -105,8 +106,7 @@ def test_the_warm_up_changes_neither_weights_nor_moments(dataset: Dataset) -> No
 def test_the_validation_that_is_captured_is_the_evaluation(dataset: Dataset) -> None:
     trainer = make_trainer(dataset, CPU)
     expected = trainer.evaluate(trainer._val_grids, beta=0.5)
-    trainer.model.eval()
-    trainer._inputs.beta.fill_(0.5)
+    trainer._val_beta.fill_(0.5)
     for _ in range(2):
         trainer._sum_validation()
         assert trainer._val_sums.compute() == expected
@@ -120,7 +120,7 @@ def test_captured_steps_give_the_numbers_of_plain_ones(
     captured = list(make_trainer(dataset, cuda).epochs())
     assert not caplog.messages
     trainer = make_trainer(dataset, cuda)
-    trainer._is_captured = True
+    trainer._path_before = StepPath.plain
     plain = list(trainer.epochs())
     for one, other in zip(captured, plain, strict=True):
         assert np.isclose(one.train.loss, other.train.loss, rtol=0.01)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worker.convolution import Conv2d, ConvTranspose2d
+from worker.convolution import Conv2d, ConvTranspose2d, convolve_padded
 
 LAYERS = [
     (Conv2d, nn.Conv2d, 3, 2),
@@ -15,9 +15,9 @@ LAYERS = [
 
 def run(layer: nn.Module, images: Tensor, *, is_bf16: bool) -> list[Tensor]:
     """Output and all gradients, as float32."""
-    images = images.clone().requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
-        output: Tensor = layer(images)
+    dtype = torch.bfloat16 if is_bf16 else torch.float32
+    images = images.to(dtype, copy=True).requires_grad_()
+    output: Tensor = layer.to(dtype)(images)
     torch.autograd.backward(output.float().square().sum())
     found = [output, images.grad, *(parameter.grad for parameter in layer.parameters())]
     return [tensor.detach().float() for tensor in found if tensor is not None]
@@ -52,3 +52,23 @@ def test_a_gradient_has_the_memory_format_of_its_weights() -> None:
     run(layer, torch.randn(3, 6, 8, 8), is_bf16=True)
     assert layer.weight.grad is not None
     assert layer.weight.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("num_in", "num_out"), [(10, 32), (32, 10), (16, 16)])
+def test_padded_channels_change_neither_output_nor_gradients(
+    num_in: int, num_out: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(num_in, num_out, 3, padding=1).to(dtype)
+    images = torch.randn(3, num_in, 8, 8, dtype=dtype).requires_grad_()
+    operands = [images, *layer.parameters()]
+    outputs = layer(images), convolve_padded(*operands)
+    expected, found = (
+        [output, *torch.autograd.grad(output.float().square().sum(), operands)]
+        for output in outputs
+    )
+    tolerance = 0.02 if dtype == torch.bfloat16 else 1e-5
+    for mine, right in zip(found, expected, strict=True):
+        assert mine.shape == right.shape
+        assert (mine - right).abs().max() <= tolerance * right.abs().max()

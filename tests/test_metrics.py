@@ -6,11 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import jaccard_score
+from sklearn.metrics import confusion_matrix, jaccard_score
 
 from server.models.epochs import EpochMetrics
 from worker.losses import GridLoss
-from worker.metrics import METRICS, Counts, MetricSums, SplitMetrics, compute_spike_ratios
+from worker.metrics import (
+    METRICS,
+    Counts,
+    MetricSums,
+    SplitMetrics,
+    compute_spike_ratios,
+    count_batch,
+    count_by_product,
+)
 
 
 def measure(grids: list[list[int]], predicted: list[list[int]]) -> SplitMetrics:
@@ -25,7 +33,7 @@ def measure(grids: list[list[int]], predicted: list[list[int]]) -> SplitMetrics:
             torch.tensor([0.25]),
             torch.tensor([[0.06, 0.04]]),
         )
-        sums.add(loss, logits=logits, grids=target)
+        sums.add(count_batch(loss, logits=logits, grids=target))
     return sums.compute()
 
 
@@ -42,6 +50,14 @@ def test_counts_are_summed_over_batches_and_divided_once() -> None:
     assert metrics.loss == 1.0
     assert metrics.kl_per_dimension == pytest.approx([0.06, 0.04])
     assert metrics.active_units == 1
+
+
+def test_cells_counted_as_on_a_gpu_are_those_counted_one_by_one() -> None:
+    generator = np.random.default_rng(0)
+    true, predicted = generator.choice(10, p=[0.91] + [0.01] * 9, size=(2, 100_000))
+    counted = count_by_product(torch.tensor(true), predicted=torch.tensor(predicted))
+    expected = confusion_matrix(true, predicted, labels=range(10))
+    assert np.array_equal(counted.view(10, 10).numpy(), expected)
 
 
 def test_a_foreground_cell_in_a_wrong_colour_is_not_recalled() -> None:

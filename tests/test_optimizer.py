@@ -8,36 +8,82 @@ import torch
 from torch import Tensor, nn
 
 from server.models.configuration import TrainingConfig
-from worker.optimizer import Adam, compute_learning_rate
+from worker.optimizer import Adam, compute_learning_rate, update_without_asking
 
 LEARNING_RATE = 0.01
 
 
-def make_model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+def make_weights() -> Tensor:
+    return torch.randn(1000, generator=torch.Generator().manual_seed(0))
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    for step in range(5):
-        model.zero_grad()
-        model(torch.full((3, 4), float(step))).sum().backward()
-        optimizer.step()
-    return [parameter.detach() for parameter in model.parameters()]
+def draw_gradients(*, num: int = 20) -> list[Tensor]:
+    """Some are longer than the norm to which they are clipped."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(1000, generator=generator) * 0.02 * (1 + i % 3) for i in range(num)]
+
+
+def make_adam() -> Adam:
+    adam = Adam(make_weights())
+    adam.set_learning_rate(LEARNING_RATE)
+    return adam
 
 
 def test_steps_are_those_of_pytorch() -> None:
-    ours, theirs = make_model(), make_model()
-    adam = Adam(ours.parameters(), learning_rate=LEARNING_RATE, device=torch.device("cpu"))
-    expected = train(theirs, torch.optim.Adam(theirs.parameters(), lr=LEARNING_RATE, fused=True))
-    assert all(map(torch.equal, train(ours, adam), expected))
+    adam, theirs = make_adam(), nn.Parameter(make_weights())
+    optimizer = torch.optim.Adam([theirs], lr=LEARNING_RATE)
+    for gradient in draw_gradients():
+        theirs.grad = gradient.clone()
+        nn.utils.clip_grad_norm_([theirs], 1.0)
+        optimizer.step()
+        assert adam.step(gradient, loss=torch.tensor(1.0), max_norm=1.0)
+    assert torch.allclose(adam.weights, theirs.detach(), rtol=1e-5, atol=1e-7)
+    state = optimizer.state[theirs]
+    assert adam.num_steps == state["step"]
+    assert torch.allclose(adam.exp_avg, state["exp_avg"], rtol=1e-5, atol=1e-9)
+    assert torch.allclose(adam.exp_avg_sq, state["exp_avg_sq"], rtol=1e-5, atol=1e-12)
 
 
-def test_weights_stay_while_a_gradient_is_not_finite() -> None:
-    model = make_model()
-    adam = Adam(model.parameters(), learning_rate=LEARNING_RATE, device=torch.device("cpu"))
-    adam.found_inf.fill_(1.0)
-    assert all(map(torch.equal, train(model, adam), make_model().parameters()))
+def test_steps_that_a_gpu_makes_are_those_of_pytorch() -> None:
+    adam, theirs = make_adam(), nn.Parameter(make_weights())
+    optimizer = torch.optim.Adam([theirs], lr=LEARNING_RATE)
+    for number, gradient in enumerate(draw_gradients()):
+        theirs.grad = gradient.clone()
+        optimizer.step()
+        for share in (0.0, 1.0):  # nothing changes where none of the step is made
+            update_without_asking(
+                adam.weights,
+                adam.exp_avg,
+                adam.exp_avg_sq,
+                gradient * share,
+                num_steps=torch.tensor(number + 1.0),
+                learning_rate=adam.learning_rate,
+                share=torch.tensor(share),
+            )
+    assert torch.allclose(adam.weights, theirs.detach(), rtol=1e-4, atol=1e-6)
+    state = optimizer.state[theirs]
+    assert torch.allclose(adam.exp_avg, state["exp_avg"], rtol=1e-5, atol=1e-9)
+    assert torch.allclose(adam.exp_avg_sq, state["exp_avg_sq"], rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_before", [0, 3])
+@pytest.mark.parametrize(
+    ("loss", "gradient"), [(1.0, torch.nan), (1.0, torch.inf), (torch.nan, 1.0), (torch.inf, 1.0)]
+)
+def test_weights_and_moments_stay_from_a_value_that_is_not_finite_on(
+    num_before: int, loss: float, gradient: float
+) -> None:
+    adam = make_adam()
+    for each in draw_gradients(num=num_before):
+        adam.step(each, loss=torch.tensor(1.0), max_norm=1.0)
+    state = adam.weights, adam.exp_avg, adam.exp_avg_sq, adam.num_steps
+    before = [tensor.clone() for tensor in state]
+    bad = torch.ones(1000)
+    bad[7] = gradient
+    assert not adam.step(bad, loss=torch.tensor(loss), max_norm=1.0)
+    for each in draw_gradients():
+        adam.step(each, loss=torch.tensor(1.0), max_norm=1.0)
+    assert all(map(torch.equal, state, before))
 
 
 def test_training_does_without_the_compiler_which_is_slow_to_import() -> None:

@@ -1,12 +1,17 @@
-"""Capturing work on a GPU as one CUDA graph.
+"""Capturing work on a GPU as one CUDA graph, and compiling it.
 
-A step has some 300 kernels, each of which takes longer to launch than to run.
+A step has some 300 kernels, each of which takes longer to launch than to run. The compiler joins
+them to fewer.
 """
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +40,17 @@ class StepInputs:
         self.indices.copy_(indices)
         self.position.fill_(position)
         self.beta.fill_(beta)
+
+
+@cache
+def compiled(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """One for all jobs of this process, so that only the first one waits for the compiler."""
+    return torch.compile(compute, dynamic=False, fullgraph=True)
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep in `folder` what the compiler makes, for this process and later ones."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def capture(

@@ -15,6 +15,7 @@ from server.files.artifacts import JobFiles
 from server.files.hashes import compute_sha256
 from server.models.configuration import TrainingConfig, read_config
 from server.models.tables import Artifact, ResumePoint
+from worker.step import StepPath
 from worker.training import TrainingState
 
 _FORMAT = "losslab-1"
@@ -34,6 +35,7 @@ def save_checkpoint(path: Path, state: TrainingState, *, config: TrainingConfig)
         "config": config.model_dump_json(),
         "epoch": str(state.epoch),
         "step": str(state.step),
+        **({"step_path": state.path} if state.path else {}),
         "format": _FORMAT,
     }
     # Written by Python, so that a full disk is an OSError like any other.
@@ -74,7 +76,12 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, TrainingConfig]:
     if metadata.get("format") != _FORMAT:
         raise SafetensorError(f"{path.name} is no checkpoint of Losslab")
     config = read_config(json.loads(metadata["config"]))
-    state = TrainingState(tensors, epoch=int(metadata["epoch"]), step=int(metadata["step"]))
+    state = TrainingState(
+        tensors,
+        epoch=int(metadata["epoch"]),
+        step=int(metadata["step"]),
+        path=StepPath(metadata["step_path"]) if "step_path" in metadata else None,
+    )
     return state, config
 
 

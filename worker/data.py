@@ -241,9 +241,9 @@ class DeviceGrids:
     """A split that lives on the device as uint8, and its batches."""
 
     def __init__(self, grids: Grids, *, device: torch.device) -> None:
-        self._size = grids.shape[1]
+        self.grid_size = grids.shape[1]
         self._flat = torch.from_numpy(np.array(grids)).to(device).flatten()
-        self._symmetries = compute_symmetries(self._size).to(device)
+        self._symmetries = compute_symmetries(self.grid_size).to(device)
         self.num_grids = len(grids)
 
     def draw(self, indices: Tensor, *, symmetries: Tensor | None = None) -> Tensor:
@@ -251,16 +251,16 @@ class DeviceGrids:
 
         Rows and symmetry are one gather over the flat split.
         """
-        num_cells = self._size**2
+        num_cells = self.grid_size**2
         cells = self._symmetries[0] if symmetries is None else self._symmetries[symmetries]
         flat = indices.unsqueeze(1) * num_cells + cells
-        return self._flat[flat].view(-1, self._size, self._size)
+        return self._flat[flat].view(-1, self.grid_size, self.grid_size)
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """Every grid once, in order."""
-        size = batch_size * self._size**2
+        size = batch_size * self.grid_size**2
         for start in range(0, len(self._flat), size):
-            yield self._flat[start : start + size].view(-1, self._size, self._size)
+            yield self._flat[start : start + size].view(-1, self.grid_size, self.grid_size)
 
 
 def compute_symmetries(size: int) -> Tensor:

@@ -4,8 +4,8 @@ import ctypes
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Final
+from contextlib import contextmanager
+from typing import Final
 
 import torch
 
@@ -55,10 +55,9 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def autocast(device: torch.device) -> AbstractContextManager[Any]:
+def choose_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the processor computes in it, float32 elsewhere."""
-    enabled = device.type == "cuda" or _cpu_has_bf16()
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    return torch.bfloat16 if device.type == "cuda" or _cpu_has_bf16() else torch.float32
 
 
 def _cpu_has_bf16() -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from server.models.configuration import NUM_COLOURS
 from worker.information import Information, Latents
 from worker.losses import GridLoss
-from worker.metrics import METRICS, Counts, MetricSums, SplitMetrics
+from worker.metrics import METRICS, Counts, MetricSums, SplitMetrics, count_batch
 from worker.model import VAEOutput
 from worker.scores import Match, Scores, ScoreSums
 
@@ -200,7 +200,7 @@ class EvaluationSums:
     @torch.no_grad()
     def add(self, batch: GridLoss, *, output: VAEOutput, grids: Tensor) -> None:
         """Measure a batch of `grids` (B, S, S)."""
-        self._counts.add(batch, logits=output.logits, grids=grids)
+        self._counts.add(count_batch(batch, logits=output.logits, grids=grids))
         logits = output.logits.transpose(0, 1).flatten(1).contiguous()
         targets = grids.long().view(1, -1)
         self._scores.add(logits, targets=targets)

@@ -35,9 +35,9 @@ def compute_loss(
     *,
     grids: Tensor,
     class_weights: Tensor,
-    focal_gamma: float,
+    focal_gamma: float | Tensor,
     beta: float | Tensor,
-    free_bits: float,
+    free_bits: float | Tensor,
 ) -> GridLoss:
     """The β-VAE objective of each grid: (Σ focal + β Σ max(KL_d, free_bits)) / cells."""
     num_cells = grids[0].numel()
@@ -46,12 +46,12 @@ def compute_loss(
     )
     recon = cells.flatten(1).sum(1) / num_cells
     kl_per_dimension = compute_kl_per_dimension(output.mu, logvar=output.logvar)
-    kl = kl_per_dimension.clamp_min(free_bits).sum(1) / num_cells
+    kl = kl_per_dimension.clamp(min=free_bits).sum(1) / num_cells
     return GridLoss(recon + beta * kl, recon, kl, kl_per_dimension)
 
 
 def compute_focal_loss(
-    logits: Tensor, *, targets: Tensor, class_weights: Tensor, gamma: float
+    logits: Tensor, *, targets: Tensor, class_weights: Tensor, gamma: float | Tensor
 ) -> Tensor:
     """Weighted focal loss of every cell, w_y (1 - p_y)^γ (-log p_y) (Lin et al., 2017).
 
@@ -60,7 +60,7 @@ def compute_focal_loss(
     targets = targets.long()
     log_p = torch.log_softmax(logits, dim=1).gather(1, targets.unsqueeze(1)).squeeze(1)
     weighted = class_weights[targets] * -log_p
-    if gamma == 0:
+    if isinstance(gamma, float) and gamma == 0:
         return weighted
     # The floor keeps the gradient of a fractional power finite where p rounds to 1.
     miss = (1.0 - log_p.exp()).clamp_min(torch.finfo(log_p.dtype).eps)

@@ -31,6 +31,7 @@ from server.messages import describe_error, hide_secrets, redact_tracebacks
 from server.models.tables import Worker, WorkerState
 from server.settings import Settings, WorkerSettings
 from worker.attempt import outlast_outages
+from worker.capture import keep_compiled
 from worker.device import (
     choose_device,
     describe_device,
@@ -41,6 +42,7 @@ from worker.failures import DeviceBrokenError
 from worker.room import Room
 from worker.runner import run_job
 from worker.slots import Slots, choose_num_slots
+from worker.step import warm_up
 
 _PARENT_CHECK_SECONDS = 1.0
 
@@ -74,6 +76,7 @@ def main() -> None:
     except SQLAlchemyError as error:
         _raise_unless_stopped(error, shutdown=shutdown)
         return
+    _warm_up(settings)
     try:
         slots = Slots(num_slots, shutdown=shutdown)
         slots.run(
@@ -140,6 +143,19 @@ def work(
     finally:
         loop.close()
         _report_stopped(engine, worker.id)
+
+
+def _warm_up(settings: Settings) -> None:
+    """On a GPU, do before the first claim what the first job would wait for."""
+    device = choose_device()
+    if device.type != "cuda":
+        return
+    keep_compiled(settings.cache_dir / "compiled")
+    try:
+        warm_up(device)
+    except RuntimeError as error:
+        # A job will say the same, or find more memory.
+        _logger.warning("the GPU was not made ready: %s", error)
 
 
 class _Shutdown(threading.Event):

@@ -8,7 +8,7 @@ in `server.models.epochs.EpochMetrics` with a migration. Metrics of validation a
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -226,16 +226,9 @@ class MetricSums:
             getattr(self, name).zero_()
 
     @torch.no_grad()
-    def add(self, batch: GridLoss, *, logits: Tensor, grids: Tensor) -> None:
-        """Count a batch: `logits` (B, 10, S, S) for `grids` (B, S, S)."""
-        predicted = logits.argmax(1)
-        cells = (grids.long() * NUM_COLOURS + predicted).flatten()
-        self.confusion.scatter_add_(0, cells, torch.ones_like(cells))
-        all_black = (predicted == 0).flatten(1).all(1).sum()
-        exact = (predicted == grids).flatten(1).all(1).sum()
-        self.grids += torch.stack([torch.full_like(exact, len(grids)), all_black, exact])
-        self.losses += torch.stack([batch.total.sum(), batch.recon.sum(), batch.kl.sum()])
-        self.kl_per_dimension += batch.kl_per_dimension.sum(0)
+    def add(self, batch: "BatchCounts") -> None:
+        for name in self._names:
+            getattr(self, name).add_(getattr(batch, name))
 
     def compute(self) -> SplitMetrics:
         counts = self.read()
@@ -262,6 +255,45 @@ class MetricSums:
         return self
 
     _names = ("losses", "kl_per_dimension", "confusion", "grids")
+
+
+class BatchCounts(NamedTuple):
+    """What a batch adds to `MetricSums`, field by field."""
+
+    losses: Tensor
+    kl_per_dimension: Tensor
+    confusion: Tensor
+    grids: Tensor
+
+
+@torch.no_grad()
+def count_batch(loss: GridLoss, *, logits: Tensor, grids: Tensor) -> BatchCounts:
+    """Count a batch: `logits` (B, 10, S, S) for `grids` (B, S, S)."""
+    predicted = logits.argmax(1)
+    all_black = (predicted == 0).flatten(1).all(1).sum()
+    exact = (predicted == grids).flatten(1).all(1).sum()
+    return BatchCounts(
+        losses=torch.stack([loss.total.sum(), loss.recon.sum(), loss.kl.sum()]),
+        kl_per_dimension=loss.kl_per_dimension.sum(0),
+        confusion=_count_cells(grids.flatten().long(), predicted=predicted.flatten()),
+        grids=torch.stack([torch.full_like(exact, len(grids)), all_black, exact]),
+    )
+
+
+def _count_cells(true: Tensor, *, predicted: Tensor) -> Tensor:
+    """Cells by true and predicted colour, (100,), of the colours (N,) of N cells."""
+    if true.device.type != "cpu":
+        return count_by_product(true, predicted=predicted)
+    counts = torch.zeros(NUM_COLOURS**2, dtype=torch.int64)
+    return counts.scatter_add_(0, true * NUM_COLOURS + predicted, torch.ones_like(true))
+
+
+def count_by_product(true: Tensor, *, predicted: Tensor) -> Tensor:
+    """As the above for a GPU, nearly all of whose threads would otherwise add to one number, since
+    most cells are background. It is exact for fewer than 2**24 cells."""
+    colours = torch.arange(NUM_COLOURS, device=true.device)
+    rows, columns = ((cells.unsqueeze(1) == colours).float() for cells in (true, predicted))
+    return (rows.t() @ columns).long().flatten()
 
 
 def compute_spike_ratios(step_losses: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from server.models.configuration import NUM_COLOURS, TrainingConfig
-from worker.convolution import Conv2d, ConvTranspose2d
+from worker.convolution import ColourConv2d, Conv2d, ConvTranspose2d
 
 #: The initial weights' stream of a job's seed.
 _INITIAL_WEIGHTS = 1
@@ -27,8 +27,8 @@ class VAEOutput(NamedTuple):
 class BetaVAE(nn.Module):
     """Convolutional β-VAE over grids of 10 colours, about 800,000 parameters at 16x16.
 
-    In train mode z is drawn from N(mu, exp(logvar)); in eval mode z is mu, so that the same
-    grid always gives the same reconstruction.
+    It computes in the type of its weights. Without noise z is mu, so that the same grid always
+    gives the same reconstruction.
     """
 
     def __init__(self, *, latent_dim: int, grid_size: int = 16) -> None:
@@ -39,7 +39,7 @@ class BetaVAE(nn.Module):
         self.grid_size = grid_size
         small = grid_size // 4
         self.encoder = nn.Sequential(
-            nn.Conv2d(NUM_COLOURS, 32, 3, padding=1),
+            ColourConv2d(NUM_COLOURS, 32, 3, padding=1),
             nn.ReLU(inplace=True),
             Conv2d(32, 64, 3, stride=2, padding=1),
             nn.ReLU(inplace=True),
@@ -61,23 +61,22 @@ class BetaVAE(nn.Module):
             nn.ReLU(inplace=True),
             ConvTranspose2d(64, 32, 4, stride=2, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(32, NUM_COLOURS, 3, padding=1),
+            ColourConv2d(32, NUM_COLOURS, 3, padding=1),
         )
         # Rows of the identity are the one-hot codes: one gather, and channels-last at once.
         self.register_buffer("_one_hot", torch.eye(NUM_COLOURS), persistent=False)
 
-    def forward(self, grids: Tensor, *, generator: torch.Generator | None = None) -> VAEOutput:
-        """Reconstruct `grids` (B, S, S) of integer colours 0-9."""
+    def forward(self, grids: Tensor, *, noise: Tensor | None = None) -> VAEOutput:
+        """Reconstruct `grids` (B, S, S) of integer colours 0-9; standard normal `noise`
+        (B, latent_dim) makes z a draw from N(mu, exp(logvar))."""
         mu, logvar = self.encode(grids)
-        z = mu
-        if self.training:
-            noise = torch.empty_like(mu).normal_(generator=generator)
-            z = mu + noise * torch.exp(0.5 * logvar)
+        z = mu if noise is None else mu + noise * torch.exp(0.5 * logvar)
         return VAEOutput(self.decode(z), mu, logvar)
 
     def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
         """Return `mu` clamped to ±5 and `logvar` clamped to [-20, 2]."""
-        one_hot = self.get_buffer("_one_hot")[grids.long()].permute(0, 3, 1, 2)
+        codes = self.get_buffer("_one_hot").to(self.to_mu.weight.dtype)
+        one_hot = codes[grids.long()].permute(0, 3, 1, 2)
         hidden = self.encoder(one_hot)
         mu = self.to_mu(hidden).float().clamp(-5.0, 5.0)
         logvar = self.to_logvar(hidden).float().clamp(-20.0, 2.0)
@@ -85,7 +84,7 @@ class BetaVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Return colour logits (B, 10, S, S) for `z` (B, latent_dim)."""
-        logits: Tensor = self.decoder(z)
+        logits: Tensor = self.decoder(z.to(self.to_mu.weight.dtype))
         return logits.float()
 
 

@@ -38,6 +38,7 @@ from worker.heartbeat import StopReason
 from worker.losses import find_weight_faults
 from worker.recorder import EpochRecorder
 from worker.redrawing import draw_samples, redraw_lost_pictures
+from worker.step import StepPath
 from worker.trackers import TrackerGroup
 from worker.training import NonFiniteLossError, Trainer, TrainingState, TrainingStopped
 
@@ -194,9 +195,11 @@ def _train(attempt: Attempt, dataset: Dataset, *, trackers: TrackerGroup) -> Tra
         summary = _summarise(dataset, trainer=trainer)
         _check_same_data(attempt.job, summary)
         _resume(trainer, attempt)
+        if not trainer.prepare():
+            attempt.warn(f"the steps are {trainer.path} now: the numbers differ by rounding")
         attempt.write(
             records.record_start,
-            device=describe_device(device),
+            device=_describe(trainer),
             progress=trainer.progress,
             dataset_summary=summary,
             warnings=_list_new_warnings(attempt.job, summary, trainer=trainer),
@@ -222,6 +225,12 @@ def _record_epochs(trainer: Trainer, recorder: EpochRecorder, *, attempt: Attemp
         raise
     attempt.write(records.set_phase, JobPhase.saving)
     recorder.wait()
+
+
+def _describe(trainer: Trainer) -> str:
+    """The device, and how it is told what to do if not one operation after the other."""
+    device = describe_device(trainer.device)
+    return device if trainer.path is StepPath.plain else f"{device}, {trainer.path} steps"
 
 
 def _resume(trainer: Trainer, attempt: Attempt) -> None:
