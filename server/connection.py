@@ -5,6 +5,7 @@ The methods for the routes are in `server.client` and `server.study_client`.
 
 import time
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 from urllib.parse import quote, urlsplit
@@ -27,8 +28,6 @@ DEFAULT_URL: Final = "http://127.0.0.1:8000"
 SETTLED_STATUSES: Final = frozenset({"succeeded", "failed", "cancelled", "paused"})
 RETRY_SECONDS: Final = 60.0
 
-#: The fields of requests that have one of a few names as their value.
-_CHOICE_FIELDS = ("option", "options", "base", "criteria")
 #: What OpenSSL's words mean here.
 _TLS_HINTS = {
     "CERTIFICATE_VERIFY_FAILED": "SSL_CERT_FILE may name the certificate of its authority",
@@ -46,9 +45,8 @@ class RequestError(LosslabError):
     def __init__(self, status: int, problem: Json) -> None:
         self.status = status
         self.problem = problem
-        fields = [str(error.get("field")) for error in problem.get("errors") or []]
-        if any(field.partition(".")[0] in _CHOICE_FIELDS for field in fields):
-            # As for a wrong choice that the command line itself finds.
+        if status == HTTPStatus.UNPROCESSABLE_ENTITY:
+            # As for what the command line itself finds wrong.
             self.exit_code = BAD_INPUT
         super().__init__(_describe(problem))
 

@@ -124,6 +124,24 @@ def test_same_seed_twice_counts_once(store: Any) -> None:
     assert store([(make_seed(0), HEALTHY), (again, HEALTHY)]).groups[0].num_judged == 1
 
 
+def test_repeat_that_was_cancelled_does_not_take_the_place_of_a_judged_run(store: Any) -> None:
+    again = make_seed(0, status=JobStatus.cancelled)
+    again.id = "e" * 12
+    runs = [(make_seed(seed), HEALTHY) for seed in range(3)]
+    (group,) = store([*runs, (again, [])]).groups
+    assert (group.num_passed, group.num_judged, group.num_missing) == (3, 3, 0)
+
+
+def test_runs_of_one_seed_on_other_data_count_each(store: Any) -> None:
+    runs = [(make_seed(seed), COLLAPSED) for seed in range(3)]
+    for seed in range(3):
+        job = make_seed(seed, settings={"data_seed": 99})
+        job.id = f"other{seed}" + "0" * 6
+        runs.append((job, HEALTHY))
+    (group,) = store(runs).groups
+    assert (group.num_passed, group.num_judged) == (3, 6)
+
+
 def test_groups_of_one_option_are_named_by_what_differs(store: Any) -> None:
     jobs = [make_seed(0, settings={"beta": beta}) for beta in (0.5, 1.0)]
     for job, letter in zip(jobs, "de", strict=True):
@@ -169,3 +187,16 @@ def test_single_runs_have_no_table_of_groups(trained: TestClient) -> None:
     ids = [job["id"] for job in trained.get("/jobs").json()["data"]][:2]
     page = trained.get("/ui/compare", params={"job_id": ids}).text
     assert 'id="groups"' not in page
+
+
+def test_options_of_one_configuration_are_one_group(trained: TestClient) -> None:
+    config = trained.get("/options/b").json()["config"]
+    trained.put("/options/b_again", json={"base": "b"}).raise_for_status()
+    job = trained.get("/jobs", params={"option": "b"}).json()["data"][0]
+    assert config["beta"] == job["config"]["beta"]
+    body = TINY | {"option": "b_again", "seed": 3}
+    trained.post("/jobs", json=body).raise_for_status()
+    drain(trained.app.state.settings, trained.app.state.engine)
+    answer = trained.get("/comparisons", params={"options": "b,b_again,a", **LENIENT}).json()
+    assert [entry["job"]["option"] for entry in answer["jobs"]] == ["b", "b_again", "a"]
+    assert sorted(len(group["jobs"]) for group in answer["groups"]) == [1, 3]

@@ -277,3 +277,39 @@ def test_jobs_of_a_race_carry_its_id(engine: Engine, race: str) -> None:
     assert {row.study_id for row in found} == {race}
     assert len(found) == len(links) == 25
     assert [row.status for row in found].count(JobStatus.queued) == 10
+
+
+def test_race_that_was_decided_looks_again_at_seeds_that_are_asked_for(
+    engine: Engine, settings: Settings
+) -> None:
+    race = submit_study(engine, settings, until_decided=True)
+    end_seeds(engine, race, {"a": "fffff", "b": "ppppp"})
+    advance(engine)
+    assert judge(engine, race).recommendation.arm == "b"
+    with write_transaction(engine) as session:
+        seeds.extend_study(session, race, num_seeds=5, arms=["b"], looks=[5, 10, 20, 40])
+    assert judge(engine, race).next_look == 10
+    end_seeds(engine, race, {"b": "fffff"}, first=5)
+    verdict = judge(engine, race)
+    assert [look.num_seeds for look in verdict.looks] == [5, 10]
+    assert verdict.recommendation.state == "narrowed"
+    assert verdict.recommendation.reason.startswith("b is left: b passed 5 of 10; a is ruled out")
+    assert verdict.next_look == 20
+
+
+def test_race_goes_on_with_seeds_that_are_asked_for_after_a_lost_round(
+    engine: Engine, settings: Settings
+) -> None:
+    race = submit_study(engine, settings, until_decided=True)
+    end_seeds(engine, race, {"a": "ppfff", "b": "ppppf"})
+    advance(engine)
+    end_seeds(engine, race, {"a": "ccccc", "b": "ccccc"}, first=5)
+    advance(engine)
+    assert is_over(engine, race)
+    with write_transaction(engine) as session:
+        seeds.extend_study(session, race, num_seeds=5, arms=["a", "b"], looks=[5, 10, 20, 40])
+    end_seeds(engine, race, {"a": "fffff", "b": "ppppp"}, first=10)
+    assert judge(engine, race).next_look == 20
+    advance(engine)
+    assert not is_over(engine, race)
+    assert count_seeds(engine, race) == [20, 20]

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import BOTH_DATABASES, open_client, problem
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, select, update
+from httpx2 import Response
+from sqlalchemy import Engine, select
 from sqlmodel import Session, col
 from stored_state import read_state
 from study_results import (
@@ -145,6 +146,23 @@ def test_repeated_request_makes_one_study(client: TestClient, engine: Engine) ->
     assert count(engine, Study) == 1
 
 
+def test_repeated_request_adds_seeds_once(client: TestClient, engine: Engine) -> None:
+    study, other = post(client, num_seeds=1), post(client, num_seeds=1)
+
+    def add(study_id: str, **body: int) -> Response:
+        headers = {"Idempotency-Key": "more"}
+        return client.post(f"/studies/{study_id}/seeds", json=body, headers=headers)
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: add(study["id"], num=3), range(8)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.text for answer in answers} == {answers[0].text}
+    assert len(client.get(f"/studies/{study['id']}").json()["seeds"]) == 4
+    for changed in (add(study["id"], num=2), add(other["id"], num=3)):
+        assert problem(changed, 422)["errors"][0]["field"] == "Idempotency-Key"
+    assert len(client.get(f"/studies/{other['id']}").json()["seeds"]) == 1
+
+
 def test_full_queue_takes_no_part_of_a_study(settings: Settings, engine: Engine) -> None:
     with open_client(create_app(settings.model_copy(update={"max_queued_jobs": 9}))) as client:
         post(client, num_seeds=2)
@@ -205,7 +223,7 @@ def test_finished_jobs_of_the_same_run_are_taken(client: TestClient, engine: Eng
     assert post(client, num_seeds=3)["num_by_status"] == {"queued": 6}, "only if asked for"
 
 
-def test_newest_run_is_taken_and_rather_that_on_the_same_data(
+def test_newest_run_on_the_studys_own_data_is_taken_and_no_other(
     client: TestClient, engine: Engine
 ) -> None:
     found = {}
@@ -214,7 +232,7 @@ def test_newest_run_is_taken_and_rather_that_on_the_same_data(
         end_seeds(engine, study["id"], {"b": "p"})
         found[data_seed] = study["arms"][0]["jobs"][0]
 
-    def reuse(**config: int) -> str:
+    def reuse(**config: int | None) -> str:
         study = post(client, options=["b"], num_seeds=1, reuse=True, config=QUICK | config)
         job_id: str = study["arms"][0]["jobs"][0]
         return job_id
@@ -222,13 +240,7 @@ def test_newest_run_is_taken_and_rather_that_on_the_same_data(
     assert reuse() == found[42]
     assert reuse(data_seed=7) == found[7]
     assert reuse(data_seed=8) not in found.values()
-    client.delete(f"/jobs/{found[42]}").raise_for_status()
-    with engine.begin() as connection:
-        on_default_data = select(StudyJob.job_id).join(Job, col(Job.id) == col(StudyJob.job_id))
-        rows = connection.execute(on_default_data.where(col(Job.status) == "succeeded")).scalars()
-        for job_id in set(rows) - {found[7]}:
-            connection.execute(update(Job).where(col(Job.id) == job_id).values(status="cancelled"))
-    assert reuse() == found[7]
+    assert reuse(data_seed=None) not in found.values(), "each seed has data of its own"
 
 
 def test_reused_jobs_are_neither_cancelled_nor_deleted_with_the_study(

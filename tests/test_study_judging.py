@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import BOTH_DATABASES, problem
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine
-from sqlmodel import Session
+from sqlalchemy import Engine, select, update
+from sqlmodel import Session, col
 from study_results import (
     FIRST_END,
     PASSING,
@@ -24,6 +24,8 @@ from study_results import (
 from server.jobs import queue, studies
 from server.jobs.admission import Admission
 from server.judging.studies import ResultCache
+from server.models.epochs import EpochMetrics
+from server.models.studies import StudyJob
 from server.models.tables import JobStatus
 from server.races import advance_races
 from server.settings import Settings
@@ -68,6 +70,63 @@ def test_cancelled_study_is_judged_by_what_there_is(client: TestClient, engine: 
     assert (found["next_look"], found["status"]) == (None, "cancelled")
     assert found["arms"][0]["num_missing"] == 13
     assert found["recommendation"]["reason"].startswith("b escapes collapse, 7 of 7; a is ruled")
+    caveat = "It was cancelled before this look was due: the error of 5% holds for the looks that"
+    assert caveat in found["recommendation"]["reason"]
+    report = client.get(f"/studies/{study['id']}/report.md").text
+    assert "The study was cancelled before its last look was due" in report
+
+
+def test_study_cancelled_after_its_look_says_nothing_else(
+    client: TestClient, engine: Engine
+) -> None:
+    study = post(client, num_seeds=20)
+    end_seeds(engine, study["id"], PASSING)
+    found = command(client, study, "cancel")
+    assert [look["num_seeds"] for look in found["looks"]] == [5]
+    assert "cancelled" not in found["recommendation"]["reason"]
+
+
+def test_look_at_seeds_of_later_is_late_although_the_planned_one_saw_nothing(
+    client: TestClient, engine: Engine
+) -> None:
+    study = post(client, num_seeds=5)
+    end_seeds(engine, study["id"], {"a": "ccccc", "b": "ccccc"})
+    client.post(f"/studies/{study['id']}/seeds", json={"num": 5}).raise_for_status()
+    report = client.get(f"/studies/{study['id']}/report.md").text
+    assert "10 seeds | still to come" in report
+    assert "| 5 seeds | still to come" not in report
+    end_seeds(engine, study["id"], PASSING, first=5)
+    found = read(client, study)
+    assert [look["num_seeds"] for look in found["looks"]] == [10]
+    assert "Seeds were added later" in found["recommendation"]["reason"]
+    report = client.get(f"/studies/{study['id']}/report.md").text
+    assert "0 of 1 took place. Seeds were added later, with looks after 10 seeds" in report
+
+
+def test_seed_that_a_criterion_has_no_data_for_counts_as_nothing(
+    client: TestClient, engine: Engine
+) -> None:
+    study = post(client, num_seeds=5)
+    end_seeds(engine, study["id"], {"a": "ppppp", "b": "ppppp"})
+    with engine.begin() as connection:
+        of_a = select(StudyJob.job_id).where(col(StudyJob.arm) == 0)
+        without = update(EpochMetrics).where(col(EpochMetrics.job_id).in_(of_a))
+        connection.execute(without.values(val_foreground_recall=None))
+    found = read(client, study)
+    undecided, judged = found["arms"]
+    assert (undecided["num_judged"], undecided["num_undecided"], undecided["num_missing"]) == (
+        0,
+        5,
+        0,
+    )
+    assert {seed["has_passed"] for seed in undecided["seeds"]} == {None}
+    assert undecided["median_job_id"] in undecided["jobs"]
+    assert judged["num_passed"] == 5
+    assert found["recommendation"]["ruled_out"] == []
+    assert "no seed of a was judged" in found["recommendation"]["reason"]
+    report = client.get(f"/studies/{study['id']}/report.md").text
+    assert "Not judged, because a criterion had no data: 5 of a." in report
+    assert "undecided" in client.get(f"/ui/studies/{study['id']}").text
 
 
 def test_thresholds_of_the_request_are_kept_and_those_of_a_query_judge_anew(
@@ -81,6 +140,8 @@ def test_thresholds_of_the_request_are_kept_and_those_of_a_query_judge_anew(
     lenient = read(client, study, min_foreground_recall=0.3)
     assert [arm["num_passed"] for arm in lenient["arms"]] == [0, 5]
     assert lenient["recommendation"]["arm"] == "b"
+    assert lenient["thresholds"] == {}, "those that this answer judges by"
+    assert read(client, study, max_spike_ratio=1)["thresholds"] == strict | {"max_spike_ratio": 1}
     assert [arm["num_passed"] for arm in read(client, study)["arms"]] == [0, 0]
 
 
@@ -90,7 +151,9 @@ def test_thresholds_of_a_query_need_fit_only_those_of_the_study(client: TestClie
     read(client, study, max_accuracy=0.92)
     bad = client.get(f"/studies/{study['id']}", params={"max_accuracy": 0.8})
     (error,) = problem(bad, 422)["errors"]
+    assert error["field"] == "max_accuracy"
     assert "min_accuracy must not be above max_accuracy" in error["message"]
+    assert "the study's own min_accuracy is 0.9" in error["message"]
 
 
 def test_answer_has_every_seed_of_every_arm(client: TestClient, engine: Engine) -> None:

@@ -58,6 +58,18 @@ REFUSED: list[tuple[Json, str, str]] = [
     (B | {"grid": {"class_weighting": ["x" * 5000]}}, "grid.class_weighting.0", "inverse"),
     (B | {"grid": {"beta": [1, 1.0]}}, "grid", "have the same configuration"),
     (B | {"grid": {"checkpoint_every": [1, 2]}}, "grid", "have the same configuration"),
+    ({"options": ["b"], "grid": {"effective_number_beta": [0.9, 0.99]}}, "grid", "no effect"),
+    (
+        {"options": ["a"], "config": {"use_focal_loss": False}, "grid": {"focal_gamma": [1, 2]}},
+        "grid",
+        "no effect",
+    ),
+    (B | {"grid": {"class_weighting": ["inverse", "balanced"]}}, "grid", "no effect"),
+    (
+        B | {"config": {"beta_schedule": "constant"}, "grid": {"beta_warmup_fraction": [0.1, 0.2]}},
+        "grid",
+        "no effect",
+    ),
     (B | {"grid": {"beta": list(range(21))}}, "grid", "21 arms; 20 are allowed"),
     (B | {"grid": {"beta": [1] * 9000, "focal_gamma": [1] * 9000}}, "grid", "20 are allowed"),
     (B | {"grid": {"dataset": ["atomic", "nope"]}}, "grid.dataset.1", "atomic, arc"),

@@ -45,11 +45,14 @@ class KeyedRequest:
     body: str
 
     @classmethod
-    def of(cls, key: str | None, *, token_name: str, request: BaseModel) -> Self | None:
-        """None for a request without a key."""
+    def of(
+        cls, key: str | None, *, token_name: str, request: BaseModel, resource: str = ""
+    ) -> Self | None:
+        """None for a request without a key; `resource` is the id of what it changes."""
         if key is None:
             return None
-        return cls(key, token_name=token_name, body=request.model_dump_json(exclude_unset=True))
+        body = resource + request.model_dump_json(exclude_unset=True)
+        return cls(key, token_name=token_name, body=body)
 
     @property
     def body_sha256(self) -> str:
@@ -66,28 +69,34 @@ class Answer:
 
 
 def answer_once(
-    engine: Engine, request: KeyedRequest | None, *, execute: Callable[[Session], Answer]
+    engine: Engine,
+    request: KeyedRequest | None,
+    *,
+    execute: Callable[[Session], Answer],
+    status_code: int = 201,
 ) -> Response:
     """Execute the request in a transaction with its answer, or answer as the first time.
 
     Without a key the request is always executed. Raises KeyReusedError and what `execute` raises.
     """
     try:
-        return _send(_execute(engine, request, execute=execute))
+        return _send(_execute(engine, request, execute=execute), status_code=status_code)
     except IntegrityError:
         # The same request arrived twice at the same time, and the other one was stored first.
-        if replay := find_replay(engine, request):
+        if replay := find_replay(engine, request, status_code=status_code):
             return replay
         raise
 
 
-def find_replay(engine: Engine, request: KeyedRequest | None) -> Response | None:
+def find_replay(
+    engine: Engine, request: KeyedRequest | None, *, status_code: int = 201
+) -> Response | None:
     """The answer to this request from before, if any. Raises KeyReusedError."""
     if request is None:
         return None
     with Session(engine) as session:
         answer = find_answer(session, request)
-    return None if answer is None else _send(answer)
+    return None if answer is None else _send(answer, status_code=status_code)
 
 
 def _execute(
@@ -100,11 +109,13 @@ def _execute(
     return answer
 
 
-def _send(answer: Answer) -> Response:
+def _send(answer: Answer, *, status_code: int) -> Response:
     headers = {"Location": answer.location}
     if answer.is_replayed:
         headers["Idempotency-Replayed"] = "true"
-    return Response(answer.body, status_code=201, media_type="application/json", headers=headers)
+    return Response(
+        answer.body, status_code=status_code, media_type="application/json", headers=headers
+    )
 
 
 def find_answer(session: Session, request: KeyedRequest) -> Answer | None:

@@ -118,7 +118,9 @@ class ComparisonQuery(JudgingQuery):
         for name in names:
             check_known(session, name, field="options")
         jobs = [find_newest_succeeded(session, name) for name in names]
-        groups = [find_group(session, job) for job in jobs]
+        # Options of one configuration are one group.
+        leaders = {job.config_sha256: job for job in reversed(jobs)}
+        groups = [find_group(session, job) for job in reversed(leaders.values())]
         return compare_by(session, jobs, groups=groups)
 
 

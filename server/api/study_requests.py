@@ -41,6 +41,7 @@ from server.models.configuration import (
     TrainingConfig,
     check_config,
     compute_config_sha256,
+    list_effects,
     resolve_config,
 )
 from server.models.studies import Arm, Study
@@ -207,7 +208,6 @@ class StudyRequest(JsonBody):
             arms=[arm.model_dump(mode="json") for arm in arms],
             seeds=[],
             data_seed=_choose_data_seed(self.config, arms),
-            is_data_seed_fixed=self.config.data_seed is not None,
             looks=looks,
             num_planned_looks=len(looks),
             until_decided=self.until_decided,
@@ -368,17 +368,19 @@ def _show(value: GridValue) -> str:
 
 
 def _refuse_twins(arms: Sequence[Arm], *, field: str) -> None:
-    """Raise StudyError if two arms have one name or one configuration."""
+    """Raise StudyError if two arms have one name, or would be trained alike."""
     names: dict[str, str] = {}
     for arm in arms:
         if arm.name in names.values():
             raise StudyError(f"the arm {arm.name!r} is there twice", field=field)
-        if arm.config_sha256 in names:
-            twin = names[arm.config_sha256]
+        effects = json.dumps(list_effects(arm.training_config))
+        if twin := names.get(effects):
             raise StudyError(
-                f"the arms {twin!r} and {arm.name!r} have the same configuration", field=field
+                f"the arms {twin!r} and {arm.name!r} have the same configuration, or differ only "
+                "in settings that have no effect there",
+                field=field,
             )
-        names[arm.config_sha256] = arm.name
+        names[effects] = arm.name
 
 
 def _choose_data_seed(config: StudyConfig, arms: Sequence[Arm]) -> int | None:

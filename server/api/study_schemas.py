@@ -94,8 +94,9 @@ class StudyPublic(BaseModel):
         return cls(
             **study.model_dump(
                 include={"id", "name", "priority", "quick_test", "created_at", "seeds",
-                         "data_seed", "thresholds", "reuse", "until_decided", "max_seeds"}
+                         "data_seed", "reuse", "until_decided", "max_seeds"}
             ),
+            thresholds=verdict.thresholds,
             metadata=study.labels,
             criteria_set=verdict.criteria_set,
             status=derive_status(study, verdict.num_by_status),
@@ -171,8 +172,8 @@ def _estimate_seconds_left(verdict: StudyVerdict) -> float | None:
 
 
 def _list_durations(arm: Sequence[SeedResult]) -> list[float]:
-    """The seconds of the arm's judged jobs that were trained for this study."""
-    ended = [result for result in arm if result.is_judged and not result.is_reused]
+    """The seconds of the arm's finished jobs that were trained for this study."""
+    ended = [result for result in arm if result.is_finished and not result.is_reused]
     found = (count_seconds(result.started_at, result.ended_at) for result in ended)
     return [seconds for seconds in found if seconds is not None]
 

@@ -177,11 +177,16 @@ def _describe_plan(plan: Json) -> list[str]:
     seconds = plan["estimated_seconds"]
     when = "not known before a job has succeeded" if seconds is None else format_duration(seconds)
     return [
-        f"Jobs   {num_jobs}: {len(plan['arms'])} arms, {num_seeds} seeds{more}{reused}",
+        f"Jobs   {num_jobs}: {_count(len(plan['arms']), 'arm')}, {_count(num_seeds, 'seed')}"
+        f"{more}{reused}",
         f"Looks  {', '.join(map(str, plan['looks']))} seeds",
         f"Time   {when}",
         "Nothing was queued.",
     ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _find_varied(configs: Sequence[Json]) -> list[str]:

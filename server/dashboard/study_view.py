@@ -86,7 +86,9 @@ def describe_arms(study: StudyPublic) -> list[ArmRow]:
 def describe_looks(study: StudyPublic) -> list[LookStep]:
     """The looks that took place, and those that are planned."""
     steps = [LookStep(look.num_seeds, "done", look.ruled_out, look.at) for look in study.looks]
-    coming = study.planned_looks[len(steps) :] if study.next_look is not None else []
+    if study.next_look is None:
+        return steps
+    coming = [number for number in study.planned_looks if number >= study.next_look]
     return steps + [
         LookStep(number, "next" if number == study.next_look else "later", []) for number in coming
     ]
@@ -157,9 +159,9 @@ def _mark_seed(seed: SeedPublic) -> SeedMark:
 
 def _describe_seed(seed: SeedPublic) -> tuple[str, str]:
     """The mark, and what it means."""
-    if seed.has_passed is not None:
-        kind = seed.diagnosis or "undecided"
-        return kind, f"{format_words(kind)}, {'passed' if seed.has_passed else 'failed'}"
+    if seed.diagnosis is not None:
+        outcome = {True: "passed", False: "failed", None: "undecided"}[seed.has_passed]
+        return seed.diagnosis, f"{format_words(seed.diagnosis)}, {outcome}"
     if seed.status in _OPEN_MARKS:
         return _OPEN_MARKS[seed.status], _OPEN_MARKS[seed.status]
     return "missing", f"missing, its job {_explain_loss(seed)}"

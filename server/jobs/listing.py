@@ -70,8 +70,8 @@ def find_newest_succeeded(session: Session, option: str) -> Job:
 def find_group(session: Session, job: Job) -> list[Job]:
     """The judged jobs of a job's configuration in the order of their seeds, the newest of each.
 
-    Two jobs of one configuration and one seed are the same run. The newest jobs are read, up to
-    MAX_GROUP_SIZE.
+    Two jobs of one configuration and the same seeds are the same run. The newest jobs are read, up
+    to MAX_GROUP_SIZE.
     """
     newest = (
         select(Job)
@@ -81,10 +81,10 @@ def find_group(session: Session, job: Job) -> list[Job]:
         )
         .order_by(col(Job.created_at).desc(), col(Job.id).desc())
     )
-    by_seed: dict[int, Job] = {}
+    by_seed: dict[tuple[int, int], Job] = {}
     for each in session.scalars(newest.limit(MAX_GROUP_SIZE)):
-        by_seed.setdefault(each.training_config.seed, each)
-    return [by_seed[seed] for seed in sorted(by_seed)]
+        by_seed.setdefault(each.training_config.seeds, each)
+    return [by_seed[seeds] for seeds in sorted(by_seed)]
 
 
 def count_by_status(session: Session) -> dict[JobStatus, int]:

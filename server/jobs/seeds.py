@@ -227,20 +227,12 @@ def _hold_reusable(session: Session, study: Study, places: Sequence[_Place]) -> 
 def _find_reusable(
     session: Session, study: Study, *, arms: Sequence[Arm]
 ) -> dict[tuple[str, int], str]:
-    """Judged jobs by identity and seed: the newest, preferably on the study's own data.
-
-    If the request fixed the data's seed, only jobs on the same data are taken.
-    """
-    found: dict[tuple[str, int], tuple[bool, str]] = {}
-    for job_id, sha256, config in _read_judged(session, arms) if study.reuse else ():
-        seed = config.seed
-        is_on_own_data = config.data_seed == _choose_seeds(study, seed)["data_seed"]
-        if study.is_data_seed_fixed and not is_on_own_data:
-            continue
-        before = found.get((sha256, seed))
-        if before is None or is_on_own_data or not before[0]:
-            found[sha256, seed] = (is_on_own_data, job_id)
-    return {key: job_id for key, (_, job_id) in found.items()}
+    """Judged jobs on the study's own data by identity and seed, of each the newest."""
+    return {
+        (sha256, config.seed): job_id
+        for job_id, sha256, config in (_read_judged(session, arms) if study.reuse else ())
+        if config.data_seed == _choose_seeds(study, config.seed)["data_seed"]
+    }
 
 
 def _read_judged(

@@ -186,11 +186,14 @@ def _judge_seed(
 
 
 def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
-    """The jobs of each configuration in the order of their seeds, of each seed the newest."""
-    groups: dict[str, dict[int, Job]] = {}
-    for job in sorted(jobs, key=lambda job: job.created_at):
-        groups.setdefault(job.config_sha256, {})[job.training_config.seed] = job
-    return [[by_seed[seed] for seed in sorted(by_seed)] for by_seed in groups.values()]
+    """The jobs of each configuration in the order of their seeds.
+
+    Of jobs that are the same run, with the same seeds, the newest judged one stands for all.
+    """
+    groups: dict[str, dict[tuple[int, int], Job]] = {}
+    for job in sorted(jobs, key=lambda job: (job.is_judged, job.created_at)):
+        groups.setdefault(job.config_sha256, {})[job.training_config.seeds] = job
+    return [[by_seed[seeds] for seeds in sorted(by_seed)] for by_seed in groups.values()]
 
 
 def judge_groups(

@@ -133,6 +133,11 @@ class Thresholds(BaseModel):
         return self
 
 
+def list_changed(thresholds: Thresholds) -> dict[str, float]:
+    """Those that differ from the defaults."""
+    return thresholds.model_dump(exclude_defaults=True)
+
+
 def read_thresholds(stored: Mapping[str, float]) -> Thresholds:
     """Stored thresholds; another version's that this one does not know or take are left out."""
     try:

@@ -60,6 +60,7 @@ def recommend(
     next_look: int | None = None,
     has_looked: bool = True,
     has_late_looks: bool = False,
+    is_cut_short: bool = False,
     criteria_set: CriteriaSet = CriteriaSet.spec,
 ) -> Recommendation:
     """The decision with a sentence for people; `counts` are those of the last look."""
@@ -67,11 +68,11 @@ def recommend(
         reason = _explain(decision, counts, criteria_set=criteria_set)
     else:
         reason = _announce(next_look, num_arms=len(counts))
+    bound = f"the error of {ERROR:.0%} holds for the looks that were planned"
     if has_late_looks:
-        reason += (
-            f". Seeds were added later: the error of {ERROR:.0%} holds for the looks that were "
-            "planned"
-        )
+        reason += f". Seeds were added later: {bound}"
+    elif is_cut_short:
+        reason += f". It was cancelled before this look was due: {bound}"
     return Recommendation(
         state=decision.state,
         arm=decision.arm,
@@ -146,7 +147,7 @@ def _describe_kept(
 
 
 def _passes_mostly(count: ArmCount) -> bool:
-    return count.num_judged > 0 and 2 * count.num_passed >= count.num_judged
+    return 2 * count.num_passed > count.num_judged
 
 
 def _list_counts(arms: Sequence[str], counts: Mapping[str, ArmCount]) -> str:
@@ -179,6 +180,8 @@ def _explain_rest(decision: Decision, counts: Mapping[str, ArmCount]) -> str:
             return f"; {low}, so it is not recommended"
         num_judged = counts[decision.kept[0]].num_judged
         return f"; after {_count_seeds(num_judged)} {low}; {more} more would probably settle it"
+    if unknown := [arm for arm in decision.kept if not counts[arm].num_judged]:
+        return f"; no seed of {join_names(unknown)} was judged"
     apart = "the two" if len(decision.kept) == 2 else f"the {len(decision.kept)}"
     if more is not None:
         seeds = _count_seeds(more, word="more seed")

@@ -117,8 +117,10 @@ def read_metric(metric: GroupMetric, epochs: History) -> float | None:
 class SeedResult:
     """One seed of a group: its job, and what that contributes.
 
-    A seed is judged if its job succeeded, or failed as `numeric`, which never passes. A seed whose
-    job ended otherwise, or was deleted, is missing: machines and people lose jobs, not losses.
+    A seed is judged if its job succeeded, or failed as `numeric`, which never passes, and nothing
+    that its verdict needs is unknown. A seed whose job ended otherwise, or was deleted, is missing:
+    machines and people lose jobs, not losses. A finished one whose verdict is `undecided` counts
+    as nothing, too.
     """
 
     seed: int
@@ -131,6 +133,7 @@ class SeedResult:
     ended_at: datetime | None = None
     has_passed: bool = False
     diagnosis: Diagnosis | None = None
+    is_finished: bool = False  #: its job was trained to its end, or diverged
     is_judged: bool = False
     criteria: Mapping[CriterionName, CriterionStatus] = field(default_factory=dict)
     metrics: Mapping[GroupMetric, float | None] = field(default_factory=dict)
@@ -157,7 +160,8 @@ class SeedResult:
             progress=job.progress,
             started_at=job.started_at,
             ended_at=job.ended_at,
-            is_judged=found is not None,
+            is_finished=found is not None,
+            is_judged=found is not None and found.outcome != Outcome.undecided,
             has_passed=found is not None and found.outcome == Outcome.success,
             diagnosis=found.diagnosis if found else None,
             criteria={name: each.status for name, each in found.findings.items()} if found else {},
@@ -170,11 +174,11 @@ class SeedResult:
 
     @property
     def is_missing(self) -> bool:
-        return self.has_ended and not self.is_judged
+        return self.has_ended and not self.is_finished
 
 
 class GroupCriterion(BaseModel):
-    """In how many of the judged seeds with data a criterion passed."""
+    """In how many of the finished runs with data a criterion passed."""
 
     name: CriterionName
     num_passed: int
@@ -197,16 +201,19 @@ class GroupVerdict(BaseModel):
     num_judged: int
     num_missing: int = Field(description="seeds whose job failed for another reason than its loss, "
                              "was cancelled or deleted")  # fmt: skip
+    num_undecided: int = Field(
+        description="finished seeds for which a criterion has no data; they count as nothing"
+    )
     pass_rate: float | None
     pass_rate_interval: tuple[float, float] | None = Field(description="95 %, Wilson (1927)")
     criteria: list[GroupCriterion]
     metrics: dict[GroupMetric, MetricSummary]
     diagnoses: dict[Diagnosis, int]
     median_job_id: str | None = Field(
-        description="the judged run with the median foreground IoU, by `evidence` colour AP"
+        description="the finished run with the median foreground IoU, by `evidence` colour AP"
     )
     worst_job_id: str | None = Field(
-        description="the judged run with the lowest one; a run that diverged, if there is any"
+        description="the finished run with the lowest one; a run that diverged, if there is any"
     )
 
 
@@ -216,17 +223,19 @@ def judge_group(results: Sequence[SeedResult], *, criteria_set: CriteriaSet) -> 
     `criteria_set` is the one by which they were judged.
     """
     judged = [result for result in results if result.is_judged]
+    finished = [result for result in results if result.is_finished]
     num_passed = sum(result.has_passed for result in judged)
-    ordered = _order(judged, metric=RANKING_METRICS[criteria_set])
+    ordered = _order(finished, metric=RANKING_METRICS[criteria_set])
     return GroupVerdict(
         num_passed=num_passed,
         num_judged=len(judged),
         num_missing=sum(result.is_missing for result in results),
+        num_undecided=len(finished) - len(judged),
         pass_rate=num_passed / len(judged) if judged else None,
         pass_rate_interval=wilson_interval(num_passed, len(judged)),
-        criteria=[_count_criterion(name, judged) for name in list_criteria(criteria_set)],
+        criteria=[_count_criterion(name, finished) for name in list_criteria(criteria_set)],
         metrics={name: _summarise(name, results) for name in GroupMetric},
-        diagnoses=dict(Counter(result.diagnosis for result in judged if result.diagnosis)),
+        diagnoses=dict(Counter(result.diagnosis for result in finished if result.diagnosis)),
         median_job_id=ordered[(len(ordered) - 1) // 2].job_id if ordered else None,
         worst_job_id=ordered[0].job_id if ordered else None,
     )
@@ -236,7 +245,7 @@ def _read_metrics(epochs: History) -> dict[GroupMetric, float | None]:
     return {metric: read_metric(metric, epochs) for metric in GroupMetric}
 
 
-def _order(judged: Sequence[SeedResult], *, metric: GroupMetric) -> list[SeedResult]:
+def _order(finished: Sequence[SeedResult], *, metric: GroupMetric) -> list[SeedResult]:
     """From the worst to the best run. One that diverged is worse than all others, whatever it had
     reached before."""
 
@@ -245,11 +254,11 @@ def _order(judged: Sequence[SeedResult], *, metric: GroupMetric) -> list[SeedRes
         has_succeeded = result.status == JobStatus.succeeded
         return has_succeeded, -1.0 if value is None else value, result.seed
 
-    return sorted(judged, key=key)
+    return sorted(finished, key=key)
 
 
-def _count_criterion(name: CriterionName, judged: Sequence[SeedResult]) -> GroupCriterion:
-    statuses = [result.criteria.get(name, CriterionStatus.no_data) for result in judged]
+def _count_criterion(name: CriterionName, finished: Sequence[SeedResult]) -> GroupCriterion:
+    statuses = [result.criteria.get(name, CriterionStatus.no_data) for result in finished]
     num_passed = statuses.count(CriterionStatus.passed)
     num_judged = num_passed + statuses.count(CriterionStatus.failed)
     return GroupCriterion(name=name, num_passed=num_passed, num_judged=num_judged)

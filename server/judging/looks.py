@@ -9,6 +9,7 @@ from server.judging.decisions import ERROR, ArmCount
 from server.judging.groups import SeedResult
 from server.judging.statistics import DecisionState, SequentialDecision, decide_in_looks
 from server.models.studies import Study
+from server.models.tables import JobStatus
 
 #: An arm's judged seeds in order. None stands for a seed that a round did not have.
 Known = Sequence[SeedResult | None]
@@ -30,6 +31,7 @@ class Looks:
         self._study = study
         rounds = study.rounds or [len(study.seeds)]
         self._known = {arm: list_known(each, rounds=rounds) for arm, each in results.items()}
+        self._results = results
         self._has_ended = all(result.has_ended for each in results.values() for result in each)
         self._num_due = 0  # planned looks whose seeds have ended
         self._is_stuck = False  # the last of them had nothing new to see
@@ -47,11 +49,30 @@ class Looks:
         """
         study, coming = self._study, self._study.looks[self._num_due :]
         is_cancelled = study.cancel_requested_at is not None
-        if not coming or is_cancelled or _is_over(study, self.sequential):
+        if not coming or is_cancelled or self._is_race_decided():
             return None
         is_race_over = study.decided_at is not None or (self._is_stuck and self._has_ended)
         is_at_end = is_race_over if study.until_decided else self._has_ended
         return None if is_at_end else coming[0]
+
+    def list_coming(self) -> list[int]:
+        """The numbers of seeds of all looks that are left; those of a race may not be needed."""
+        return [] if self.find_next() is None else self._study.looks[self._num_due :]
+
+    @property
+    def late(self) -> list[int]:
+        """The looks that took place and were planned after others had."""
+        planned = self._study.looks[: self._study.num_planned_looks]
+        return [look.num_seeds for look in self.sequential.looks if look.num_seeds not in planned]
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the last look took place because somebody cancelled what it was to wait for."""
+        return self._study.cancel_requested_at is not None and any(
+            result.status == JobStatus.cancelled and result.position < self.num_seeds
+            for results in self._results.values()
+            for result in results
+        )
 
     def count(self) -> dict[str, ArmCount]:
         """What the last look saw of each arm."""
@@ -74,13 +95,18 @@ class Looks:
             running = {arm: each for arm, each in running.items() if arm not in ruled_out}
         return looks
 
+    def _is_race_decided(self) -> bool:
+        """Whether a race has found the arm that can be recommended, by all seeds that it has."""
+        is_decided = self.sequential.decision.state == DecisionState.decided
+        has_seen_all = len(self._study.seeds) <= self.num_seeds
+        return self._study.until_decided and is_decided and has_seen_all
+
     def _take(self) -> SequentialDecision:
         taken, before = list[int](), 0
         sequential = self._decide(taken)
         for num_seeds in self._study.looks:
             known = [self._known[arm] for arm in sequential.decision.kept]
-            is_due = all(len(each) >= num_seeds for each in known)
-            if not is_due or _is_over(self._study, sequential):
+            if not all(len(each) >= num_seeds for each in known):
                 break
             self._num_due += 1
             self._is_stuck = not any(any(each[before:num_seeds]) for each in known)
@@ -88,6 +114,9 @@ class Looks:
                 taken.append(num_seeds)
                 sequential = self._decide(taken)
             before = num_seeds
+        # Seeds that were asked for after a lost round are new to the next look.
+        kept = sequential.decision.kept
+        self._is_stuck &= not any(any(self._known[arm][before:]) for arm in kept)
         return sequential
 
     def _decide(self, looks: Sequence[int]) -> SequentialDecision:
@@ -98,7 +127,6 @@ class Looks:
             },
             looks=looks,
             num_planned_looks=self._study.num_planned_looks,
-            is_race=self._study.until_decided,
             error=ERROR,
         )
 
@@ -129,8 +157,3 @@ def list_known(results: Sequence[SeedResult], *, rounds: Sequence[int]) -> list[
         known += [None] * (end - len(known))
         begin = end
     return known
-
-
-def _is_over(study: Study, sequential: SequentialDecision) -> bool:
-    """Whether a race has found the arm that can be recommended."""
-    return study.until_decided and sequential.decision.state == DecisionState.decided

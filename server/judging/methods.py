@@ -274,9 +274,8 @@ def _describe_decision(methods: Methods) -> str:
 
 
 def _describe_looks(methods: Methods) -> str:
-    study, taken = methods.study, methods.verdict.looks
+    study, taken, late = methods.study, methods.verdict.looks, methods.verdict.late_looks
     planned = study.looks[: study.num_planned_looks]
-    late = [look.num_seeds for look in taken[study.num_planned_looks :]]
     text = (
         f"Looks were planned after {_join(map(str, planned), 'and')} seeds of each arm; "
         f"{len(taken) - len(late)} of {len(planned)} took place."
@@ -285,6 +284,11 @@ def _describe_looks(methods: Methods) -> str:
         text += (
             f" Seeds were added later, with looks after {_join(map(str, late), 'and')} seeds: the "
             "stated error holds for the planned looks only."
+        )
+    if methods.verdict.is_cut_short:
+        text += (
+            " The study was cancelled before its last look was due, so the stated error does not "
+            "hold for that one."
         )
     return text
 
@@ -299,6 +303,10 @@ def _describe_missing(methods: Methods) -> str:
         text += f"Missing, because the run was lost, cancelled or deleted: {listed}."
     else:
         text += "No run is missing."
+    undecided = {arm.arm: arm.num_undecided for arm in methods.verdict.arms if arm.num_undecided}
+    if undecided:
+        listed = join_names([f"{number} of {arm}" for arm, number in undecided.items()])
+        text += f" Not judged, because a criterion had no data: {listed}."
     if waiting:
         text += f" {_plural(waiting, 'run')} had not ended."
     if reused:

@@ -14,7 +14,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import load_only
 from sqlmodel import Session, col
 
-from server.judging.criteria import CriteriaSet, Thresholds, read_criteria_set, read_thresholds
+from server.judging.criteria import (
+    CriteriaSet,
+    Thresholds,
+    list_changed,
+    read_criteria_set,
+    read_thresholds,
+)
 from server.judging.decisions import Recommendation, recommend
 from server.judging.groups import GroupVerdict, SeedResult, judge_group
 from server.judging.histories import History, read_in_parts
@@ -66,9 +72,13 @@ class StudyVerdict:
     """What a study says so far, by one set of criteria."""
 
     criteria_set: CriteriaSet
+    thresholds: dict[str, float]  #: that differ from the defaults
     arms: list[ArmVerdict]
     looks: list[LookPublic]
     next_look: int | None  #: number of seeds; None if no look is left
+    coming_looks: list[int]  #: all that are left
+    late_looks: list[int]  #: of those that took place, which were planned after others had
+    is_cut_short: bool  #: the last look took place because the study was cancelled
     recommendation: Recommendation
     num_by_status: dict[JobStatus, int]
     progress: float  #: of the jobs queued so far, 0 to 1
@@ -127,10 +137,14 @@ def judge_study(
     everything = [result for each in by_arm for result in each]
     return StudyVerdict(
         criteria_set=criteria_set,
+        thresholds=list_changed(thresholds),
         arms=verdicts,
         looks=looks.describe(),
         next_look=looks.find_next(),
-        recommendation=_recommend(study, verdicts, looks, criteria_set=criteria_set),
+        coming_looks=looks.list_coming(),
+        late_looks=looks.late,
+        is_cut_short=looks.is_cut_short,
+        recommendation=_recommend(verdicts, looks, criteria_set=criteria_set),
         num_by_status=_count_statuses(everything),
         progress=_measure_progress(everything),
         results=by_arm,
@@ -242,7 +256,7 @@ def describe_arm(
 
 
 def _recommend(
-    study: Study, arms: Sequence[ArmVerdict], looks: Looks, *, criteria_set: CriteriaSet
+    arms: Sequence[ArmVerdict], looks: Looks, *, criteria_set: CriteriaSet
 ) -> Recommendation:
     """The decision at the last look. Its sentence counts the seeds of that look."""
     decision, num_looks = looks.sequential.decision, len(looks.sequential.looks)
@@ -254,7 +268,8 @@ def _recommend(
         job_id=decided.median_job_id if decided else None,
         next_look=looks.find_next(),
         has_looked=num_looks > 0,
-        has_late_looks=num_looks > study.num_planned_looks,
+        has_late_looks=bool(looks.late),
+        is_cut_short=looks.is_cut_short,
         criteria_set=criteria_set,
     )
 

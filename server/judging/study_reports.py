@@ -199,18 +199,16 @@ def list_tables(report: StudyReport) -> list[Table]:
 
 
 def _tabulate_looks(report: StudyReport) -> Table:
-    study, taken = report.study, report.verdict.looks
     rows = [
         [
             f"{look.num_seeds} seeds",
             f"{look.at:%Y-%m-%d %H:%M} UTC" if look.at else NO_VALUE,
             ", ".join(look.ruled_out) or "none",
         ]
-        for look in taken
+        for look in report.verdict.looks
     ]
-    if report.verdict.next_look is not None:
-        coming = study.looks[len(taken) :]
-        rows += [[f"{num_seeds} seeds", "still to come", ""] for num_seeds in coming]
+    coming = report.verdict.coming_looks
+    rows += [[f"{num_seeds} seeds", "still to come", ""] for num_seeds in coming]
     return Table("Looks", ["look after", "took place", "ruled out"], rows)
 
 
@@ -316,8 +314,10 @@ def _describe_seed(arm: ArmVerdict, result: SeedResult, report: StudyReport) -> 
 
 
 def _describe_verdict(result: SeedResult) -> str:
-    if not result.is_judged:
+    if not result.is_finished:
         return "missing" if result.is_missing else NO_VALUE
+    if not result.is_judged:
+        return f"undecided, {result.diagnosis}"
     return f"{'✓' if result.has_passed else '✗'} {result.diagnosis}"
 
 

@@ -131,11 +131,33 @@ class TrainingConfig(BaseModel):
         "to which `num_samples` cuts a data set; by default the same number as `seed`",
     )
 
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """What tells the runs of one configuration apart."""
+        return self.seed, self.data_seed
+
     @field_validator("num_samples")
     @classmethod
     def _choose_number(cls, value: int | None, info: ValidationInfo) -> int | None:
         """Generated data have no end: null is their default."""
         return _choose_num_samples(info.data.get("dataset", "")) if value is None else value
+
+
+def list_effects(config: TrainingConfig) -> dict[str, Any]:
+    """The identity of a configuration less the settings that have no effect beside the others.
+
+    Jobs with the same effects and the same seeds are trained alike to the last bit.
+    """
+    effects = config.model_dump(mode="json", exclude={*NOT_IDENTITY, "use_focal_loss"})
+    if not config.use_focal_loss:
+        effects["focal_gamma"] = 0.0
+    if config.class_weighting == ClassWeighting.balanced:
+        effects["class_weighting"] = ClassWeighting.inverse.value
+    if config.class_weighting != ClassWeighting.effective_number:
+        del effects["effective_number_beta"]
+    if config.beta_schedule != BetaSchedule.linear_warmup:
+        del effects["beta_warmup_fraction"]
+    return effects
 
 
 def resolve_config(

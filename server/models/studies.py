@@ -68,7 +68,6 @@ class Study(SQLModel, table=True):
     #: judged seeds of those that were queued when it was due: later ones never change it.
     rounds: list[int] = Col(default_factory=list, sa_type=_INTEGERS)
     data_seed: int | None = None  # None: each job's own seed
-    is_data_seed_fixed: bool = False  # the request named it, so that no other data is reused
     looks: list[int] = Col(sa_type=_INTEGERS)  # numbers of seeds at which the study is judged
     num_planned_looks: int  # the first of them; later ones were asked for afterwards
     until_decided: bool = False  # a race

@@ -39,6 +39,7 @@ from server.api.turns import TakesTurnToJudge
 from server.database.engine import write_transaction
 from server.files.artifacts import JobFiles
 from server.jobs import seeds, studies
+from server.jobs.admission import Admission
 from server.jobs.ages import AgeWatch
 from server.jobs.estimates import estimate_seconds
 from server.jobs.workers import count_live
@@ -89,7 +90,13 @@ class StudyQuery(Thresholds):
         try:
             return Thresholds.model_validate({**own, **sent})
         except ValidationError as error:
-            refuse_query("min_accuracy", error.errors()[0]["msg"].removeprefix("Value error, "))
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            name, other = sorted(
+                ("min_accuracy", "max_accuracy"), key=lambda name: name not in sent
+            )
+            if other not in sent:
+                reason += f"; the study's own {other} is {own[other]:g}"
+            refuse_query(name, reason)
 
 
 StudyDep = Annotated[Study, Depends(get_study)]
@@ -236,7 +243,7 @@ def resume_study(
     return _change(engine, study, resume, cache=cache)
 
 
-@router.post("/{study_id}/seeds")
+@router.post("/{study_id}/seeds", response_model=StudyPublic)
 def add_seeds(
     study: StudyDep,
     *,
@@ -244,11 +251,36 @@ def add_seeds(
     engine: EngineDep,
     settings: SettingsDep,
     cache: ResultCacheDep,
+    token_name: TokenNameDep,
     admission: AdmissionDep,
-) -> StudyPublic:
+    idempotency_key: IdempotencyKeyHeader = None,
+) -> Any:
     """Queue further seeds of each arm, of a race those of each kept arm, and look again at them.
-    The stated error holds for the looks that were planned."""
+    The stated error holds for the looks that were planned.
+
+    With `Idempotency-Key`, the same request within a day adds nothing and gets the same answer.
+    """
+    keyed = KeyedRequest.of(
+        idempotency_key, token_name=token_name, request=request, resource=study.id
+    )
+    if answer := find_replay(engine, keyed, status_code=200):
+        return answer
     check_datasets(study, datasets_dir=settings.datasets_dir)
+    extend = _plan_seeds(engine, study, num=request.num, cache=cache, admission=admission)
+
+    def extend_and_describe(session: Session) -> Answer:
+        body = describe_study(session, extend(session, study.id), cache=cache).model_dump_json()
+        return Answer(body, location=f"/studies/{study.id}")
+
+    if keyed is None:
+        return _change(engine, study, extend, cache=cache)
+    return answer_once(engine, keyed, execute=extend_and_describe, status_code=200)
+
+
+def _plan_seeds(
+    engine: Engine, study: Study, *, num: int, cache: ResultCache, admission: Admission
+) -> studies.Command:
+    """A command that queues `num` seeds of the arms that are kept now. Raises StoredStudyError."""
     if study.until_decided:
         check_rules(study)
     with Session(engine) as session:
@@ -259,13 +291,13 @@ def add_seeds(
         return seeds.extend_study(
             session,
             study_id,
-            num_seeds=request.num,
+            num_seeds=num,
             arms=kept,
-            looks=_extend_looks(locked, num_seeds=len(locked.seeds) + request.num),
+            looks=_extend_looks(locked, num_seeds=len(locked.seeds) + num),
             admission=admission,
         )
 
-    return _change(engine, study, extend, cache=cache)
+    return extend
 
 
 def _change(

@@ -121,6 +121,7 @@ def change_study(
                 engine=engine,
                 settings=settings,
                 cache=cache,
+                token_name="",  # only a key belongs to a token
                 admission=admission,
             )
         case "delete":
