@@ -255,18 +255,32 @@ def test_queued_job_is_cancelled(service: Up) -> None:
     [
         (["show", "nothing"], "nothing"),
         (["cancel", "000000000000"], "000000000000"),
-        (["submit", "--option", "b", "--epochs", "-1"], "epochs"),
-        (["submit", "--option", "b", "--data", "nowhere"], "nowhere"),
         (["compare", "000000000000", "111111111111"], "000000000000"),
-        (["option", "add", "x", "--base", "b", "--set", "betta=1"], "config.betta: unknown field"),
         (["option", "add", "a", "--base", "b"], "option a is built in"),
-        (["option", "add", "..", "--base", "b"], "name"),
         (["option", "delete", "b"], "option b is built in"),
         (["option", "delete", "nothing"], "there is no option 'nothing'"),
     ],
 )
 def test_refusal_is_one_line(service: Up, command: list[str], words: str) -> None:
     assert_one_line(service.run(*command), code=1, words=words)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["submit", "--option", "b", "--epochs", "-1"], "epochs"),
+        (["submit", "--option", "b", "--data", "nowhere"], "nowhere"),
+        (["study", "b", "--grid", "beta=1,1.0"], "the same configuration"),
+        (["study", "b", "--threshold", "foo=0.9"], "foo"),
+        (["study", "b", "--max-seeds", "3"], "max_seeds"),
+        (["option", "add", "x", "--base", "b", "--set", "betta=1"], "config.betta: unknown field"),
+        (["option", "add", "..", "--base", "b"], "name"),
+    ],
+)
+def test_value_that_the_service_refuses_is_bad_input(
+    service: Up, command: list[str], words: str
+) -> None:
+    assert_one_line(service.run(*command), code=2, words=words)
 
 
 @pytest.mark.parametrize(
