@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
-RESULTS_DIR = Path(__file__).parent / "results"
+RESULTS_DIR = Path(os.environ.get("RESULTS_DIR") or Path(__file__).parent / "results")
 
 
 def describe_machine(packages: tuple[str, ...]) -> dict[str, Any]:

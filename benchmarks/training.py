@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.contestants import BATCH_SIZE, compute_plain_loss, make_plain_model
 from benchmarks.machine import REPOSITORY, describe_machine, write_results
 from server.environment.cores import count_cores
-from worker.device import autocast, choose_device
+from worker.device import choose_device, choose_dtype
 
 PYTHAE_HINT = (
     "pythae is not installed and is left out: "
@@ -77,12 +77,10 @@ def main() -> None:
     arguments = parse_arguments()
     machine = describe_machine(PACKAGES)
     results: dict[str, Any] = machine | {"devices": []}
-    for device in [torch.device("cpu"), *([choose_device()] if torch.cuda.is_available() else [])]:
-        measured = measure_device(device, arguments=arguments)
+    for name in arguments.devices:
+        measured = measure_device(torch.device(name), arguments=arguments)
         results["devices"].append(measured)
         print(format_device(measured))
-    if not torch.cuda.is_available():
-        print("no CUDA device: the GPU was not measured")
     if not arguments.no_write:
         write_results(arguments.results, results)
 
@@ -103,6 +101,12 @@ def parse_arguments() -> argparse.Namespace:
         type=lambda given: given.split(","),
         default=["losslab", "plain", "pythae"],
         help="the contestants; the first one is compared with the others",
+    )
+    parser.add_argument(
+        "--devices",
+        type=lambda given: given.split(","),
+        default=[choose_device().type],
+        help="such as cpu,cuda; the GPU alone if there is one",
     )
     parser.add_argument("--results", default="training", help="name of the file in results/")
     parser.add_argument("--no-write", action="store_true", help="print the table only")
@@ -218,8 +222,7 @@ def run_together(team: list[Runner]) -> float:
 def measure_roofline(device: torch.device) -> dict[str, Any]:
     """Grids per second if a step's arithmetic ran at the rate of a large matrix product."""
     flops = count_step_flops()
-    with autocast(device):
-        dtype = (torch.ones(1, 1, device=device) @ torch.ones(1, 1, device=device)).dtype
+    dtype = choose_dtype(device)
     rate = measure_matmul_rate(device, dtype=dtype)
     return {
         "dtype": str(dtype).removeprefix("torch."),

@@ -56,7 +56,9 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
         use_known_dataset(case.body)
     if case.headers and case.headers.get("idempotency-key"):
         # Each key always has the same body, so that some requests are replays.
-        key = hashlib.sha256(repr((case.path, case.path_parameters, case.body)).encode()).hexdigest()
+        key = hashlib.sha256(
+            repr((case.path, case.path_parameters, case.body)).encode()
+        ).hexdigest()
         case.headers["idempotency-key"] = key
     if case.path == "/datasets/{name}" and case.method == "PUT":
         case.body = make_npz()

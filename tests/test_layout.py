@@ -1,6 +1,7 @@
 """Allowed imports between the packages, and forbidden ones."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,3 +130,12 @@ def test_packages_have_empty_init_files() -> None:
 def test_nothing_is_unpickled(word: str) -> None:
     paths = list_modules("server", "worker")
     assert [path for path in paths if word in path.read_text()] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_every_benchmark_finds_what_it_measures(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else runs most of them."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    importlib.import_module(f"benchmarks.{path.stem}")
