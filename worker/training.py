@@ -197,9 +197,10 @@ class Trainer:
         """
         step = self._step
         self.load_weights(state)
-        step.adam.num_steps.zero_()
         for name, moment in self._view_moments().items():
             moment.copy_(state.tensors[f"optimizer.{name}"])
+        if state.path is not StepPath.plain:  # a CPU has no other
+            self._path_before = state.path
         self.epoch = state.epoch
         self._under_way = None
         if "generator" not in state.tensors:
@@ -213,7 +214,6 @@ class Trainer:
         is_alike = generator.numel() == step.generator.get_state().numel()
         if is_alike:
             step.generator.set_state(generator)
-            self._path_before = state.path
         return is_alike
 
     def load_weights(self, state: TrainingState) -> None:
