@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import pytest
 import torch
 from conftest import SubmitJob, drain, read_artifacts
 from safetensors.torch import load_file, save_file
@@ -13,6 +14,7 @@ from sqlalchemy import Engine
 from server.models.configuration import EARLIER_VALUES, TrainingConfig
 from server.settings import Settings
 from worker.checkpoints import load_checkpoint
+from worker.step import StepPath
 
 SAVE: Final = """
 import sys
@@ -65,3 +67,16 @@ def test_checkpoint_of_an_older_version_is_loaded_with_the_settings_of_then(tmp_
     state, config = load_checkpoint(path)
     assert (state.epoch, config.seed, config.generator) == (3, 7, 1)
     assert torch.equal(state.tensors["model.a"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("stored", "path"), [({}, None), ({"step_path": "graph"}, StepPath.graph),
+                         ({"step_path": "of a later version"}, None)],
+)  # fmt: skip
+def test_checkpoint_says_how_its_steps_were_launched_if_this_version_knows_it(
+    tmp_path: Path, stored: dict[str, str], path: StepPath | None
+) -> None:
+    config = TrainingConfig().model_dump_json()
+    metadata = {"config": config, "epoch": "1", "step": "0", "format": "losslab-1"}
+    save_file({"x": torch.zeros(1)}, tmp_path / "c.safetensors", metadata=metadata | stored)
+    assert load_checkpoint(tmp_path / "c.safetensors")[0].path == path

@@ -80,9 +80,14 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, TrainingConfig]:
         tensors,
         epoch=int(metadata["epoch"]),
         step=int(metadata["step"]),
-        path=StepPath(metadata["step_path"]) if "step_path" in metadata else None,
+        path=_read_path(metadata.get("step_path")),
     )
     return state, config
+
+
+def _read_path(stored: str | None) -> StepPath | None:
+    """None for a checkpoint of another version that does not say it, or in words of its own."""
+    return StepPath(stored) if stored in set(StepPath) else None
 
 
 def load_newest_state(
