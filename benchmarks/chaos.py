@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import psycopg
 
-from benchmarks.chaos_client import Client
+from benchmarks.chaos_client import MAX_JOBS_PER_MINUTE, Client
 from benchmarks.chaos_faults import FAULTS
 from benchmarks.chaos_invariants import Evidence, list_invariants
 from benchmarks.machine import REPOSITORY, describe_machine, write_results
@@ -45,8 +45,10 @@ _LONGEST_END_SECONDS: Final = 240.0
 _STOP_SECONDS: Final = 30.0
 #: Between two faults. If they were denser, no job would end among them.
 _PAUSE_LEASES: Final = (0.1, 0.6)
-_DISK_MEGABYTES_PER_MINUTE: Final = 600
-_MIN_DISK_MEGABYTES: Final = 500
+#: Checkpoints and pictures of the largest job.
+_MEGABYTES_PER_JOB: Final = 40
+#: What workers want free beside them, and the first jobs.
+_MIN_DISK_MEGABYTES: Final = 700
 
 
 def main() -> None:
@@ -179,7 +181,8 @@ def open_lab(folder: Path, *, arguments: argparse.Namespace) -> Iterator[Lab]:
                 name = connection.info.dbname
                 connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = on".encode())
         settings = Settings(data_dir=folder / "data", database_url=url)
-        megabytes = _MIN_DISK_MEGABYTES + round(_DISK_MEGABYTES_PER_MINUTE * arguments.minutes)
+        num_jobs = round(MAX_JOBS_PER_MINUTE * arguments.minutes)
+        megabytes = _MIN_DISK_MEGABYTES + _MEGABYTES_PER_JOB * num_jobs
         has_disk = stack.enter_context(mounted(settings.runs_dir, megabytes=megabytes))
         lab = Lab(folder, settings, server, has_disk, arguments.workers, arguments.lease_seconds)
         try:

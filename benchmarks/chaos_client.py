@@ -14,6 +14,8 @@ Json = dict[str, Any]
 
 _ENDED: Final = ("succeeded", "failed", "cancelled")
 _MAX_LIVE_JOBS: Final = 5
+#: So that the disk holds them all, however fast the machine is.
+MAX_JOBS_PER_MINUTE: Final = 40
 _TIMEOUT_SECONDS: Final = 40.0
 #: The jobs, which differ in what they keep; each runs once without a fault.
 _JOBS: Final[dict[str, Json]] = {
@@ -65,6 +67,7 @@ class Client:
         return posted
 
     def start(self) -> None:
+        self._started_at = time.monotonic()
         self._thread.start()
 
     def stop_posting(self) -> None:
@@ -82,7 +85,7 @@ class Client:
     def _run(self) -> None:
         while self._is_open:
             live = [job for job in self.jobs if job.status not in _ENDED]
-            if self._is_posting and len(live) < _MAX_LIVE_JOBS:
+            if self._is_posting and len(live) < _MAX_LIVE_JOBS and self._is_within_rate:
                 name = self._choice.choice(list(_JOBS))
                 priority = self._choice.randint(0, 2)
                 self.jobs.append(Posted(name, self._post(_JOBS[name] | {"priority": priority})))
@@ -90,6 +93,11 @@ class Client:
                 job.status = self._read_status(job.job_id)
                 self._steer(job)
             time.sleep(0.2)
+
+    @property
+    def _is_within_rate(self) -> bool:
+        minutes = (time.monotonic() - self._started_at) / 60
+        return len(self.jobs) < _MAX_LIVE_JOBS + MAX_JOBS_PER_MINUTE * minutes
 
     def _steer(self, job: Posted) -> None:
         if job.status == "paused":

@@ -165,6 +165,13 @@ def _freeze(*_args: Any, **_kwargs: Any) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def _freeze_unlocked(*_args: Any, **_kwargs: Any) -> None:
+    """Freeze while the heartbeat's thread holds no lock either, see `WorkerProcess.freeze`."""
+    settings = Settings()
+    wait_for(lambda: _is_unlocked(settings))
+    _freeze()
+
+
 def _write_half(path: Path, state: TrainingState, *, config: TrainingConfig) -> NoReturn:
     save_checkpoint(path, state, config=config)
     os.truncate(path, path.stat().st_size // 2)
@@ -259,9 +266,9 @@ def _install(point: str) -> None:
         case "paced":  # there is time to interrupt it, at no cost
             _patch(TrainingStep, "run", _pace)
         case "frozen_first_sweep":
-            _patch(JobFiles, "sweep", _freeze, call=1)
+            _patch(JobFiles, "sweep", _freeze_unlocked, call=1)
         case "frozen_later_sweep":
-            _patch(JobFiles, "sweep", _freeze, call=3)
+            _patch(JobFiles, "sweep", _freeze_unlocked, call=3)
         case "lost_files":
             _patch(WrittenFile, "publish", _lose_file)
         case "frozen_transaction":
