@@ -6,6 +6,7 @@ The methods for the routes are in `server.client` and `server.study_client`.
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 from urllib.parse import quote, urlsplit
@@ -84,7 +85,9 @@ class Connection:
         self.base_url = _show(url)
         self._secrets = [secret for secret in (token, url.password) if secret]
         self._hint = ""
-        headers = {"Authorization": f"Bearer {_check_token(token)}"} if token else {}
+        headers = {"User-Agent": f"losslab/{version('losslab')}"}
+        if token:
+            headers["Authorization"] = f"Bearer {_check_token(token)}"
         try:
             proxy = find_proxy(url)
             if proxy is not None:

@@ -14,6 +14,7 @@ from server.jobs import leases, queue, records
 from server.jobs.leases import Lease, StopRequest
 from server.models.columns import FiniteJSON, utc_now
 from server.models.epochs import EpochMetrics
+from server.models.provenance import Provenance
 from server.models.tables import (
     Artifact,
     ArtifactKind,
@@ -124,7 +125,12 @@ NOTES: dict[str, Write] = {
     "heartbeat": partial(leases.heartbeat, lease_seconds=LEASE_SECONDS, progress=0.5),
     "set_phase": partial(records.set_phase, phase=JobPhase.saving),
     "record_start": partial(
-        records.record_start, device="cpu", progress=0.0, dataset_summary={}, warnings=[]
+        records.record_start,
+        device="cpu",
+        progress=0.0,
+        dataset_summary={},
+        provenance=Provenance(),
+        warnings=[],
     ),
     "record_resume_point": record_resume_point,
     "add_note": add_note,

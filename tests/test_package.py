@@ -1,5 +1,6 @@
 """Losslab as it is installed: from a wheel without the repository, and editable, in any folder."""
 
+import json
 import os
 import re
 import shutil
@@ -39,6 +40,10 @@ class Installation:
             *(str(self._bin / "python"), "-m", "pip", "install", "--quiet", "--no-compile"),
             *("-c", constraints, f"{self.wheel}{extra}"),
         )
+
+    def find_module(self, *parts: str) -> Path:
+        (path,) = self._bin.parent.glob("/".join(["lib", "python*", "site-packages", *parts]))
+        return path
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -118,6 +123,24 @@ def test_job_is_trained_from_the_wheel(with_worker: Installation) -> None:
     assert code == 0, stderr
     assert "Verdict: " in stdout
     assert (with_worker.folder / "experiments" / "losslab.db").exists()
+
+
+@pytest.mark.slow
+def test_edit_of_the_installed_program_shows_in_what_made_a_job(with_worker: Installation) -> None:
+    before = train(with_worker)
+    assert (before["revision"], before["is_changed"]) == (None, False)
+    with with_worker.find_module("worker", "losses.py").open("a") as module:
+        module.write("# mine\n")
+    after = train(with_worker)
+    assert (after["losslab_version"], after["is_changed"]) == (before["losslab_version"], True)
+    assert after["source_sha256"] != before["source_sha256"]
+
+
+def train(installation: Installation) -> dict[str, Any]:
+    code, stdout, stderr = installation.run("train", *TINY, "--json")
+    assert code == 0, stderr
+    made_by: dict[str, Any] = json.loads(stdout)["job"]["provenance"]
+    return made_by
 
 
 @pytest.fixture

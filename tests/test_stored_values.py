@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -110,6 +111,31 @@ def test_no_address_fails_because_of_a_stored_value(stored: Stored) -> None:
                     failed.append(f"{table}.{column} = {value[:60]}: {address}: {answer.text[:80]}")
         replace(engine, table, column, before, is_json=is_json)
     assert not failed, "\n".join(failed)
+
+
+#: Parts of a summary, and texts that look like lists of numbers only beside others.
+PARTS: Final = {
+    ("job", "dataset_summary"): [
+        {"new": 1}, {"num_available": {}}, {"num_available": {"train": 3}}, {"overlap": {}},
+        {"overlap": {"val": {"exact": 1, "by_orbit": 1}, "test": {"exact": 0, "by_orbit": 0}}},
+    ],
+    ("job", "provenance"): [{"torch_version": "9"}, {"is_changed": True}],
+    ("epoch_metrics", "val_kl_per_dimension"): ["", "[1],[2]"],
+}  # fmt: skip
+#: Addresses that read most of a job.
+READERS: Final = re.compile("/ui/jobs/.{12}$|/ui/studies/.{12}$|compar|report|jobs.csv|verdict")
+
+
+@pytest.mark.parametrize("place", PARTS, ids=".".join)
+def test_readers_of_a_job_take_what_is_there_of_a_value(
+    stored: Stored, place: tuple[str, str]
+) -> None:
+    for part in PARTS[place]:
+        value = part if isinstance(part, str) else json.dumps(part)
+        replace(stored.engine, *place, value, is_json=True)
+        for address in filter(READERS.search, stored.addresses):
+            answer = stored.client.get(address)
+            assert answer.status_code < 500, (address, value)
 
 
 @BOTH_DATABASES

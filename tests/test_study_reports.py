@@ -366,7 +366,9 @@ def test_pandas_reads_the_tables_without_options(trained: Trained, name: str) ->
     pandas = pytest.importorskip("pandas")
     table = pandas.read_csv(io.BytesIO(trained.get(name).content))
     texts = {"study", "study_name", "arm", "option", "job_id", "status", "diagnosis",
-             "config_sha256", "started_at", "ended_at", "recorded_at", *CriterionName}  # fmt: skip
+             "config_sha256", "started_at", "ended_at", "recorded_at", "device", "losslab_version",
+             "revision", "is_changed", "source_sha256", "torch_version", "number_format",
+             "host", *CriterionName}  # fmt: skip
     for column in table.columns:
         is_number = pandas.api.types.is_numeric_dtype(table[column])
         assert is_number or column in texts, column

@@ -36,6 +36,7 @@ from worker.evaluation import EvaluationMetrics
 from worker.failures import DeviceBrokenError, Failure, describe_failure
 from worker.heartbeat import StopReason
 from worker.losses import find_weight_faults
+from worker.provenance import describe_provenance
 from worker.recorder import EpochRecorder
 from worker.redrawing import draw_samples, redraw_lost_pictures
 from worker.step import StepPath
@@ -202,6 +203,7 @@ def _train(attempt: Attempt, dataset: Dataset, *, trackers: TrackerGroup) -> Tra
             device=_describe(trainer),
             progress=trainer.progress,
             dataset_summary=summary,
+            provenance=describe_provenance(trainer, worker_id=attempt.lease.worker_id),
             warnings=_list_new_warnings(attempt.job, summary, trainer=trainer),
         )
         _record_epochs(trainer, recorder, attempt=attempt)

@@ -21,6 +21,10 @@ from server.judging.statistics import load_library
 from server.judging.studies import ResultCache
 from server.models.tables import Job
 from server.settings import Settings
+from server.texts import shorten, show_controls
+
+#: Of what a program says of itself, a browser takes some 120 characters.
+_MAX_CLIENT_LENGTH: Final = 200
 
 
 def get_settings(request: Request) -> Settings:
@@ -115,9 +119,10 @@ def get_token_name(request: Request) -> str:
 TokenNameDep = Annotated[str, Depends(get_token_name)]
 
 
-def get_admission(settings: SettingsDep, token_name: TokenNameDep) -> Admission:
+def get_admission(request: Request, settings: SettingsDep, token_name: TokenNameDep) -> Admission:
     """The limits of what this request queues."""
-    return Admission.of(settings, queued_by=token_name)
+    agent = shorten(show_controls(request.headers.get("User-Agent", "")), length=_MAX_CLIENT_LENGTH)
+    return Admission.of(settings, queued_by=token_name, client=agent)
 
 
 AdmissionDep = Annotated[Admission, Depends(get_admission)]

@@ -24,6 +24,7 @@ from server.models.configuration import (
     resolve_config,
 )
 from server.models.epochs import EpochMetrics
+from server.models.provenance import Provenance
 from server.models.tables import (
     Artifact,
     FailureKind,
@@ -87,6 +88,11 @@ class JobPublic(BaseModel):
     val_foreground_recall: float | None
     val_foreground_iou: float | None
     device: str | None
+    provenance: Provenance | None = Field(
+        description="what made the numbers of the newest attempt; null before it trains, and of "
+        "older versions"
+    )
+    client: str = Field(description="the program that posted the job or its study, by its own name")
     dataset_summary: dict[str, Any] | None
     test_metrics: dict[str, Any] | None = Field(
         description="test split, with the weights of the best epoch"

@@ -46,6 +46,7 @@ _POLL_SECONDS = 0.25
 _STUDY_POLL_SECONDS = 0.5
 _CANCEL_SECONDS = 10.0
 _OUTPUT_TAIL_BYTES = 2000
+_CLIENT: Final = "losslab train"
 
 
 def train(
@@ -161,7 +162,7 @@ def _run_job(
     with Session(engine) as session:
         job = wanted.make_job(session, datasets_dir=settings.datasets_dir)
     with write_transaction(engine) as session:
-        admission = Admission(settings.datasets_dir)
+        admission = Admission(settings.datasets_dir, client=_CLIENT)
         submit_job(session, job, admission=admission, reserved_seconds=_RESERVED_SECONDS)
     arguments = ["--job", job.id, *(["--log", str(log)] if log else [])]
     with tempfile.TemporaryFile() as output:

@@ -145,7 +145,7 @@ def train(
     data_dir: arg.DataDir = None,
     as_json: arg.AsJson = False,
 ) -> None:
-    """Train one job on this machine, without a server."""
+    """Train one job on this machine, without a server, in a process of its own."""
     request = {"option": option, "quick_test": quick_test, "name": name} | arg.collect_overrides(
         set_keys, dataset=data, epochs=epochs, num_samples=num_samples, batch_size=batch_size,
         learning_rate=learning_rate, latent_dim=latent_dim, beta=beta, seed=seed,

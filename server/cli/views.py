@@ -150,12 +150,27 @@ def job_view(job: Json) -> RenderableType:
     table.add_row("progress", Text(_describe_numbers(job, with_status=False)))
     table.add_row("best epoch", Text(str(job["best_epoch"] or NO_VALUE)))
     table.add_row("device", Text(job["device"] or NO_VALUE))
+    table.add_row("made by", Text(_describe_provenance(job) or NO_VALUE))
     summary = job["dataset_summary"] or {}
-    if available := summary.get("num_available"):
-        used = f"{summary['num_train']:,} of {available['train']:,} training grids used"
+    available = summary.get("num_available", {}).get("train")
+    if available is not None and "num_train" in summary:
+        used = f"{summary['num_train']:,} of {available:,} training grids used"
         table.add_row("data", Text(used))
     table.add_row("config", Text(_describe_settings(job["config"])))
     return table
+
+
+def _describe_provenance(job: Json) -> str:
+    """The program and the machine; servers of older versions do not say it."""
+    made_by = job.get("provenance")
+    if not made_by:
+        return ""
+    changed = ", changed" if made_by["is_changed"] else ""
+    commit = f" ({made_by['revision'][:12]}{changed})" if made_by["revision"] else changed
+    return (
+        f"Losslab {made_by['losslab_version']}{commit}, torch {made_by['torch_version']}, "
+        f"{made_by['number_format']}, on {made_by['host']}"
+    )
 
 
 def epochs_table(rows: list[Json]) -> RenderableType:

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from server.errors import LosslabError
 
 #: The newest migration; finding it out would need the slow import of Alembic.
-SCHEMA_REVISION: Final = "0009"
+SCHEMA_REVISION: Final = "0010"
 _MIGRATIONS_DIR: Final = Path(__file__).parent / "migrations"
 _VERSION_TABLE: Final = "alembic_version"
 #: A table that every revision has.

@@ -74,9 +74,11 @@ def count_colours(*splits: Grids) -> list[int]:
 def describe_use(summary: Mapping[str, Any] | None) -> str | None:
     """`40,000 of 120,000 used` for the training grids of a job that has a sample of its data; None
     if it has all of them, or has not read them yet."""
-    if not summary or not summary.get("num_available"):
+    num_used = (summary or {}).get("num_train")
+    num_available = (summary or {}).get("num_available", {}).get("train")
+    if num_used is None or num_available is None:
         return None
-    return f"{summary['num_train']:,} of {summary['num_available']['train']:,} used"
+    return f"{num_used:,} of {num_available:,} used"
 
 
 def read_npz(name: str, *, datasets_dir: Path) -> dict[str, Grids]:

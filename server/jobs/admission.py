@@ -32,9 +32,10 @@ class Admission:
     max_queued_jobs: int | None = None  #: None for a user's own jobs, without a server
     max_of_token: int | None = None  #: None if there is no other token
     queued_by: str = ""  #: the name of the token that queues; empty without one
+    client: str = ""  #: the program that queues, in its own words
 
     @classmethod
-    def of(cls, settings: Settings, *, queued_by: str = "") -> Self:
+    def of(cls, settings: Settings, *, queued_by: str = "", client: str = "") -> Self:
         """Those of a server."""
         num_tokens = sum(token.scope is TokenScope.full for token in settings.tokens)
         share = math.ceil(settings.max_queued_jobs * _SHARE_OF_ONE_TOKEN)
@@ -43,6 +44,7 @@ class Admission:
             max_queued_jobs=settings.max_queued_jobs,
             max_of_token=share if num_tokens > 1 else None,
             queued_by=queued_by,
+            client=client,
         )
 
     def check(self, session: Session, *, num_jobs: int, datasets: Iterable[str]) -> None:

@@ -18,6 +18,7 @@ from server.finite import find_not_finite
 from server.jobs.events import add_artifact_event, add_epoch_event, add_event
 from server.jobs.leases import Lease, holding
 from server.models.epochs import EpochMetrics
+from server.models.provenance import Provenance
 from server.models.tables import (
     Artifact,
     ArtifactKind,
@@ -46,18 +47,28 @@ def record_start(
     device: str,
     progress: float,
     dataset_summary: dict[str, Any],
+    provenance: Provenance,
     warnings: Sequence[str],
 ) -> None:
-    """Record that training begins: on which device, with which data, at which progress, and what
-    the user should know of the data."""
+    """Record that training begins: on which device, with which data, at which progress, by what,
+    and what the user should know of the data."""
     with holding(engine, lease) as (session, job):
         job.phase = JobPhase.training
         # The progress may be lower than before, if a checkpoint could not be loaded. Setting its
         # time keeps the job from being shown as stalled until it catches up.
         job.progress, job.progress_at = progress, database_now(session)
         job.device, job.dataset_summary = device, dataset_summary
-        for message in warnings:
+        change = _describe_change(job, provenance) if progress else None
+        job.provenance = provenance.model_dump()
+        for message in [*warnings, *filter(None, [change])]:
             add_event(session, job, EventKind.warning, message=message)
+
+
+def _describe_change(job: Job, provenance: Provenance) -> str | None:
+    """What is new in an attempt that goes on with the work of an earlier one."""
+    if job.provenance is None:
+        return None
+    return provenance.describe_change(Provenance.model_validate(job.provenance))
 
 
 def record_epoch(

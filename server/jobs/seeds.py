@@ -56,6 +56,7 @@ def submit_study(
     _hold_options(session, study)
     study.created_at = database_now(session)
     study.seeds, study.rounds = [], []
+    study.client = admission.client if admission is not None else ""
     session.add(study)
     session.flush()
     add_seeds(session, study, seeds, admission=admission)
@@ -208,7 +209,7 @@ def _make_model(study: Study, arm: Arm) -> dict[str, Any]:
         priority=study.priority,
     )
     job.config_sha256 = arm.config_sha256
-    job.study_id, job.queued_by = study.id, study.queued_by
+    job.study_id, job.queued_by, job.client = study.id, study.queued_by, study.client
     return job.model_dump(exclude=set(_OWN_VALUES))
 
 

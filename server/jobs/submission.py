@@ -47,7 +47,7 @@ def submit_job(
     """
     if admission is not None:
         admission.check(session, num_jobs=1, datasets=[job.config["dataset"]])
-        job.queued_by = admission.queued_by
+        job.queued_by, job.client = admission.queued_by, admission.client
     job.created_at = database_now(session)
     session.add(job)
     session.flush()

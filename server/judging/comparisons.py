@@ -115,9 +115,9 @@ class Comparison:
     @property
     def background_shares(self) -> list[float]:
         """The pixel accuracy of an all-background output on each of the jobs' data sets."""
-        summaries = [job.dataset_summary for job in self.jobs if job.dataset_summary]
-        shares = {round(summary["background_share"], 4) for summary in summaries}
-        return sorted(shares)[:_MAX_BACKGROUND_SHARES]
+        summaries = [job.dataset_summary or {} for job in self.jobs]
+        known = [each["background_share"] for each in summaries if "background_share" in each]
+        return sorted({round(share, 4) for share in known})[:_MAX_BACKGROUND_SHARES]
 
     def by_criterion(self) -> list[tuple[CriterionName, list[Criterion]]]:
         """Each criterion's name with its result for every job."""

@@ -249,12 +249,16 @@ def _decode(texts: Sequence[str]) -> list[list[float | None]]:
     """The lists of numbers; one that another version stored and that is none is empty."""
     try:
         # Decoding one long text is many times faster than decoding its parts.
-        return _LISTS_OF_NUMBERS.validate_json(f"[{','.join(texts)}]", strict=True)
+        lists = _LISTS_OF_NUMBERS.validate_json(f"[{','.join(texts)}]", strict=True)
     except ValidationError:
-        if len(texts) == 1:
-            return [[]]
-        half = len(texts) // 2
-        return _decode(texts[:half]) + _decode(texts[half:])
+        lists = None
+    # An empty text, or one of two lists, leaves another number of them.
+    if lists is not None and len(lists) == len(texts):
+        return lists
+    if len(texts) == 1:
+        return [[]]
+    half = len(texts) // 2
+    return _decode(texts[:half]) + _decode(texts[half:])
 
 
 @contextmanager

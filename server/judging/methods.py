@@ -13,6 +13,7 @@ from server.judging.knowledge import SOURCES as MEASURE_SOURCES
 from server.judging.studies import ArmVerdict, StudyVerdict
 from server.judging.verdicts import judge
 from server.models.configuration import NOT_IDENTITY, BuiltInDataset, count_steps, read_config
+from server.models.provenance import Provenance
 from server.models.studies import Study
 from server.models.tables import Job
 
@@ -130,7 +131,12 @@ def _describe_data_seed(methods: Methods) -> str:
 
 def describe_overlap(summaries: Sequence[Mapping[str, Any]]) -> str:
     """How many grids of the other splits occur in training: the most that a run has."""
-    known = [summary for summary in summaries if "overlap" in summary]
+    known = [
+        summary
+        for summary in summaries
+        if {"num_val", "num_test"} <= summary.keys()
+        and {"val", "test"} <= summary.get("overlap", {}).keys()
+    ]
     if not known:
         return ""
     most = {
@@ -325,9 +331,24 @@ def _describe_differences(methods: Methods) -> str:
 
 
 def _describe_version(methods: Methods) -> str:
+    known = [each.provenance for each in methods.facts.values() if each.provenance]
+    programs = _unique(map(_describe_program, known))
     devices = _unique(each.device for each in methods.facts.values() if each.device)
-    trained = f", trained on {join_names(devices)}" if devices else ""
-    return f"Made with Losslab {version('losslab')}{trained}; study {methods.study.id}."
+    trained = f"Trained with {_join(programs)}" if programs else "Trained"
+    text = f"{trained} on {join_names(devices)}. " if devices else ""
+    num_unknown = sum(each.device is not None for each in methods.facts.values()) - len(known)
+    if num_unknown:
+        text += f"The versions were not recorded for {_plural(num_unknown, 'run')}. "
+    return f"{text}Report made with Losslab {version('losslab')}; study {methods.study.id}."
+
+
+def _describe_program(made_by: Provenance) -> str:
+    cuda = f", CUDA {made_by.cuda_version}" if made_by.cuda_version else ""
+    return (
+        f"{made_by.describe_source()}, PyTorch {made_by.torch_version}{cuda}, "
+        f"NumPy {made_by.numpy_version} and Python {made_by.python_version}, in "
+        f"{made_by.number_format}"
+    )
 
 
 # -- words

@@ -33,6 +33,12 @@ _EPOCH_COLUMNS: Final = [
 ]
 _LISTS: Final = [column.name for column in _EPOCH_COLUMNS if isinstance(column.type, FiniteJSON)]
 
+#: What a row says of the program that trained the job.
+_PROVENANCE: Final = (
+    *("losslab_version", "revision", "is_changed", "source_sha256"),
+    *("torch_version", "number_format", "host"),
+)
+
 Row = Iterable[object]
 
 
@@ -92,6 +98,7 @@ def _name_job_columns(criteria_set: CriteriaSet) -> list[str]:
         *list_criteria(criteria_set),
         *GroupMetric,
         *("epochs", "config_sha256", "started_at", "ended_at", "seconds"),
+        *("device", *_PROVENANCE),
     ]
 
 
@@ -104,6 +111,7 @@ def _describe_job(
     facts: JobFacts | None,
 ) -> Row:
     seconds = count_seconds(result.started_at, result.ended_at)
+    made_by = facts.provenance if facts else None
     return [
         *(study.id, study.name, arm.arm, arm.option, result.seed),
         *(facts.data_seed if facts else None, result.job_id, result.is_reused, result.status),
@@ -112,6 +120,8 @@ def _describe_job(
         *(result.metrics.get(name) for name in GroupMetric),
         *(facts.epochs_completed if facts else None, arm.config_sha256),
         *(result.started_at, result.ended_at, seconds),
+        facts.device if facts else None,
+        *(getattr(made_by, name, None) for name in _PROVENANCE),
     ]
 
 

@@ -60,6 +60,7 @@ class Study(SQLModel, table=True):
     )
     priority: int = 0
     queued_by: str = ""  # the token of the request that queued its jobs last; empty without one
+    client: str = ""  # the program that posted it
     quick_test: bool = False
     arms: list[dict[str, Any]] = Col(sa_type=json_type(list[Arm]))  # each an Arm
     #: Queued so far, for arms that are still in.

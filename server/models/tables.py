@@ -29,6 +29,7 @@ from server.models.columns import (
     utc_now,
 )
 from server.models.configuration import TrainingConfig, check_config, read_config
+from server.models.provenance import Provenance
 
 #: Columns of settings, and of values that may be missing.
 _SETTINGS: Final = json_type(dict[str, Any], keeps_unreadable=True)
@@ -144,6 +145,7 @@ class Job(SQLModel, table=True):
     config_sha256: str = Col(default="", max_length=64)  # see `compute_config_sha256`
     study_id: str | None = Col(default=None, max_length=12, index=True)  # the study that made it
     queued_by: str = ""  # the token of the request that queued it last; empty without one
+    client: str = ""  # the program that posted it or its study, in its own words
 
     status: JobStatus = Col(default=JobStatus.queued, sa_column=text_column("status", JobStatus))
     phase: JobPhase | None = Col(
@@ -182,6 +184,7 @@ class Job(SQLModel, table=True):
     val_foreground_recall: float | None = None
     val_foreground_iou: float | None = None
     device: str | None = None
+    provenance: dict[str, Any] | None = Col(default=None, sa_type=json_type(Provenance | None))
     dataset_summary: dict[str, Any] | None = Col(
         default=None, sa_type=json_type(_StoredSummary | None)
     )

@@ -32,6 +32,7 @@ from server.judging.histories import read_epochs
 from server.judging.knowledge import describe_run, find_most_information, is_measured
 from server.judging.verdicts import judge
 from server.models.epochs import EpochMetrics
+from server.models.provenance import Provenance
 from server.models.studies import Study, StudyJob
 from server.models.tables import ArtifactKind, EventKind, Job, JobEvent, JobStatus
 
@@ -79,6 +80,7 @@ def show_job(job: JobDep, *, request: Request, session: SessionDep, files: JobFi
         silent_share=SILENT_SHARE,
         most_information=find_most_information(job),
         sample=describe_use(job.dataset_summary),
+        provenance=_list_provenance(job),
         background_share=(job.dataset_summary or {}).get("background_share"),
         # A live page already has its curves; the event stream brings each new epoch.
         drawing=None if is_refresh(request) else _draw(job, epochs, events=events),
@@ -115,6 +117,33 @@ def change_job(
             raise NotFoundError(f"a job has no action {action!r}")
     target = make_local_path(form.get("next", f"/ui/jobs/{job.id}"))
     return RedirectResponse(target, status_code=303)
+
+
+def _list_provenance(job: Job) -> dict[str, str]:
+    """What made the job's numbers, by names for people; empty before it trains."""
+    if job.provenance is None:
+        return {}
+    made_by = Provenance.model_validate(job.provenance)
+    differs = {True: "yes", False: "no", None: None}[made_by.is_changed]
+    values = {
+        "Losslab": made_by.losslab_version,
+        "commit": made_by.revision,
+        "source changed": differs,
+        "source sha256": made_by.source_sha256,
+        "Python": made_by.python_version,
+        "PyTorch": made_by.torch_version,
+        "NumPy": made_by.numpy_version,
+        "CUDA": made_by.cuda_version,
+        "driver": made_by.driver_version,
+        "device": made_by.device,
+        "number format": made_by.number_format,
+        "steps": made_by.step_path,
+        "data set": job.config.get("dataset"),
+        "data sha256": (job.dataset_summary or {}).get("sha256"),
+        "worker process": made_by.worker_id,
+        "posted by": job.client,
+    }
+    return {name: str(value) for name, value in values.items() if value}
 
 
 def list_actions(job: Job | JobPublic) -> tuple[str, ...]:
