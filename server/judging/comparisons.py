@@ -11,15 +11,15 @@ from typing import Any, Final
 from pydantic import BaseModel, Field
 from sqlmodel import Session
 
-from server.judging.criteria import CriteriaSet, Criterion, CriterionName, Thresholds
+from server.judging.criteria import CriteriaSet, Criterion, CriterionName, Evidence, Thresholds
 from server.judging.decisions import ArmCount, Recommendation, RuledOutArm, recommend
 from server.judging.differences import rank_arms
 from server.judging.groups import SeedResult, judge_group
-from server.judging.histories import EpochSummary, History, read_histories, read_in_parts
+from server.judging.histories import EpochSummary, read_histories, read_in_parts
 from server.judging.ranking import JudgedJob, Ranking, find_differences, rank
 from server.judging.statistics import DecisionState, decide
 from server.judging.studies import ArmVerdict, describe_arm
-from server.judging.verdicts import Verdict, judge
+from server.judging.verdicts import Verdict, assess, describe_verdict
 from server.models.configuration import NOT_IDENTITY
 from server.models.studies import Arm
 from server.models.tables import Job
@@ -144,18 +144,28 @@ def compare(
     entries = []
     num_named = Counter(job.name for job in jobs)
     for job, epochs in _read(session, jobs, has_curves=has_curves):
+        evidence = Evidence(job, epochs, thresholds, criteria_set)
+        found = assess(evidence)
         entries.append(
             ComparedJob(
                 job=job,
-                verdict=judge(job, epochs, thresholds, criteria_set=criteria_set),
+                verdict=describe_verdict(evidence, found),
                 epochs=epochs if has_curves else epochs[-1:],
                 has_namesake=num_named[job.name] > 1,
             )
         )
-        results[job.id] = _judge_seed(job, epochs, thresholds, criteria_set=criteria_set)
+        results[job.id] = SeedResult.of_assessment(
+            evidence, found if job.is_judged else None, seed=job.training_config.seed
+        )
     others = {job.id: job for group in groups for job in group if job.id not in results}
     for job, epochs in read_in_parts(session, list(others.values())):
-        results[job.id] = _judge_seed(job, epochs, thresholds, criteria_set=criteria_set)
+        results[job.id] = SeedResult.of(
+            job,
+            epochs,
+            seed=job.training_config.seed,
+            thresholds=thresholds,
+            criteria_set=criteria_set,
+        )
     arms, decision = judge_groups(groups, results=results, criteria_set=criteria_set)
     return Comparison(
         entries=entries,
@@ -175,14 +185,6 @@ def _read(
         return read_in_parts(session, jobs)
     histories = read_histories(session, [job.id for job in jobs], has_kl_curves=True)
     return ((job, histories[job.id]) for job in jobs)
-
-
-def _judge_seed(
-    job: Job, epochs: History, thresholds: Thresholds, *, criteria_set: CriteriaSet
-) -> SeedResult:
-    return SeedResult.of(
-        job, epochs, seed=job.training_config.seed, thresholds=thresholds, criteria_set=criteria_set
-    )
 
 
 def group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:

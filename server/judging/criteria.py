@@ -339,8 +339,8 @@ def rises_at_most(before: float, loss: float, *, share: float) -> bool:
     return is_at_most(loss, before + share * max(abs(before), NEGLIGIBLE_LOSS))
 
 
-def _are_negligible(*losses: float) -> bool:
-    return all(abs(loss) <= NEGLIGIBLE_LOSS for loss in losses)
+def _are_negligible(before: float, loss: float) -> bool:
+    return abs(before) <= NEGLIGIBLE_LOSS and abs(loss) <= NEGLIGIBLE_LOSS
 
 
 def _are_finite(value: float, limit: float) -> bool:

@@ -25,7 +25,7 @@ from server.judging.criteria import (
 )
 from server.judging.histories import History
 from server.judging.statistics import wilson_interval
-from server.judging.verdicts import Outcome, assess
+from server.judging.verdicts import Assessment, Outcome, assess
 from server.models.tables import Job, JobStatus
 
 
@@ -150,7 +150,22 @@ class SeedResult:
         position: int = 0,
         is_reused: bool = False,
     ) -> Self:
-        found = assess(Evidence(job, epochs, thresholds, criteria_set)) if job.is_judged else None
+        evidence = Evidence(job, epochs, thresholds, criteria_set)
+        found = assess(evidence) if job.is_judged else None
+        return cls.of_assessment(evidence, found, seed=seed, position=position, is_reused=is_reused)
+
+    @classmethod
+    def of_assessment(
+        cls,
+        evidence: Evidence,
+        found: Assessment | None,
+        *,
+        seed: int,
+        position: int = 0,
+        is_reused: bool = False,
+    ) -> Self:
+        """What was found of a job that is judged; None of others."""
+        job = evidence.job
         return cls(
             seed=seed,
             position=position,
@@ -165,7 +180,7 @@ class SeedResult:
             has_passed=found is not None and found.outcome == Outcome.success,
             diagnosis=found.diagnosis if found else None,
             criteria={name: each.status for name, each in found.findings.items()} if found else {},
-            metrics=_read_metrics(epochs) if found else {},
+            metrics=_read_metrics(evidence.epochs) if found else {},
         )
 
     @property

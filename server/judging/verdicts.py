@@ -74,10 +74,14 @@ def judge(
 ) -> Verdict:
     """Judge a job by its epochs, oldest first."""
     evidence = Evidence(job, epochs, thresholds or Thresholds(), criteria_set)
-    found = assess(evidence)
+    return describe_verdict(evidence, assess(evidence))
+
+
+def describe_verdict(evidence: Evidence, found: Assessment) -> Verdict:
+    """The verdict in words."""
     return Verdict(
-        job_id=job.id,
-        criteria_set=criteria_set,
+        job_id=evidence.job.id,
+        criteria_set=evidence.criteria_set,
         outcome=found.outcome,
         diagnosis=found.diagnosis,
         is_mode_collapse=has_mode_collapse(evidence),
