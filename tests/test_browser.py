@@ -218,6 +218,15 @@ def test_pages_have_no_serious_barrier_before_and_while_a_job_runs(
     expect(page.locator("#state")).to_have_attribute("data-status", "running")
 
 
+def test_texts_can_be_read_while_the_next_picture_loads(
+    open_page: OpenPage, trained: dict[str, dict[str, Any]]
+) -> None:
+    page = open_page(f"/ui/jobs/{trained['a']['id']}")
+    wait_for_picture(page)
+    page.evaluate("document.getElementById('samples').classList.add('outdated')")
+    assert find_barriers(page) == []
+
+
 def test_pages_fit_on_a_phone(open_page: OpenPage, trained: dict[str, dict[str, Any]]) -> None:
     ids = "&".join(f"job_id={job['id']}" for job in trained.values())
     for path in ("/", "/ui/jobs/new", f"/ui/compare?{ids}", f"/ui/jobs/{trained['a']['id']}"):
