@@ -72,6 +72,14 @@ def test_folder_without_git_has_a_digest_and_no_commit(checkout: Path) -> None:
     assert (source.sha256, source.revision) == (known.sha256, None)
 
 
+def test_checkout_is_that_of_the_program_and_not_of_the_environment(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = find_source(checkout)
+    monkeypatch.setenv("GIT_DIR", str(checkout / "elsewhere"))
+    assert find_source(checkout) == known
+
+
 def test_broken_checkout_has_no_commit(checkout: Path) -> None:
     (checkout / ".git" / "HEAD").unlink()
     assert find_source(checkout).revision is None

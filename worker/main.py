@@ -21,6 +21,7 @@ from server.database.engine import is_outage, open_database
 from server.database.notifications import JobListener
 from server.database.schema import SchemaError, check_schema
 from server.environment.modes import keep_private, prepare_data_dir
+from server.environment.source import read_source
 from server.environment.variables import read_foreign_secrets
 from server.errors import LosslabError, StorageFullError
 from server.jobs import queue, workers
@@ -67,6 +68,7 @@ def main() -> None:
     if arguments.with_parent:
         _watch_parent(shutdown)
     keep_freed_memory()
+    read_source()  # before anybody changes what was just imported
     num_slots = 1 if arguments.job is not None else choose_num_slots(settings)
     take_share_of_cores(num_workers=settings.num_workers * num_slots)
     try:

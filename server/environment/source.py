@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import os
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -49,9 +50,12 @@ def _compute_digest(files: list[Path], *, root: Path) -> str:
 
 def _ask_git(root: Path, *arguments: str) -> str | None:
     """None without git, and where git refuses: the folder may belong to another user."""
+    # Variables of git would name another repository, as in a hook.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         answer = subprocess.run(
-            ["git", "-C", str(root), *arguments],
+            ["git", "--no-optional-locks", "-C", str(root), *arguments],
+            env=clean,
             capture_output=True,
             text=True,
             timeout=_GIT_SECONDS,
