@@ -1,5 +1,6 @@
 """What is recorded of the program, the machine and the client that made a job."""
 
+import io
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import pytest
 import torch
 from conftest import SubmitJob, drain, read
 from fastapi.testclient import TestClient
+from rich.console import Console
 from sqlalchemy import Engine
 from sqlmodel import Session, select
 
 import server
+from server.cli.views import job_view
 from server.database.engine import write_transaction
 from server.environment.source import find_source
 from server.jobs import queue, records
@@ -104,6 +107,10 @@ def test_job_records_what_trained_it(
     page = client.get(f"/ui/jobs/{job.id}").text
     assert made_by["source_sha256"] in page
     assert made_by["torch_version"] in page
+    console = Console(file=io.StringIO(), width=200)
+    with console.capture() as shown:
+        console.print(job_view(client.get(f"/jobs/{job.id}").json()))
+    assert f"torch {made_by['torch_version']}" in shown.get()
 
 
 def test_attempt_that_goes_on_with_another_program_says_how_it_differs(

@@ -5,9 +5,11 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import pytest
+import torch
 from conftest import BOTH_DATABASES, LENIENT, TINY, MakeSettings, drain, open_client, problem
 from fastapi.testclient import TestClient
 from PIL import Image
@@ -352,6 +354,18 @@ def test_tables_are_files_of_utf8_and_rfc_4180(trained: Trained, name: str) -> N
     assert text.endswith("\r\n")
     assert "\n" not in text.replace("\r\n", "")
     assert len({len(row) for row in csv.reader(io.StringIO(text, newline=""), strict=True)}) == 1
+
+
+def test_table_and_report_say_what_trained_the_jobs(trained: Trained) -> None:
+    rows = [row for row in trained.read_csv("jobs.csv") if row["device"]]
+    assert rows
+    for row in rows:
+        assert row["losslab_version"] == version("losslab")
+        assert row["torch_version"] == torch.__version__
+        assert len(row["source_sha256"]) == 64
+    text = trained.get("report.html").text
+    assert "Trained with Losslab" in text
+    assert f"PyTorch {torch.__version__}" in text
 
 
 def test_names_in_tables_are_whole_and_no_formulas(trained: Trained) -> None:
